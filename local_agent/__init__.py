@@ -1,0 +1,1 @@
+"""The local agent: supervises the inference engines of one host."""

@@ -1,0 +1,125 @@
+"""The agent's nouns: values, without I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import NewType
+
+ModelId = NewType("ModelId", str)
+
+
+class WorkerState(str, Enum):
+    """Where a worker is in its life; "busy" is a number, not a state."""
+
+    UNAVAILABLE = "unavailable"
+    PULLING = "pulling"
+    COLD = "cold"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    QUARANTINED = "quarantined"
+    EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A model with its engine and options on this host.
+
+    `weights` is a file below `$IIR_HOME/models`, or None while they are not pulled (or when the
+    engine needs none). `options` are the engine's own, already validated.
+    """
+
+    model: ModelId
+    engine: str
+    aliases: tuple[str, ...] = ()
+    weights: Path | None = None
+    context_tokens: int = 4096
+    parallel: int = 2
+    preload: bool = False
+    external_url: str | None = None
+    upstream_name: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def config_hash(self) -> str:
+        """Name this configuration: two deployments with one hash need no restart between them."""
+        text = repr(
+            (
+                self.engine,
+                str(self.weights),
+                self.context_tokens,
+                self.parallel,
+                self.external_url,
+                self.upstream_name,
+                sorted(self.options.items()),
+            )
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """What is observed of one worker. Times are seconds of the agent's monotonic clock."""
+
+    state: WorkerState = WorkerState.COLD
+    config_hash: str = ""
+    failures: tuple[float, ...] = ()
+    not_before: float = 0.0
+    in_flight: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a worker for this deployment."""
+
+    deployment: Deployment
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new work, finish the old."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the worker's process."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop a worker that is neither wanted nor alive."""
+
+    model: ModelId
+
+
+Action = Start | Drain | Stop | Forget
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """Requests inside an engine, as its metrics tell."""
+
+    running: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What engines need to know of the host."""
+
+    platform: str
+    arch: str
+    memory_mb: int
+    modules: frozenset[str] = frozenset()

@@ -1,0 +1,1 @@
+"""The router: one OpenAI-compatible `base_url` in front of every endpoint."""

@@ -1,0 +1,193 @@
+"""The router's nouns: values, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType
+
+EndpointId = NewType("EndpointId", str)
+ModelName = NewType("ModelName", str)
+KeyId = NewType("KeyId", str)
+
+
+class Zone(str, Enum):
+    """Where a request's text may go."""
+
+    LOCAL = "local"
+    CLUSTER = "cluster"
+    CLOUD = "cloud"
+
+
+class Scope(str, Enum):
+    """What a key may do."""
+
+    INFERENCE = "inference"
+    ADMIN = "admin"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An address that serves at least one model now.
+
+    `base_url` ends before `/chat/completions` (`https://api.openai.com/v1`). `credential` goes to
+    the origin of `base_url` only.
+    """
+
+    id: EndpointId
+    base_url: str
+    backend: str
+    zone: Zone
+    credential: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A model on an endpoint: what to call it there, and how it ranks among its siblings."""
+
+    endpoint: Endpoint
+    upstream_name: str
+    priority: int = 100
+    weight: float = 1.0
+    context_tokens: int | None = None
+    capabilities: tuple[str, ...] = ()
+    max_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an endpoint carries: our own requests in flight, and what it said of its queue."""
+
+    in_flight: int = 0
+    queued: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A deployment eligible for this request, with its endpoint's load."""
+
+    deployment: Deployment
+    load: Load
+    is_suspect: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFacts:
+    """What routing may know of a request; never its text."""
+
+    request_id: str
+    model: ModelName
+    stream: bool
+    path: str
+    key_id: KeyId | None = None
+    zone: Zone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request on its way: facts, the decoded top level of the body, headers to pass on.
+
+    `path` in the facts is relative to the API base (`/chat/completions`). `body` maps each
+    top-level key to its raw JSON; the backend replaces `model` and encodes it.
+    """
+
+    facts: RequestFacts
+    body: Mapping[str, object]
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One place in a policy's ranking, with the reason that `x-iir-reason` shows."""
+
+    candidate: Candidate
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one attempt. Times in seconds; `error` is an error code or None."""
+
+    endpoint: EndpointId
+    attempt: int
+    status: int
+    ttft_s: float | None
+    total_s: float
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    error: str | None = None
+
+
+# ── the registry's snapshot ──────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """A third party as data. `dialect` names a backend; `agent` stands for all leased agents."""
+
+    name: str
+    dialect: str
+    base_url: str
+    zone: Zone
+    key_env: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A model as the registry has it: public id, aliases and where it is deployed."""
+
+    id: ModelName
+    aliases: tuple[str, ...] = ()
+    created_at: int = 0
+    deployments: tuple[DeploymentEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentEntry:
+    """A deployment row: provider by name."""
+
+    provider: str
+    upstream_name: str
+    priority: int = 100
+    weight: float = 1.0
+    context_tokens: int | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRule:
+    """Unknown models whose name starts with `prefix` go to `provider` under their own name."""
+
+    prefix: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key as the registry keeps it: public prefix and SHA-256 of the whole key, in hex."""
+
+    id: KeyId
+    name: str
+    prefix: str
+    digest: str = field(repr=False)
+    scopes: frozenset[Scope]
+    agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """Everything that requests read, at one version. Immutable; swapped whole.
+
+    `keys` maps a key's public prefix to the key; agents' credentials are among them, with the
+    scope `agent` and the agent's row id in `agent`. `is_open` is true as long as no inference or
+    admin key was ever made.
+    """
+
+    version: int = 0
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    models: tuple[ModelEntry, ...] = ()
+    prefix_rules: tuple[PrefixRule, ...] = ()
+    keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    is_open: bool = True

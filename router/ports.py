@@ -1,0 +1,49 @@
+"""Every seam of the router, in one place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from router.domain import Call, Candidate, Deployment, EndpointId, Outcome, Ranked, RequestFacts
+from shared.http.exchange import Reply
+
+
+class Backend(Protocol):
+    """Speaks one wire protocol to endpoints; raises only `ApiError` (see `router.errors`)."""
+
+    def send(self, deployment: Deployment, call: Call) -> AbstractAsyncContextManager[Reply]:
+        """Open the call and enter when the first body chunk is in hand.
+
+        Leaving the context closes the upstream, whatever phase it is in. Until it is entered,
+        nothing was committed, so every error may be followed by another attempt if it says so
+        (`is_retryable`).
+        """
+        ...
+
+
+class RoutingPolicy(ABC):
+    """Ranks candidates, best first. Synchronous and pure: no I/O, clock or global randomness.
+
+    One ranking gives the choice, the failover order and the reason shown to the user.
+    """
+
+    @abstractmethod
+    def rank(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[Ranked]:
+        """Return a permutation of a subset of `candidates`."""
+
+    def observe(self, facts: RequestFacts, outcome: Outcome) -> None:
+        """Learn from one attempt; called once per attempt, after it ended."""
+
+    def forget(self, endpoint: EndpointId) -> None:
+        """Drop what was learned of an endpoint that left the fleet."""
+
+
+class OutcomeSink(Protocol):
+    """Takes what became of each attempt: metrics, usage ledger. Must not block or raise."""
+
+    def record(self, facts: RequestFacts, outcome: Outcome) -> None:
+        """Take one outcome; called on the event loop."""
+        ...

@@ -1,0 +1,81 @@
+"""The lease protocol between agent and router: JSON bodies of `/internal/v1/agents`.
+
+`PUT /internal/v1/agents/{agent_id}` registers (`Registration` → `LeaseGrant`);
+`PUT …/lease` is the heartbeat (`Heartbeat` → `LeaseGrant`); `DELETE …/lease` gives it back.
+Answers: 404/410 = register now; 409 = superseded by a newer incarnation, stop; 401/403 = the
+credential is not accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROTOCOL_VERSION = 1
+
+ModelStatus = Literal["unloaded", "loading", "loaded", "sleeping", "downloading", "failed"]
+AgentState = Literal["ready", "draining"]
+
+
+class _Wire(BaseModel):
+    """Unknown fields are ignored, so that a newer peer can talk to an older one."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class AgentModel(_Wire):
+    """One model that an agent knows, loaded or not."""
+
+    id: str = Field(min_length=1, max_length=256)
+    aliases: tuple[str, ...] = ()
+    engine: str = ""
+    status: ModelStatus = "unloaded"
+    is_pulled: bool = True
+    pull_command: str | None = None
+    context_tokens: int | None = None
+    capabilities: tuple[str, ...] = ()
+    max_in_flight: int | None = Field(default=None, ge=1)
+
+
+class Registration(_Wire):
+    """What an agent says of itself once per start, and again when its catalog changes."""
+
+    protocol: int = PROTOCOL_VERSION
+    incarnation: int = Field(ge=0, description="Grows with each start of the agent (ms since 1970).")
+    name: str = Field(min_length=1, max_length=128)
+    base_url: str = Field(max_length=512, description="http://ADDRESS:PORT, an IP literal.")
+    access_token: str = Field(min_length=16, max_length=256, description="The router's key to it.")
+    platform: str = ""
+    engines: tuple[str, ...] = ()
+    models: tuple[AgentModel, ...] = ()
+    labels: dict[str, str] = {}
+    catalog_hash: str = ""
+
+
+class Queue(_Wire):
+    """Requests on the agent, all models together."""
+
+    running: int = 0
+    waiting: int = 0
+
+
+class Heartbeat(_Wire):
+    """Renews the lease and reports the load; `seq` grows by one with each."""
+
+    lease_id: str
+    incarnation: int
+    seq: int = Field(ge=0)
+    state: AgentState = "ready"
+    queue: Queue = Queue()
+    models: tuple[AgentModel, ...] = ()
+    catalog_hash: str = ""
+
+
+class LeaseGrant(_Wire):
+    """The right to receive traffic for `ttl_s` seconds from when the router saw the message."""
+
+    lease_id: str
+    ttl_s: float
+    renew_s: float
+    epoch: str = Field(description="Names one life of the router's registry; a new one: register.")

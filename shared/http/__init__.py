@@ -1,0 +1,1 @@
+"""The data plane that the router and the local agent share."""

@@ -1,0 +1,1 @@
+"""Small building blocks without a domain: clock, plug-ins, backoff, logs, home."""

@@ -1,0 +1,1 @@
+"""Programs and fakes for tests and demos; never on the default path."""
