@@ -1,0 +1,36 @@
+"""The router's own errors; the shared part of the tree is `shared.http.errors`."""
+
+from __future__ import annotations
+
+from shared.http.errors import Forbidden, Unavailable
+
+
+class NoEndpoint(Unavailable):
+    """The model is known, but no endpoint that may serve it is there now."""
+
+    code = "no_endpoint"
+
+
+class AgentUnavailable(Unavailable):
+    """The model lives on an agent that is not connected."""
+
+    code = "agent_unavailable"
+
+
+class ProviderNotConfigured(Unavailable):
+    """The model's provider has no credential here."""
+
+    code = "provider_not_configured"
+    is_retryable = False
+
+
+class ZoneRefused(Forbidden):
+    """No candidate lies in the zone that the request is confined to."""
+
+    code = "zone_refused"
+
+
+class AgentAddressRefused(Forbidden):
+    """An agent gave an address that is not its own."""
+
+    code = "agent_address_refused"

@@ -1,0 +1,234 @@
+"""One error tree for both services, rendered once, in OpenAI's shape.
+
+Messages name the cause and the next step. They never hold a key, a prompt or an address that the
+caller may not know. Shape: OpenAI's specification, `{"error": {message, type, param, code}}`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import msgspec
+
+Origin = Literal["router", "agent", "upstream", "client"]
+
+
+class ApiError(Exception):
+    """An answer that is not a success: status, OpenAI `type` and `code`, and who caused it.
+
+    `is_retryable`: another attempt (on another endpoint, or later) may succeed.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    origin: ClassVar[Origin] = "router"
+    is_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        """Hold the message for the client; `retry_after_s` becomes `retry-after`, rounded up."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """Return the JSON body."""
+        return error_body(self.message, type_=self.type, code=self.code, param=self.param)
+
+    def event(self) -> bytes:
+        """Return the error as an SSE event: what is left to say once headers are out."""
+        return b"data: " + self.body() + b"\n\n"
+
+    def response_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers of the answer, without `content-length`."""
+        found = [
+            (b"content-type", b"application/json"),
+            (b"x-iir-error-origin", self.origin.encode()),
+        ]
+        if self.retry_after_s is not None:
+            found.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
+        found.extend((name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers)
+        return found
+
+
+def error_body(message: str, *, type_: str, code: str | None, param: str | None = None) -> bytes:
+    """Return OpenAI's error envelope as JSON; all four keys are always there."""
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    )
+
+
+class BadRequest(ApiError):
+    """The request can't be understood or is not allowed to be sent like this."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+    origin = "client"
+
+
+class InvalidJson(BadRequest):
+    """The body is not a JSON object."""
+
+    code = "invalid_json"
+
+
+class Unauthorized(ApiError):
+    """No key, or one that is not known."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    origin = "client"
+
+
+class Forbidden(ApiError):
+    """A known caller that may not do this, or a request from a foreign web page."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+    origin = "client"
+
+
+class HostNotAllowed(Forbidden):
+    """The Host header names a host that this service does not answer for."""
+
+    code = "host_not_allowed"
+
+
+class CrossSiteRefused(Forbidden):
+    """A web page of another origin sent the request."""
+
+    code = "cross_site_request"
+
+
+class NotFound(ApiError):
+    """No such route or thing."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+    origin = "client"
+
+
+class ModelNotFound(NotFound):
+    """No model or alias has this name."""
+
+    code = "model_not_found"
+
+
+class ModelNotPulled(NotFound):
+    """The model is known, but its weights are not on this host. SDKs would retry a 503."""
+
+    code = "model_not_pulled"
+
+
+class MethodNotAllowed(ApiError):
+    """The route exists, with other methods."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+    origin = "client"
+
+
+class BodyTimeout(ApiError):
+    """The client stopped sending its body."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    origin = "client"
+
+
+class Conflict(ApiError):
+    """The request contradicts the present state."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+    origin = "client"
+
+
+class BodyTooLarge(ApiError):
+    """The body is over the limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+    origin = "client"
+
+
+class UnsupportedMediaType(ApiError):
+    """The content type or encoding is not taken here."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+    origin = "client"
+
+
+class Unavailable(ApiError):
+    """Nothing can serve this now; later it may."""
+
+    status = 503
+    type = "server_error"
+    code = "unavailable"
+    is_retryable = True
+
+
+class ModelLoading(Unavailable):
+    """The model is on its way."""
+
+    code = "model_loading"
+
+
+class UpstreamUnreachable(ApiError):
+    """The endpoint did not take the connection."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_unreachable"
+    origin = "upstream"
+    is_retryable = True
+
+
+class UpstreamTimeout(ApiError):
+    """The endpoint took the connection and did not answer in time."""
+
+    status = 504
+    type = "server_error"
+    code = "upstream_timeout"
+    origin = "upstream"
+    is_retryable = True
+
+
+class UpstreamFailed(ApiError):
+    """The endpoint answered with something that is no answer."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_failed"
+    origin = "upstream"
+    is_retryable = True
+
+
+class UpstreamInterrupted(ApiError):
+    """The endpoint broke off in the middle of its answer."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_interrupted"
+    origin = "upstream"
+    is_retryable = True
