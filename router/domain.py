@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType
 
+from shared.contracts.agents import Heartbeat, Registration
+
 EndpointId = NewType("EndpointId", str)
 ModelName = NewType("ModelName", str)
 KeyId = NewType("KeyId", str)
@@ -191,3 +193,27 @@ class Catalog:
     prefix_rules: tuple[PrefixRule, ...] = ()
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
     is_open: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRecord:
+    """An agent as the registry keeps it: whom its credential belongs to, and what it last said.
+
+    `agent_id` is bound at the first registration with the credential. `lease_id` is None once the
+    agent gave its lease back. `heartbeat` is the last that was written, if any since registering.
+    """
+
+    row_id: int
+    name: str
+    agent_id: str | None = None
+    registration: Registration | None = None
+    lease_id: str | None = None
+    heartbeat: Heartbeat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseBook:
+    """All agents' records at one lease version."""
+
+    version: int = 0
+    agents: tuple[AgentRecord, ...] = ()
