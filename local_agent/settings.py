@@ -1,0 +1,88 @@
+"""The agent's settings: the only place of the agent that reads the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+
+from shared.kit.environment import BaseServiceSettings
+
+
+def _host_name() -> str:
+    return socket.gethostname().split(".")[0] or "agent"
+
+
+class AgentSettings(BaseServiceSettings):
+    """Everything that can be set. `.env` and the environment use the names in upper case."""
+
+    agent_host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. Beyond loopback every request needs the router's access "
+        "token, and `AGENT_URL` must be set.",
+    )
+    agent_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port to listen on. Unset: 5000 or, if that is taken, the next free from 5055.",
+    )
+    agent_url: str | None = Field(
+        default=None,
+        description="URL under which the router reaches the agent. Default: its address and port.",
+    )
+    agent_name: str = Field(
+        default_factory=_host_name, description="Label of the agent. Default: the host's name."
+    )
+    agent_config: Path | None = Field(
+        default=None, description="The agent's YAML file. Default: `$IIR_HOME/agent/agent.yaml`."
+    )
+    agent_token_file: Path | None = Field(
+        default=None,
+        description="File with the credential for the router. Default: `$IIR_HOME/agent/credential`.",
+    )
+    agent_load_wait_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long a request waits for its model to load before it gets 503, in seconds.",
+    )
+    agent_drain_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long a stopping agent lets running requests finish, in seconds.",
+    )
+    router_url: str = Field(default="http://127.0.0.1:8000", description="The agent's router.")
+    hf_token: SecretStr | None = Field(
+        default=None, description="Token for gated models of the Hugging Face hub."
+    )
+    hf_endpoint: str = Field(
+        default="https://huggingface.co", description="The hub, or a mirror of it."
+    )
+
+    @property
+    def config_path(self) -> Path:
+        """Return the YAML file's path; it need not exist."""
+        return (self.agent_config or self.iir_home / "agent" / "agent.yaml").expanduser()
+
+    @property
+    def token_path(self) -> Path:
+        """Return the credential's path; it need not exist."""
+        return (self.agent_token_file or self.iir_home / "agent" / "credential").expanduser()
+
+    @property
+    def models_dir(self) -> Path:
+        """Return the folder of the weights."""
+        return self.iir_home / "models"
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the process's environment, for what hands parts of it on (engines, the YAML)."""
+        return dict(os.environ)
+
+
+def load_settings(**overrides: Any) -> AgentSettings:
+    """Read the settings; `overrides` are flags and beat every other source (None: not given)."""
+    return AgentSettings(**{name: value for name, value in overrides.items() if value is not None})

@@ -1,0 +1,102 @@
+"""The router's settings: the only place of the router that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic import Field, field_validator
+
+from shared.kit.environment import BaseServiceSettings
+
+
+class Settings(BaseServiceSettings):
+    """Everything that can be set. `.env` and the environment use the names in upper case."""
+
+    router_host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. Anything but loopback needs an API key in the registry.",
+    )
+    router_port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
+    web_concurrency: int = Field(default=1, ge=1, le=64, description="Worker processes.")
+    sqlite_db_path: Path | None = Field(
+        default=None, description="The registry's file. Default: `$IIR_HOME/models.db`."
+    )
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL of the registry; beats `SQLITE_DB_PATH`.", repr=False
+    )
+    openai_base_url: str | None = Field(
+        default=None,
+        description="Base URL of the provider `openai`, in place of the registry's "
+        "`https://api.openai.com`.",
+    )
+    router_allowed_hosts: str = Field(
+        default="",
+        description="Names, separated by commas, that the Host header may carry besides loopback "
+        "names and the address the router listens on; `*` allows all.",
+    )
+    router_cors_origins: str = Field(
+        default="",
+        description="Origins, separated by commas, whose web pages may call the router. None by default.",
+    )
+    router_agent_hosts: str = Field(
+        default="",
+        description="IP addresses, separated by commas, that agents may give as theirs although "
+        "they call from another one.",
+    )
+    router_max_body_mb: int = Field(
+        default=32, ge=1, le=1024, description="Largest request body, in MiB."
+    )
+    router_attempts: int = Field(
+        default=2, ge=1, le=10, description="Attempts per request, on different endpoints."
+    )
+    router_connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="Limit for connecting to an upstream, in seconds."
+    )
+    router_first_byte_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Limit from sending a request to the upstream's first byte, in seconds.",
+    )
+    router_idle_timeout_s: float = Field(
+        default=120.0, gt=0, description="Limit between two chunks of an upstream, in seconds."
+    )
+    router_catalog_poll_s: float = Field(
+        default=0.25, gt=0, description="How often a router looks for registry changes, in seconds."
+    )
+    router_lease_ttl_s: float = Field(
+        default=30.0, gt=0, description="How long an agent's lease lasts without a heartbeat, in seconds."
+    )
+    router_lease_renew_s: float = Field(
+        default=10.0, gt=0, description="How often agents are asked to send a heartbeat, in seconds."
+    )
+    router_drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a stopping router lets running requests finish, in seconds.",
+    )
+
+    @field_validator("router_host")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return value.strip() or "127.0.0.1"
+
+    @property
+    def store_url(self) -> str:
+        """Return the registry's SQLAlchemy URL."""
+        if self.database_url:
+            return self.database_url
+        path = self.sqlite_db_path or self.iir_home / "models.db"
+        return f"sqlite:///{path.expanduser().absolute()}"
+
+    def credential(self, variable: str) -> str | None:
+        """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
+        value = os.environ.get(variable) or dotenv_values(".env").get(variable)
+        return value.strip() or None if value else None
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; `overrides` are flags and beat every other source (None: not given)."""
+    return Settings(**{name: value for name, value in overrides.items() if value is not None})
