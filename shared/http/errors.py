@@ -7,7 +7,7 @@ caller may not know. Shape: OpenAI's specification, `{"error": {message, type, p
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import msgspec
 
@@ -20,11 +20,11 @@ class ApiError(Exception):
     `is_retryable`: another attempt (on another endpoint, or later) may succeed.
     """
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
-    code: ClassVar[str] = "internal_error"
-    origin: ClassVar[Origin] = "router"
-    is_retryable: ClassVar[bool] = False
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+    origin: Origin = "router"
+    is_retryable: bool = False
 
     def __init__(
         self,
@@ -222,6 +222,39 @@ class UpstreamFailed(ApiError):
     code = "upstream_failed"
     origin = "upstream"
     is_retryable = True
+
+
+class UpstreamCredentialRefused(ApiError):
+    """The endpoint did not take the router's credential: the operator's business, not the client's."""
+
+    status = 502
+    type = "server_error"
+    code = "upstream_credential_refused"
+    origin = "upstream"
+    is_retryable = True
+
+
+class UpstreamAnswer(ApiError):
+    """An error that the endpoint answered: its status, type, code and message."""
+
+    origin = "upstream"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type_: str,
+        code: str | None,
+        is_retryable: bool,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """Take the answer's parts; a missing `code` becomes `upstream_error`."""
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.status = status
+        self.type = type_
+        self.code = code or "upstream_error"
+        self.is_retryable = is_retryable
 
 
 class UpstreamInterrupted(ApiError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.kit.home import default_home
@@ -38,3 +38,8 @@ class BaseServiceSettings(BaseSettings):
         default=None,
         description="Log JSON lines. Unset: JSON unless the log goes to a terminal.",
     )
+
+    @field_validator("iir_home")
+    @classmethod
+    def _is_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()

@@ -1,0 +1,108 @@
+"""Plain ASGI for the hot routes: read a body within limits, send an answer or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+from starlette.types import Receive, Scope, Send
+
+from shared.http.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from shared.http.headers import find_header
+
+_CLOSE = (("connection", "close"),)
+
+
+class ClientGone(Exception):  # noqa: N818 - an event of the client's, not an error of ours
+    """The client closed its connection."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first value of a request header; `name` is lower case."""
+    headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+    return find_header(headers, name)
+
+
+async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float = 30.0) -> bytes:
+    """Return the request's body.
+
+    Args:
+        scope: the request's scope.
+        receive: its channel.
+        limit: the most bytes that are read.
+        idle_s: how long the client may pause between two pieces, in seconds.
+
+    Raises:
+        BodyTooLarge: it is declared or sent longer than `limit`; the rest is not read.
+        UnsupportedMediaType: it is compressed.
+        BodyTimeout: the client paused for too long.
+        ClientGone: the client left.
+    """
+    if (header(scope, b"content-encoding") or b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("Compressed request bodies are not taken. Send plain JSON.")
+    declared = header(scope, b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise _too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        with anyio.move_on_after(idle_s) as pause:
+            message = await receive()
+        if pause.cancelled_caught:
+            raise BodyTimeout("The request's body did not arrive in time.", headers=_CLOSE)
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body: bytes = message.get("body", b"")
+        size += len(body)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(body)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _too_large(limit: int) -> ApiError:
+    return BodyTooLarge(
+        f"The request's body is larger than {limit // (1024 * 1024)} MiB. Send less, or raise "
+        "ROUTER_MAX_BODY_MB.",
+        headers=_CLOSE,
+    )
+
+
+def require_json(scope: Scope) -> None:
+    """Refuse what a web page could send without asking (a form, plain text).
+
+    Raises:
+        UnsupportedMediaType: the content type is not `application/json`.
+    """
+    content_type = (header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
+    if content_type != b"application/json":
+        raise UnsupportedMediaType("Send the header `content-type: application/json`.")
+
+
+async def send_body(
+    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """Send a whole answer."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(
+    send: Send, error: ApiError, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send an error as a whole answer."""
+    await send_body(send, error.status, [*headers, *error.response_headers()], error.body())
+
+
+def check_host_header(scope: Scope) -> str:
+    """Return the Host header.
+
+    Raises:
+        BadRequest: there is none, or more than one.
+    """
+    hosts = [value for key, value in scope["headers"] if key == b"host"]
+    if len(hosts) != 1:
+        raise BadRequest("Send exactly one Host header.")
+    return hosts[0].decode("latin-1")

@@ -1,0 +1,136 @@
+"""The outermost ASGI layer of a service: request ids, the host rule, the last error handler, the log.
+
+Plain ASGI, because `BaseHTTPMiddleware` costs more than everything else on a request's way and
+breaks streaming's cancellation.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.http.asgi import ClientGone, header, send_error
+from shared.http.errors import ApiError
+from shared.http.origin import OriginRules
+from shared.kit.clock import Clock
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+_KEY = "iir"
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What belongs to one request from its first to its last byte.
+
+    `started` is on the service's monotonic clock, in seconds. `notes` go into the request's log
+    line: names and numbers only.
+    """
+
+    request_id: str
+    started: float
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def request_context(scope: Scope) -> RequestContext:
+    """Return the context that the guard gave this request."""
+    context: RequestContext = scope[_KEY]
+    return context
+
+
+class Guard:
+    """Wraps a service's application; every request passes here first and leaves here last."""
+
+    def __init__(self, app: ASGIApp, *, rules: OriginRules, clock: Clock) -> None:
+        self._app = app
+        self._rules = rules
+        self._clock = clock
+        self._log = structlog.get_logger("request")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's start and stop."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = RequestContext(_request_id(scope), self._clock())
+        scope[_KEY] = context
+        tracked = _TrackedSend(send, context.request_id.encode())
+        try:
+            self._rules.check_host(scope)
+            await self._app(scope, receive, tracked)
+        except ClientGone:
+            context.notes["outcome"] = "abandoned"
+        except Exception as exc:  # noqa: BLE001 - the last handler: whatever it is, the client gets an envelope
+            await self._fail(exc, tracked, context)
+        self._log.info(
+            "request",
+            request_id=context.request_id,
+            method=scope["method"],
+            path=_safe_path(scope["path"]),
+            status=tracked.status,
+            duration_ms=round((self._clock() - context.started) * 1000, 2),
+            **context.notes,
+        )
+
+    async def _fail(self, exc: Exception, tracked: _TrackedSend, context: RequestContext) -> None:
+        if isinstance(exc, ApiError):
+            error = exc
+            context.notes["error"] = exc.code
+        else:
+            # the trace names code, never values: messages of foreign errors may quote the request
+            self._log.error("internal_error", kind=type(exc).__name__, trace=_frames(exc))
+            error = ApiError(
+                "The service met an internal error. Look for this request id in its log."
+            )
+        # an answer that has begun can't be taken back: returning without its end makes the server
+        # cut the connection, so that nobody takes it for whole
+        if tracked.status is None:
+            await send_error(tracked, error)
+
+
+class _TrackedSend:
+    """Adds the request id to the answer's head and remembers its status."""
+
+    __slots__ = ("_request_id", "_send", "status")
+
+    def __init__(self, send: Send, request_id: bytes) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
+        await self._send(message)
+
+
+def _request_id(scope: Scope) -> str:
+    given = header(scope, b"x-request-id")
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given.decode()
+    return f"req_{secrets.token_hex(12)}"
+
+
+def _safe_path(path: str) -> str:
+    return path[:128]
+
+
+def _frames(exc: BaseException) -> list[str]:
+    frames = []
+    trace = exc.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        module = trace.tb_frame.f_globals.get("__name__", "?")
+        frames.append(f"{module}.{code.co_name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return frames[-12:]

@@ -1,0 +1,62 @@
+"""From an upstream's reply to the client, chunk by chunk, for as long as the client is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from starlette.types import Receive, Send
+
+from shared.http.asgi import ClientGone
+from shared.http.errors import ApiError
+from shared.http.exchange import Reply
+
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the block as soon as the client goes away, in whatever phase it is.
+
+    The request's body must have been read. Everything opened inside the block is closed by the
+    cancellation, so one scope owns queue place, slot, upstream and stream.
+
+    Raises:
+        ClientGone: the client went away.
+    """
+    with anyio.CancelScope() as scope:
+        # a task group would cost more than the rest of the request's bookkeeping together
+        watcher = asyncio.get_running_loop().create_task(_cancel_on_disconnect(receive, scope))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+    if scope.cancelled_caught:
+        raise ClientGone
+
+
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def relay(reply: Reply, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Send the reply. Once headers are out, an upstream's failure becomes one error event.
+
+    Raises:
+        ApiError: the upstream broke off an answer that is no event stream; the connection has to be
+            closed, since the client can't be told otherwise.
+    """
+    started = [*reply.headers, *headers, *(_STREAM_HEADERS if reply.is_stream else ())]
+    await send({"type": "http.response.start", "status": reply.status, "headers": started})
+    try:
+        async for chunk in reply.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except ApiError as error:
+        if not reply.is_stream:
+            raise
+        await send({"type": "http.response.body", "body": error.event(), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,61 @@
+"""Server-sent events as bytes: where one ends, and what it says.
+
+The framer splits and never re-serialises, so events leave as they came. Line ends are LF, CRLF or
+CR (WHATWG HTML, "Server-sent events"); a blank line ends an event.
+"""
+
+from __future__ import annotations
+
+import re
+
+from shared.http.errors import UpstreamFailed
+
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+
+
+class SseFramer:
+    """Cuts a byte stream into events. What goes in comes out, byte for byte, cut elsewhere."""
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._pending = b""
+        self._max_event_bytes = max_event_bytes
+
+    @property
+    def pending(self) -> bytes:
+        """Return the bytes of the event that has not ended yet."""
+        return self._pending
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the events that end in `chunk`, each with the blank line that ends it.
+
+        Raises:
+            UpstreamFailed: an event is longer than the limit.
+        """
+        if not self._pending and chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk:
+            return [chunk]  # one whole event: nearly every chunk of an engine
+        buffer = self._pending + chunk if self._pending else chunk
+        # a line end may be cut in two, so search from just before the new bytes
+        search_from = max(0, len(self._pending) - 3)
+        events: list[bytes] = []
+        start = 0
+        for match in _BLANK_LINE.finditer(buffer, search_from):
+            events.append(buffer[start : match.end()])
+            start = match.end()
+        self._pending = buffer[start:] if start else buffer
+        if len(self._pending) > self._max_event_bytes:
+            raise UpstreamFailed("The upstream sent an event that is too long.")
+        return events
+
+
+def event_data(event: bytes) -> bytes | None:
+    """Return the data of one event, its lines joined by LF; None if it has no data line."""
+    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
+        return event[6:-2]
+    lines = [
+        line[6:] if line.startswith(b"data: ") else line[5:]
+        for line in _LINE_END.split(event)
+        if line.startswith(b"data:") or line == b"data"
+    ]
+    return b"\n".join(lines) if lines else None
