@@ -1,0 +1,1 @@
+"""The registry: tables, reads of whole snapshots, and writes through one thread."""

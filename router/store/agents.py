@@ -1,0 +1,273 @@
+"""Agents: their credentials, what they registered, and their leases.
+
+Functions take a connection inside a transaction. What an agent says counts up the lease version;
+credentials count up the catalog's too, since requests are checked against the catalog.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+
+from router.domain import AgentRecord, ApiKey, KeyId, Scope
+from router.store.errors import (
+    CredentialRefused,
+    InvalidValue,
+    NameTaken,
+    Superseded,
+    UnknownName,
+)
+from router.store.keys import digest, make_key, parse_prefix
+from router.store.names import label
+from router.store.tables import agents, leases
+from router.store.versions import Version, bump
+from shared.contracts.agents import Heartbeat, Registration
+from shared.kit.clock import Clock, wall_time
+
+Message = TypeVar("Message", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentInfo:
+    """An agent as a person wants to see it. Times are seconds since 1970.
+
+    `renewed_at` is when its last heartbeat was written; None without a lease.
+    """
+
+    record: AgentRecord
+    key_prefix: str
+    created_at: int
+    revoked_at: int | None
+    renewed_at: int | None
+
+
+def add_agent(connection: Connection, name: str, *, now: Clock = wall_time) -> str:
+    """Add an agent and return its credential; only now can it be seen.
+
+    Raises:
+        InvalidValue: the name has a form that is not taken.
+        NameTaken: an agent in force has this name.
+    """
+    if is_in_force(connection, name):
+        raise NameTaken(f"there is an agent {name!r} already; `iir agents list` shows it")
+    credential, _, _ = make_key()
+    ensure_agent(connection, name, credential, now=now)
+    return credential
+
+
+def ensure_agent(
+    connection: Connection, name: str, credential: str, *, now: Clock = wall_time
+) -> None:
+    """Let `credential` be that of the agent `name`; nothing changes if it is already.
+
+    An agent of this name with another credential loses it, and its lease: this is the word of
+    whoever owns the registry.
+
+    Raises:
+        InvalidValue: the name or the credential has a form that is not taken.
+        CredentialRefused: the credential was revoked, or is another agent's.
+    """
+    prefix = parse_prefix(credential)
+    if prefix is None:
+        raise InvalidValue("this is no credential: it must read sk-iir-…")
+    found = connection.execute(select(agents).where(agents.c.key_prefix == prefix)).one_or_none()
+    if found is not None:
+        _check_owner(found, name, credential)
+        return
+    values: dict[str, Any] = {
+        "key_prefix": prefix,
+        "key_digest": digest(credential),
+        "created_at": int(now()),
+        "revoked_at": None,
+        "agent_id": None,
+        "incarnation": None,
+        "registration": None,
+    }
+    old = connection.scalar(select(agents.c.id).where(agents.c.name == label(name, "agent's name")))
+    if old is None:
+        connection.execute(insert(agents).values(name=name, **values))
+    else:
+        connection.execute(update(agents).where(agents.c.id == old).values(**values))
+        connection.execute(delete(leases).where(leases.c.agent == old))
+    bump(connection, Version.CATALOG, Version.LEASES)
+
+
+def is_in_force(connection: Connection, name: str) -> bool:
+    """Tell whether there is an agent of this name whose credential is not revoked."""
+    found = select(agents.c.id).where(agents.c.name == name, agents.c.revoked_at.is_(None))
+    return connection.scalar(found) is not None
+
+
+def revoke_agent(connection: Connection, which: str, *, now: Clock = wall_time) -> str:
+    """Revoke the credential of the agent with this name or key prefix; return its name.
+
+    Raises:
+        UnknownName: no agent in force has it.
+    """
+    row = connection.execute(
+        select(agents.c.id, agents.c.name)
+        .where(or_(agents.c.name == which, agents.c.key_prefix == which))
+        .where(agents.c.revoked_at.is_(None))
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        raise UnknownName("no agent in force has this name; `iir agents list` shows all")
+    connection.execute(update(agents).where(agents.c.id == row.id).values(revoked_at=int(now())))
+    connection.execute(delete(leases).where(leases.c.agent == row.id))
+    bump(connection, Version.CATALOG, Version.LEASES)
+    return str(row.name)
+
+
+def list_agents(connection: Connection) -> list[AgentInfo]:
+    """Return all agents, revoked ones too, by name."""
+    joined = agents.outerjoin(leases)
+    columns = (agents, leases.c.lease_id, leases.c.heartbeat, leases.c.updated_at)
+    rows = connection.execute(select(*columns).select_from(joined).order_by(agents.c.name))
+    return [
+        AgentInfo(
+            record=_record(row),
+            key_prefix=row.key_prefix,
+            created_at=row.created_at,
+            revoked_at=row.revoked_at,
+            renewed_at=row.updated_at,
+        )
+        for row in rows
+    ]
+
+
+def credentials_in_force(connection: Connection) -> list[ApiKey]:
+    """Return the agents' credentials as keys of the scope `agent`."""
+    rows = connection.execute(select(agents).where(agents.c.revoked_at.is_(None)))
+    return [
+        ApiKey(
+            id=KeyId(f"agent-{row.id}"),
+            name=row.name,
+            prefix=row.key_prefix,
+            digest=row.key_digest,
+            scopes=frozenset({Scope.AGENT}),
+            agent=str(row.id),
+        )
+        for row in rows
+    ]
+
+
+def save_registration(
+    connection: Connection,
+    row_id: int,
+    agent_id: str,
+    registration: Registration,
+    lease_id: str,
+    *,
+    now: Clock = wall_time,
+) -> None:
+    """Keep what an agent registered, and grant it the lease `lease_id`.
+
+    The first registration with a credential binds `agent_id` to it.
+
+    Raises:
+        CredentialRefused: the credential is revoked or bound to another id, or the id to another
+            credential.
+        Superseded: a newer incarnation has registered.
+    """
+    row = connection.execute(select(agents).where(agents.c.id == row_id)).one_or_none()
+    if row is None or row.revoked_at is not None:
+        raise CredentialRefused("the agent's credential is revoked")
+    if row.agent_id is not None and row.agent_id != agent_id:
+        raise CredentialRefused("the credential belongs to an agent with another id")
+    _refuse_second_credential(connection, row_id, agent_id)
+    if row.incarnation is not None and registration.incarnation < row.incarnation:
+        raise Superseded("a newer incarnation of this agent has registered")
+    connection.execute(
+        update(agents)
+        .where(agents.c.id == row_id)
+        .values(
+            agent_id=agent_id,
+            incarnation=registration.incarnation,
+            registration=registration.model_dump_json(),
+        )
+    )
+    connection.execute(delete(leases).where(leases.c.agent == row_id))
+    connection.execute(
+        insert(leases).values(agent=row_id, lease_id=lease_id, updated_at=int(now()))
+    )
+    bump(connection, Version.LEASES)
+
+
+def save_heartbeats(
+    connection: Connection,
+    heartbeats: Iterable[tuple[int, str, Heartbeat]],
+    *,
+    now: Clock = wall_time,
+) -> None:
+    """Keep each agent's newest heartbeat: `(row id, lease id, heartbeat)`.
+
+    One for a lease that was replaced or given back is dropped, and so is one that comes late.
+    """
+    changed = 0
+    for row_id, lease_id, heartbeat in heartbeats:
+        result = connection.execute(
+            update(leases)
+            .where(leases.c.agent == row_id, leases.c.lease_id == lease_id)
+            .where(or_(leases.c.seq.is_(None), leases.c.seq < heartbeat.seq))
+            .values(seq=heartbeat.seq, heartbeat=heartbeat.model_dump_json(), updated_at=int(now()))
+        )
+        changed += result.rowcount
+    if changed:
+        bump(connection, Version.LEASES)
+
+
+def release_lease(connection: Connection, row_id: int) -> None:
+    """Take back an agent's lease; what it registered stays known."""
+    if connection.execute(delete(leases).where(leases.c.agent == row_id)).rowcount:
+        bump(connection, Version.LEASES)
+
+
+def _check_owner(row: Row[Any], name: str, credential: str) -> None:
+    if not hmac.compare_digest(row.key_digest, digest(credential)):
+        raise CredentialRefused("the credential is not the one that was given out")
+    if row.revoked_at is not None:
+        raise CredentialRefused(
+            "the credential was revoked; delete its file, then `iir agents add` makes a new one"
+        )
+    if row.name != name:
+        raise CredentialRefused(f"the credential belongs to the agent {row.name!r}")
+
+
+def _refuse_second_credential(connection: Connection, row_id: int, agent_id: str) -> None:
+    other = connection.scalar(
+        select(agents.c.name)
+        .where(agents.c.agent_id == agent_id, agents.c.id != row_id)
+        .where(agents.c.revoked_at.is_(None))
+        .limit(1)
+    )
+    if other is not None:
+        raise CredentialRefused(
+            "the agent's id is bound to another credential; `iir agents revoke` frees it"
+        )
+
+
+def _record(row: Row[Any]) -> AgentRecord:
+    return AgentRecord(
+        row_id=row.id,
+        name=row.name,
+        agent_id=row.agent_id,
+        registration=_parsed(Registration, row.registration),
+        lease_id=row.lease_id,
+        heartbeat=_parsed(Heartbeat, row.heartbeat),
+    )
+
+
+def _parsed(kind: type[Message], text: str | None) -> Message | None:
+    # What another version wrote and this one can't read counts as not said: the agent says it
+    # again within seconds, and one row must not hide all the others.
+    if text is None:
+        return None
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError:
+        return None
