@@ -1,0 +1,174 @@
+"""What pulls do to files: hash, check, write atomically, lock. Blocking, so run in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from local_agent.weights.errors import (
+    AlreadyPulling,
+    ChecksumMismatch,
+    NotEnoughSpace,
+    NotGguf,
+    WriteFailed,
+)
+from local_agent.weights.progress import Meter
+
+FreeBytes = Callable[[Path], int]
+
+STEP_BYTES = 4 * 1024 * 1024
+_RESERVE = 0.05
+_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """What a source is fetched with: the model's folder, the meter, and the disk's free bytes."""
+
+    folder: Path
+    meter: Meter
+    free_bytes: FreeBytes
+
+    def require_space(self, needed: int) -> None:
+        """Check that `needed` bytes and 5 % more fit.
+
+        Raises:
+            NotEnoughSpace: with both numbers.
+        """
+        wanted = int(needed * (1 + _RESERVE))
+        free = self.free_bytes(self.folder)
+        if free < wanted:
+            raise NotEnoughSpace(
+                f"not enough disk space: {gigabytes(wanted)} needed, {gigabytes(free)} free; "
+                "free some, or set IIR_HOME to a larger disk"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What a source gave: a file (or a link) in the model's folder, not yet under its name."""
+
+    path: Path
+    name: str
+    sha256: str | None
+    size_bytes: int
+
+
+def disk_free(folder: Path) -> int:
+    """Return the bytes that this user may still write there."""
+    return shutil.disk_usage(folder).free
+
+
+def gigabytes(count: int) -> str:
+    """Return the number in GB (10^9), small ones in MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def copy_steps(
+    source: IO[bytes], target: Path, *, most: int | None = None
+) -> Generator[int, None, str]:
+    """Copy a stream to a new file, yield the bytes of each step, return the SHA-256.
+
+    Raises:
+        WriteFailed: `source` holds more than `most` bytes.
+    """
+    digest, total = hashlib.sha256(), 0
+    with target.open("wb") as file:
+        while chunk := source.read(STEP_BYTES):
+            total += len(chunk)
+            if most is not None and total > most:
+                raise WriteFailed("the file is larger than its own header says")
+            digest.update(chunk)
+            file.write(chunk)
+            yield len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def hash_steps(path: Path) -> Generator[int, None, str]:
+    """Read a file, yield the bytes of each step, return the SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(STEP_BYTES):
+            digest.update(chunk)
+            yield len(chunk)
+    return digest.hexdigest()
+
+
+def check_digest(actual: str, expected: str, what: str) -> None:
+    """Compare two hex digests.
+
+    Raises:
+        ChecksumMismatch: they differ.
+    """
+    if actual != expected:
+        raise ChecksumMismatch(
+            f"the checksum of {what} is wrong (sha256 {actual[:12]}…, expected {expected[:12]}…)"
+        )
+
+
+def check_gguf(path: Path, name: str) -> None:
+    """Check a `.gguf` file's magic bytes; other kinds pass.
+
+    Raises:
+        NotGguf: it starts with something else.
+    """
+    if not name.lower().endswith(".gguf"):
+        return
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise NotGguf(f"{name} is not a GGUF file (its first bytes are not 'GGUF')")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file; it is free again when the process ends, however it ends.
+
+    Raises:
+        AlreadyPulling: somebody else holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise
+            raise AlreadyPulling(
+                f"the weights of {what} are being pulled or removed by another process: wait for it"
+            ) from None
+        yield
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn what the disk refuses into a `WriteFailed` without host paths."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise WriteFailed("the disk is full: free some space and pull again") from error
+        reason = error.strerror or type(error).__name__
+        raise WriteFailed(f"can't write the weights: {reason}") from error

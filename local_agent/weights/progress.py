@@ -1,0 +1,152 @@
+"""How far a pull is: bytes, rate, time left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+import anyio.to_thread
+
+from shared.kit.clock import Clock
+
+T = TypeVar("T")
+
+_WINDOW_S = 10.0
+
+
+class Phase(str, Enum):
+    """What a pull does now."""
+
+    CHECKING = "checking"
+    DOWNLOADING = "downloading"
+    WAITING = "waiting"
+    UNPACKING = "unpacking"
+    VERIFYING = "verifying"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A moment of a pull. Bytes are those of the present phase; None means not known."""
+
+    phase: Phase
+    source: str
+    bytes_done: int
+    bytes_total: int | None
+    rate_bps: float | None
+    eta_s: float | None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Meter:
+    """Counts the bytes of a pull; the rate is that of the last ten seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Measure time by `clock`."""
+        self._clock = clock
+        self._phase = Phase.CHECKING
+        self._source = ""
+        self._done = 0
+        self._total: int | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+
+    @property
+    def done(self) -> int:
+        """Return the bytes of the present phase."""
+        return self._done
+
+    def begin(self, phase: Phase, *, total: int | None = None, done: int = 0) -> None:
+        """Enter a phase; `done` bytes of it are there already and do not count for the rate."""
+        self._phase, self._total, self._done = phase, total, done
+        self._samples.clear()
+        self._samples.append((self._clock(), done))
+
+    def name_source(self, ref: str) -> None:
+        """Say which source the numbers belong to from now on."""
+        self._source = ref
+        self.begin(Phase.CHECKING)
+
+    def show(self, phase: Phase) -> None:
+        """Change what is shown and keep the count: a break in a download, and its end."""
+        self._phase = phase
+
+    def add(self, count: int) -> None:
+        """Count more bytes."""
+        self._done += count
+
+    def reach(self, done: int) -> None:
+        """Set the bytes of this phase to `done`, never over the total."""
+        self._done = done if self._total is None else min(done, self._total)
+
+    def progress(self) -> Progress:
+        """Return the present numbers."""
+        now = self._clock()
+        self._samples.append((now, self._done))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= _WINDOW_S:
+            self._samples.popleft()
+        since, before = self._samples[0]
+        is_moving = now > since and self._done > before
+        rate = (self._done - before) / (now - since) if is_moving else None
+        left = None if self._total is None else max(self._total - self._done, 0)
+        return Progress(
+            phase=self._phase,
+            source=self._source,
+            bytes_done=self._done,
+            bytes_total=self._total,
+            rate_bps=rate,
+            eta_s=None if rate is None or left is None else left / rate,
+        )
+
+
+@contextlib.asynccontextmanager
+async def reported(meter: Meter, on_progress: OnProgress, every_s: float) -> AsyncIterator[None]:
+    """Call `on_progress` now, every `every_s` seconds, and at a good end, from the event loop."""
+
+    async def tick() -> None:
+        while True:
+            on_progress(meter.progress())
+            await asyncio.sleep(every_s)
+
+    ticker = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        ticker.cancel()
+        await asyncio.gather(ticker, return_exceptions=True)
+    on_progress(meter.progress())
+
+
+async def in_thread(steps: Generator[int, None, T], meter: Meter) -> T:
+    """Run blocking work step by step in a thread; each step yields the bytes it did.
+
+    A cancelled pull stops after the present step, so that nothing writes once its lock is free.
+    """
+    try:
+        while True:
+            count = await anyio.to_thread.run_sync(_next, steps)
+            if isinstance(count, _End):
+                return count.value
+            meter.add(count)
+    finally:
+        steps.close()
+
+
+class _End(Generic[T]):
+    """Carries a generator's result over the thread, where StopIteration can't pass."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+def _next(steps: Generator[int, None, T]) -> int | _End[T]:
+    try:
+        return next(steps)
+    except StopIteration as end:
+        return _End(end.value)
