@@ -1,0 +1,67 @@
+# Everything a developer does here. Works with GNU make 3.81, which macOS ships.
+#   PYTHON=python3.12 make dev    choose the interpreter (default: the newest of 3.10 to 3.14)
+#   VENV=.venv310 make test       choose the environment's folder
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV ?= .venv
+PYTHON ?=
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
+
+.PHONY: help setup setup-dev dev up down test test-integration lint format migrate seed docs clean
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv with everything that runs (no developer tools)
+	$(SETUP) run
+
+setup-dev: ## make .venv with the developer tools as well
+	$(SETUP) dev
+
+dev: setup ## start router and agent with the embedded model; Ctrl-C stops them
+	@exec "$(BIN)/python" -m scripts.dev run
+
+up: setup ## the same in the background, back when ready
+	@exec "$(BIN)/python" -m scripts.dev up
+
+down: ## stop what `make up` (or `make dev`) started
+	@if [ -x "$(BIN)/python" ]; then exec "$(BIN)/python" -m scripts.dev down; \
+	else echo "nothing runs: there is no $(VENV) yet"; fi
+
+test: setup-dev ## unit, property and contract tests, with branch coverage
+	@"$(BIN)/python" -m pytest --cov --cov-branch --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+
+test-integration: setup-dev ## tests against real engines and package downloads
+	@"$(BIN)/python" -m pytest -m integration $(PYTEST_ARGS)
+
+lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs
+	@"$(BIN)/python" -m ruff check .
+	@"$(BIN)/python" -m black --check --quiet . || { "$(BIN)/python" -m black --check .; exit 1; }
+	@"$(BIN)/python" -m mypy
+	@"$(BIN)/lint-imports"
+	@"$(BIN)/python" -m scripts.check_sizes
+	@"$(BIN)/python" -m scripts.gen_config_docs --check
+
+format: setup-dev ## let black and ruff rewrite what they can
+	@"$(BIN)/python" -m black --quiet .
+	@"$(BIN)/python" -m ruff check --fix .
+
+migrate: setup ## bring the registry to the newest schema
+	@"$(BIN)/iir" migrate
+
+seed: setup ## write the known providers and prefix rules; changes nothing that is there
+	@"$(BIN)/iir" seed
+
+docs: setup-dev ## build the documentation into site/
+	@"$(BIN)/python" -m scripts.gen_config_docs
+	@"$(BIN)/python" -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+clean: ## remove caches and built files; keeps .venv and data
+	@rm -rf build dist site .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+# The same names as in the Makefile, which does the work. `just dev` = `make dev`.
+
+# list the recipes
+default:
+    @just --list
+
+help:
+    @make help
+
+# make .venv with everything that runs
+setup:
+    @make setup
+
+# start router and agent with the embedded model; Ctrl-C stops them
+dev:
+    @make dev
+
+# the same in the background, back when ready
+up:
+    @make up
+
+# stop what `up` started
+down:
+    @make down
+
+# unit, property and contract tests, with branch coverage
+test:
+    @make test
+
+# tests against real engines and package downloads
+test-integration:
+    @make test-integration
+
+# ruff, black, mypy, import-linter, sizes, generated docs
+lint:
+    @make lint
+
+# let black and ruff rewrite what they can
+format:
+    @make format
+
+# bring the registry to the newest schema
+migrate:
+    @make migrate
+
+# write the known providers and prefix rules
+seed:
+    @make seed
+
+# build the documentation into site/
+docs:
+    @make docs
+
+# remove caches and built files
+clean:
+    @make clean
