@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from router.domain import Call, Candidate, Deployment, EndpointId, Outcome, Ranked, RequestFacts
+from router.domain import (
+    Call,
+    Candidate,
+    Catalog,
+    Deployment,
+    EndpointId,
+    LeaseBook,
+    Outcome,
+    Ranked,
+    RequestFacts,
+)
+from shared.contracts.agents import Heartbeat, Registration
 from shared.http.exchange import Reply
 
 
@@ -46,4 +57,49 @@ class OutcomeSink(Protocol):
 
     def record(self, facts: RequestFacts, outcome: Outcome) -> None:
         """Take one outcome; called on the event loop."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """Keeps agents' registrations and leases beyond the life of this process.
+
+    Each method raises `OSError` when the registry can't be written now; nothing was then.
+    """
+
+    async def save_registration(
+        self, row_id: int, agent_id: str, registration: Registration, lease_id: str
+    ) -> None:
+        """Keep a registration.
+
+        Raises:
+            Forbidden: the credential belongs to another agent, or was revoked.
+            Conflict: a newer incarnation of the agent has registered.
+        """
+        ...
+
+    async def save_heartbeats(self, beats: Sequence[tuple[int, str, Heartbeat]]) -> None:
+        """Keep the last heartbeats: row, lease, message."""
+        ...
+
+    async def release(self, row_id: int) -> None:
+        """Keep that the agent gave its lease back."""
+        ...
+
+
+class RegistrySource(Protocol):
+    """Reads the registry; called from one thread, never from the event loop.
+
+    Both methods raise `OSError` when the registry can't be read now.
+    """
+
+    def catalog(self, known_version: int | None) -> Catalog | None:
+        """Return the catalog, or None if it is still at `known_version`."""
+        ...
+
+    def leases(self, known_version: int | None) -> LeaseBook | None:
+        """Return all agents, or None if nothing changed since `known_version`."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
         ...

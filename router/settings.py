@@ -41,6 +41,11 @@ class Settings(BaseServiceSettings):
         default="",
         description="Origins, separated by commas, whose web pages may call the router. None by default.",
     )
+    router_public_routes: str = Field(
+        default="",
+        description="Which of `docs` and `metrics`, separated by commas, need no admin key once keys "
+        "exist.",
+    )
     router_agent_hosts: str = Field(
         default="",
         description="IP addresses, separated by commas, that agents may give as theirs although "

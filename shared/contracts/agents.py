@@ -78,4 +78,3 @@ class LeaseGrant(_Wire):
     lease_id: str
     ttl_s: float
     renew_s: float
-    epoch: str = Field(description="Names one life of the router's registry; a new one: register.")

@@ -1,0 +1,1 @@
+"""The HTTP edge: inference as plain ASGI, everything else on FastAPI."""

@@ -1,0 +1,122 @@
+"""Who may do what. Decided by the route, from the snapshot; whatever declares nothing is refused.
+
+Never by `request.url`: a malformed Host header makes it differ from what was routed
+(CVE-2026-48710), so nothing here reads a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.types import Scope as AsgiScope
+
+from router.domain import ApiKey, KeyId, Scope
+from router.fleet.registry import Fleet
+from shared.http.asgi import header
+from shared.http.errors import Forbidden, Unauthorized
+from shared.http.origin import OriginRules, is_loopback
+
+Handler = TypeVar("Handler", bound=Callable[..., object])
+_MARK = "iir_access"
+_PREFIX_LENGTH = 8
+_KEY_START = "sk-iir-"
+_LONGEST_KEY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request: a key, or anybody on this machine in open mode."""
+
+    key_id: KeyId | None = None
+    agent_row: int | None = None
+
+
+class Access:
+    """Answers one question: may this request do what its route does?"""
+
+    def __init__(self, fleet: Fleet, rules: OriginRules, public: frozenset[str]) -> None:
+        self._fleet = fleet
+        self._rules = rules
+        self._public = public
+
+    def is_open(self, scope: AsgiScope) -> bool:
+        """Tell whether no key is needed: none was ever made, and both ends are on loopback."""
+        client, server = scope.get("client"), scope.get("server")
+        return (
+            self._fleet.catalog.is_open
+            and client is not None
+            and server is not None
+            and is_loopback(client[0])
+            and is_loopback(server[0])
+        )
+
+    def require(self, scope: AsgiScope, needed: Scope) -> Caller:
+        """Return the caller, or refuse.
+
+        Raises:
+            Unauthorized: no key, or none that is known.
+            Forbidden: a known key without the scope `needed`, or a foreign page in open mode.
+        """
+        if needed is not Scope.AGENT and self.is_open(scope):
+            self._rules.check_origin(scope)
+            return Caller()
+        key = self._key(scope)
+        if needed not in key.scopes:
+            raise Forbidden(
+                f"This key may not do that: it lacks the scope {needed.value!r}. Make one with: "
+                f"iir keys create --name NAME --scope {needed.value}"
+            )
+        return Caller(key.id, int(key.agent) if key.agent is not None else None)
+
+    async def authorize(self, request: Request) -> None:
+        """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""
+        mark = getattr(request.scope.get("endpoint"), _MARK, None)
+        if mark is None:
+            raise Forbidden("This route is not open to anybody.")
+        needed, name = mark
+        if needed is not None and name not in self._public:
+            request.state.caller = self.require(request.scope, needed)
+
+    def _key(self, scope: AsgiScope) -> ApiKey:
+        given = header(scope, b"authorization")
+        if given is None:
+            raise Unauthorized(
+                "An API key is needed: send `Authorization: Bearer sk-iir-…`. Make one on the "
+                "router's machine with: iir keys create --name NAME"
+            )
+        scheme, _, token = given.partition(b" ")
+        key = self._find(token.strip()) if scheme.lower() == b"bearer" else None
+        if key is None:
+            raise Unauthorized(
+                "This API key is not known here, or it was revoked. List keys with: iir keys list"
+            )
+        return key
+
+    def _find(self, token: bytes) -> ApiKey | None:
+        if len(token) > _LONGEST_KEY:
+            return None
+        text = token.decode("latin-1")
+        start = len(_KEY_START)
+        key = self._fleet.catalog.keys.get(text[start : start + _PREFIX_LENGTH])
+        # an unknown prefix costs the same comparison as a known one
+        digest = key.digest if key is not None else "0" * 64
+        matches = hmac.compare_digest(hashlib.sha256(token).hexdigest(), digest)
+        return key if matches else None
+
+
+def allow(needed: Scope | None, name: str = "") -> Callable[[Handler], Handler]:
+    """Declare what a FastAPI route needs; None: nothing.
+
+    `name` is what `ROUTER_PUBLIC_ROUTES` may list to open it.
+    """
+
+    def mark(handler: Handler) -> Handler:
+        setattr(handler, _MARK, (needed, name))
+        return handler
+
+    return mark

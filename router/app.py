@@ -1,0 +1,270 @@
+"""The composition root: everything is built here, once, and handed down."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+import anyio
+import structlog
+import uvicorn
+from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
+
+from router.api.access import Access
+from router.api.agents import agent_routes
+from router.api.docs import docs_routes
+from router.api.errors import install_error_handlers
+from router.api.health import Readiness, health_routes
+from router.api.inference import InferenceRoutes
+from router.api.models import model_routes
+from router.backends import BACKENDS
+from router.dispatch.dispatcher import Dispatcher
+from router.dispatch.metrics import RouterMetrics
+from router.domain import Endpoint, EndpointId, Provider, Zone
+from router.fleet.leases import LeaseDesk
+from router.fleet.membership import Membership
+from router.fleet.registry import Fleet
+from router.fleet.sync import RegistrySync
+from router.policies import POLICIES
+from router.settings import Settings
+from router.store.bridge import StoredLeases, StoredRegistry
+from router.store.errors import StoreError
+from router.store.ledger import UsageLedger
+from router.store.migrate import migrate
+from router.store.reader import RegistryReader
+from router.store.urls import api_base
+from router.store.writer import RegistryWriter
+from shared import __version__
+from shared.http.aiohttp_transport import AiohttpTransport
+from shared.http.body_limit import BodyLimit
+from shared.http.guard import Guard
+from shared.http.origin import OriginRules, is_loopback, split_list
+from shared.http.serve import PortTaken, bind, run, server_options
+from shared.http.transport import Timeouts, Transport
+from shared.kit.clock import Clock, monotonic
+from shared.kit.logs import configure_logs
+
+_CONTROL_BODY_BYTES = 1024 * 1024
+_FLUSH_S = 0.5
+
+
+class Router:
+    """One router process: its parts, and what runs beside requests."""
+
+    def __init__(
+        self, settings: Settings, *, transport: Transport | None = None, clock: Clock = monotonic
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.transport: Transport = transport or AiohttpTransport()
+        self.fleet = Fleet(Membership(clock, settings.router_lease_ttl_s), self._endpoint_of)
+        self.writer = RegistryWriter(settings.store_url)
+        self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
+        self.metrics = RouterMetrics(self.fleet)
+        self.ledger = UsageLedger(self.writer, zone_of=self._zone_of)
+        self.readiness = Readiness()
+        self.desk = LeaseDesk(
+            self.fleet,
+            StoredLeases(self.writer),
+            ttl_s=settings.router_lease_ttl_s,
+            renew_s=settings.router_lease_renew_s,
+            allowed_addresses=split_list(settings.router_agent_hosts),
+        )
+        self._log = structlog.get_logger("router")
+
+    def dispatcher(self) -> Dispatcher:
+        """Return the dispatcher over all backends."""
+        settings = self.settings
+        timeouts = Timeouts(
+            connect_s=settings.router_connect_timeout_s,
+            first_byte_s=settings.router_first_byte_timeout_s,
+            idle_s=settings.router_idle_timeout_s,
+        )
+        BACKENDS.discover("router.backends")
+        POLICIES.discover("router.policies")
+        return Dispatcher(
+            fleet=self.fleet,
+            policy=POLICIES["least_in_flight"](Random()),  # noqa: S311 - spreads load, guards nothing
+            backends={name: BACKENDS[name](self.transport, timeouts) for name in BACKENDS},
+            sinks=(self.metrics, self.ledger),
+            clock=self.clock,
+            max_attempts=settings.router_attempts,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Bring the registry up to date, load it, and follow it until the end."""
+        await asyncio.get_running_loop().run_in_executor(None, migrate, self.settings.store_url)
+        await self.sync.load()
+        self.readiness.is_loaded = True
+        try:
+            async with anyio.create_task_group() as tasks:
+                poll_s = self.settings.router_catalog_poll_s
+                tasks.start_soon(self._repeat, poll_s, self._follow)
+                tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._flush()
+                await self.sync.close()
+                await self.transport.aclose()
+            self.writer.close()
+
+    async def _repeat(self, pause_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await anyio.sleep(pause_s)
+            try:
+                await work()
+            except Exception as exc:  # noqa: BLE001 - a defect here must not take requests down
+                self._log.exception("background_work_failed", kind=type(exc).__name__)
+
+    async def _follow(self) -> None:
+        before = self.sync.failures
+        await self.sync.look()
+        self.readiness.registry = self.sync.problem or "ok"
+        self.metrics.registry_errors.inc(self.sync.failures - before)
+
+    async def _flush(self) -> None:
+        try:
+            await self.desk.flush()
+        except OSError as exc:
+            self._log.warning("leases_not_saved", reason=str(exc))
+        await self.ledger.flush()
+
+    def drain(self) -> None:
+        """Tell load balancers to send nothing new; called when the process is told to stop."""
+        self.readiness.is_draining = True
+
+    def asgi(self) -> ASGIApp:
+        """Return the application, with every layer around it."""
+        settings = self.settings
+        rules = OriginRules(
+            settings.router_host,
+            "ROUTER_ALLOWED_HOSTS",
+            split_list(settings.router_allowed_hosts),
+            split_list(settings.router_cors_origins),
+        )
+        access = Access(self.fleet, rules, split_list(settings.router_public_routes))
+        routes: ASGIApp = InferenceRoutes(
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            access=access,
+            dispatcher=self.dispatcher(),
+            max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
+        )
+        if rules.allowed_origins:
+            routes = CORSMiddleware(
+                routes,
+                allow_origins=sorted(rules.allowed_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after", "x-iir-model", "x-iir-endpoint"],
+            )
+        return Guard(routes, rules=rules, clock=self.clock)
+
+    def _control_app(self, access: Access) -> FastAPI:
+        """Return what is not on the hot path: health, models, agents, documentation."""
+
+        @asynccontextmanager
+        async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+            async with self.running():
+                yield
+
+        app = FastAPI(
+            title="Intelligent Inference Router",
+            version=__version__,
+            lifespan=lifespan,
+            dependencies=[Depends(access.authorize)],
+            redirect_slashes=False,
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+        )
+        install_error_handlers(app)
+        app.include_router(health_routes(self.fleet, self.readiness, self.metrics.registry))
+        app.include_router(model_routes(self.fleet))
+        app.include_router(agent_routes(self.desk))
+        app.include_router(docs_routes(app))
+        return app
+
+    def _endpoint_of(self, provider: Provider) -> Endpoint | None:
+        base_url = provider.base_url
+        if provider.name == "openai" and self.settings.openai_base_url:
+            base_url = self.settings.openai_base_url
+        credential = None
+        if provider.key_env is not None:
+            credential = self.settings.credential(provider.key_env)
+            if credential is None:
+                return None
+        return Endpoint(
+            id=EndpointId(provider.name),
+            base_url=api_base(base_url),
+            backend=provider.dialect,
+            zone=provider.zone,
+            credential=credential,
+        )
+
+    def _zone_of(self, endpoint: EndpointId) -> Zone | None:
+        provider = self.fleet.catalog.providers.get(endpoint)
+        return provider.zone if provider is not None else Zone.LOCAL
+
+
+def create_app(settings: Settings, *, transport: Transport | None = None) -> ASGIApp:
+    """Return the router as an ASGI application; nothing is opened before its start."""
+    return Router(settings, transport=transport).asgi()
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        SystemExit: the router can't or must not serve like this; the reason is on stderr.
+    """
+    configure_logs(level=settings.log_level, json=settings.log_json)
+    try:
+        migrate(settings.store_url)
+        _refuse_open_network(settings)
+        listener = bind(settings.router_host, settings.router_port)
+    except StoreError as exc:
+        raise SystemExit(f"iir: {exc}") from exc
+    except PortTaken as exc:
+        raise SystemExit(f"iir: {exc} Set ROUTER_PORT to another one.") from exc
+    except OSError as exc:
+        raise SystemExit(f"iir: can't listen on {settings.router_host}: {exc.strerror}") from exc
+    if settings.web_concurrency > 1:
+        _serve_workers(settings, listener)
+        return
+    router = Router(settings)
+    run(router.asgi(), listener, drain_s=settings.router_drain_s, on_exit=router.drain)
+
+
+def _serve_workers(settings: Settings, listener: socket.socket) -> None:
+    options = server_options(drain_s=settings.router_drain_s)
+    config = uvicorn.Config(
+        "router.main:app",
+        workers=settings.web_concurrency,
+        **options,  # type: ignore[arg-type] # options are uvicorn's
+    )
+    Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+
+
+def _refuse_open_network(settings: Settings) -> None:
+    """Refuse to offer an open router to a network."""
+    if is_loopback(settings.router_host):
+        return
+    reader = RegistryReader(settings.store_url)
+    try:
+        catalog = reader.catalog()
+    finally:
+        reader.close()
+    if catalog is None or catalog.is_open:
+        raise SystemExit(
+            f"iir: refusing to listen on {settings.router_host} without an API key: everybody on the "
+            "network could use it. Make a key first: iir keys create --name NAME"
+        )

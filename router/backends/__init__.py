@@ -1,0 +1,11 @@
+"""Wire protocols to endpoints, one per file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from router.ports import Backend
+from shared.http.transport import Timeouts, Transport
+from shared.kit.plugins import Plugins
+
+BACKENDS: Plugins[Callable[[Transport, Timeouts], Backend]] = Plugins("backend")

@@ -1,0 +1,68 @@
+"""The OpenAI dialect: vendors, agents and engines that speak it. The body passes through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from router.backends import BACKENDS
+from router.domain import Call, Deployment
+from shared.http.errors import UpstreamCredentialRefused
+from shared.http.exchange import RETRYABLE_STATUS, Reply, exchange, is_envelope, upstream_error
+from shared.http.headers import retry_after_s
+from shared.http.transport import OutboundRequest, Timeouts, Transport
+from shared.http.wire import encode_object
+
+
+@BACKENDS.register("openai")
+class OpenAIBackend:
+    """Sends the request as it came, under the endpoint's name for the model."""
+
+    def __init__(self, transport: Transport, timeouts: Timeouts) -> None:
+        self._transport = transport
+        self._timeouts = timeouts
+
+    @asynccontextmanager
+    async def send(self, deployment: Deployment, call: Call) -> AsyncIterator[Reply]:
+        """See `Backend.send`."""
+        request = self._request(deployment, call)
+        async with exchange(self._transport, request) as reply:
+            if reply.status >= 400:
+                await _raise_for(reply, deployment)
+            yield reply
+
+    def _request(self, deployment: Deployment, call: Call) -> OutboundRequest:
+        endpoint = deployment.endpoint
+        headers = [
+            ("content-type", "application/json"),
+            ("accept", "text/event-stream" if call.facts.stream else "application/json"),
+            ("user-agent", "intelligent-inference-router"),
+            ("x-request-id", call.facts.request_id),
+            *call.headers,
+        ]
+        if endpoint.credential is not None:
+            headers.append(("authorization", f"Bearer {endpoint.credential}"))
+        return OutboundRequest(
+            method="POST",
+            url=f"{endpoint.base_url}{call.facts.path}",
+            headers=headers,
+            body=encode_object({**call.body, "model": deployment.upstream_name}),
+            timeouts=self._timeouts,
+        )
+
+
+async def _raise_for(reply: Reply, deployment: Deployment) -> None:
+    """Raise what another endpoint may do better; return for an error that is the client's own."""
+    if reply.status in {401, 403}:
+        raise UpstreamCredentialRefused(
+            f"The endpoint {deployment.endpoint.id!r} did not accept the router's credential. Its "
+            "operator has to check it: iir doctor."
+        )
+    body = b"".join([chunk async for chunk in reply.chunks])
+    if reply.status in RETRYABLE_STATUS or reply.status >= 500 or not is_envelope(body):
+        raise upstream_error(reply.status, body, retry_after_s=retry_after_s(reply.headers))
+    reply.chunks = _once(body)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

@@ -1,0 +1,61 @@
+"""Which address an agent may give as its own: never a way to make the router call elsewhere."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from router.errors import AgentAddressRefused
+from shared.http.origin import is_loopback
+
+
+def check_agent_url(url: str, caller: str, allowed: frozenset[str]) -> str:
+    """Return the URL, normalised to `http://ADDRESS:PORT`.
+
+    Args:
+        url: what the agent gave.
+        caller: the address that it calls from.
+        allowed: further addresses that the operator listed (`ROUTER_AGENT_HOSTS`).
+
+    Raises:
+        AgentAddressRefused: not a plain `http://IP:PORT`, an address that no agent may have, or
+            neither the caller's own nor a listed one. Names are refused, since what they point to
+            can change after the check.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _refused("It is not a URL.") from None
+    bare = parts.scheme in {"http", "https"} and not (parts.path.strip("/") or parts.query)
+    if not bare or parts.username is not None or "\\" in url or port is None:
+        raise _refused("Give http://ADDRESS:PORT and nothing else.")
+    try:
+        address = ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        raise _refused("Give an IP address, not a name.") from None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_link_local or address.is_multicast or address.is_unspecified:
+        raise _refused("Link-local, multicast and wildcard addresses are not taken.")
+    own = is_loopback(caller) if address.is_loopback else str(address) == _plain(caller)
+    if not own and str(address) not in allowed:
+        raise _refused(
+            "It is not the address that the agent calls from. If that is right, list it in "
+            "ROUTER_AGENT_HOSTS."
+        )
+    host = f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else str(address)
+    return f"{parts.scheme}://{host}:{port}"
+
+
+def _plain(caller: str) -> str:
+    try:
+        address = ipaddress.ip_address(caller)
+    except ValueError:
+        return caller
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _refused(reason: str) -> AgentAddressRefused:
+    return AgentAddressRefused(f"The agent's URL was refused. {reason}")

@@ -1,0 +1,131 @@
+"""The router's side of the lease protocol: register, renew, release."""
+
+from __future__ import annotations
+
+import secrets
+
+import structlog
+
+from router.fleet.address import check_agent_url
+from router.fleet.membership import Member
+from router.fleet.registry import Fleet
+from router.ports import LeaseStore
+from shared.contracts.agents import PROTOCOL_VERSION, Heartbeat, LeaseGrant, Registration
+from shared.http.errors import BadRequest, Conflict, NotFound
+
+
+class LeaseDesk:
+    """Takes agents in and hears them out. Memory first; the registry follows in batches.
+
+    While the registry can't be written, agents are taken in all the same: the fleet goes on, and
+    what was not written is written with a later message.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        store: LeaseStore,
+        *,
+        ttl_s: float,
+        renew_s: float,
+        allowed_addresses: frozenset[str],
+    ) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._ttl_s = ttl_s
+        self._renew_s = renew_s
+        self._allowed_addresses = allowed_addresses
+        self._unsaved: dict[int, tuple[int, str, Heartbeat]] = {}
+        self._log = structlog.get_logger("leases")
+
+    async def register(
+        self, row_id: int, agent_id: str, registration: Registration, caller: str
+    ) -> LeaseGrant:
+        """Take an agent in.
+
+        Raises:
+            BadRequest: the protocol is not ours.
+            AgentAddressRefused: its URL is not its own.
+            Forbidden: the credential belongs to another agent.
+            Conflict: a newer incarnation has registered.
+        """
+        if registration.protocol != PROTOCOL_VERSION:
+            raise BadRequest(
+                f"This router speaks version {PROTOCOL_VERSION} of the lease protocol. Install the "
+                "same release on both sides.",
+                param="protocol",
+            )
+        url = check_agent_url(registration.base_url, caller, self._allowed_addresses)
+        known = self._fleet.membership.get(row_id)
+        if known is not None and known.registration.incarnation > registration.incarnation:
+            raise _superseded()
+        registration = registration.model_copy(update={"base_url": url})
+        lease_id = secrets.token_hex(8)
+        try:
+            await self._store.save_registration(row_id, agent_id, registration, lease_id)
+        except OSError as exc:
+            self._log.warning("registration_not_saved", agent=registration.name, reason=str(exc))
+        self._fleet.membership.register(row_id, agent_id, registration, lease_id)
+        self._fleet.patch()
+        self._log.info("agent_registered", agent=registration.name, models=len(registration.models))
+        return self._grant(lease_id)
+
+    def renew(self, row_id: int, agent_id: str, heartbeat: Heartbeat) -> LeaseGrant:
+        """Renew a lease.
+
+        Raises:
+            NotFound: there is no such lease; the agent has to register.
+            Conflict: a newer incarnation has registered.
+        """
+        known = self._member(row_id, agent_id)
+        if known.registration.incarnation > heartbeat.incarnation:
+            raise _superseded()
+        member = self._fleet.membership.renew(row_id, heartbeat)
+        if member is None:
+            raise _no_lease()
+        self._fleet.patch()
+        self._unsaved[row_id] = (row_id, heartbeat.lease_id, heartbeat)
+        return self._grant(heartbeat.lease_id)
+
+    async def release(self, row_id: int, agent_id: str) -> None:
+        """End a lease at its agent's wish."""
+        member = self._member(row_id, agent_id)
+        self._unsaved.pop(row_id, None)
+        self._fleet.membership.release(row_id)
+        self._log.info("agent_released", agent=member.registration.name)
+        try:
+            await self._store.release(row_id)
+        except OSError as exc:
+            self._log.warning("release_not_saved", reason=str(exc))
+
+    async def flush(self) -> None:
+        """Write the heartbeats that came since the last time; those not written stay for the next.
+
+        Raises:
+            OSError: the registry can't be written now.
+        """
+        if not self._unsaved:
+            return
+        batch, self._unsaved = self._unsaved, {}
+        try:
+            await self._store.save_heartbeats(list(batch.values()))
+        except OSError:
+            self._unsaved = {**batch, **self._unsaved}
+            raise
+
+    def _member(self, row_id: int, agent_id: str) -> Member:
+        member = self._fleet.membership.get(row_id)
+        if member is None or member.agent_id != agent_id:
+            raise _no_lease()
+        return member
+
+    def _grant(self, lease_id: str) -> LeaseGrant:
+        return LeaseGrant(lease_id=lease_id, ttl_s=self._ttl_s, renew_s=self._renew_s)
+
+
+def _no_lease() -> NotFound:
+    return NotFound("There is no such lease. Register first.")
+
+
+def _superseded() -> Conflict:
+    return Conflict("A newer start of this agent has registered. Only one agent may run per identity.")

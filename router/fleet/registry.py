@@ -1,0 +1,291 @@
+"""Model name → candidates, from memory only.
+
+Two indexes answer: one over the catalog, built when its snapshot is swapped, and one over the
+agents' models, patched when an agent registers or reports. A request costs two dictionary look-ups,
+however many models and endpoints there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from router.domain import (
+    Candidate,
+    Catalog,
+    Deployment,
+    DeploymentEntry,
+    Endpoint,
+    EndpointId,
+    Load,
+    ModelEntry,
+    ModelName,
+    PrefixRule,
+    Provider,
+    Zone,
+)
+from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, ZoneRefused
+from router.fleet.membership import LeaseState, Member, Membership
+from shared.contracts.agents import AgentModel
+from shared.http.errors import ModelNotFound, ModelNotPulled
+
+AGENT_DIALECT = "agent"
+# Rows of the registry have 100 unless the user says otherwise: what runs on one's own machine first.
+AGENT_PRIORITY = 50
+
+EndpointOf = Callable[[Provider], Endpoint | None]
+"""Returns a provider's endpoint with its credential; None if the credential is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A name's public model id, and who can serve it now (at least one)."""
+
+    model: ModelName
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model as `/v1/models` shows it."""
+
+    id: str
+    owned_by: str
+    created_at: int
+    status: str | None = None
+    aliases: tuple[str, ...] = ()
+    context_tokens: int | None = None
+
+
+class Fleet:
+    """All endpoints that this process knows. Methods never await, so each is atomic."""
+
+    def __init__(self, membership: Membership, endpoint_of: EndpointOf) -> None:
+        self._membership = membership
+        self._endpoint_of = endpoint_of
+        self._in_flight: dict[EndpointId, int] = {}
+        self._agent_index: dict[str, dict[int, AgentModel]] = {}
+        self._agent_names: dict[int, tuple[AgentModel, ...]] = {}
+        self._catalog = Catalog()
+        self._entries: dict[str, ModelEntry] = {}
+        self._rules: tuple[PrefixRule, ...] = ()
+        self._endpoints: dict[str, Endpoint | None] = {}
+
+    @property
+    def catalog(self) -> Catalog:
+        """Return the snapshot that requests read."""
+        return self._catalog
+
+    @property
+    def membership(self) -> Membership:
+        """Return the agents and their leases; call `patch` after changing one."""
+        return self._membership
+
+    def swap(self, catalog: Catalog) -> None:
+        """Put a new snapshot in place of the old one."""
+        entries: dict[str, ModelEntry] = {}
+        for entry in catalog.models:
+            for name in (*entry.aliases, entry.id):
+                entries[name] = entry
+        self._endpoints = {
+            name: self._endpoint_of(provider)
+            for name, provider in catalog.providers.items()
+            if provider.dialect != AGENT_DIALECT
+        }
+        self._rules = tuple(sorted(catalog.prefix_rules, key=lambda rule: -len(rule.prefix)))
+        self._entries = entries
+        self._catalog = catalog
+
+    def patch(self) -> None:
+        """Bring the index of agents' models up to date; costs what changed."""
+        current = {member.row_id: member.models for member in self._membership}
+        for row_id, models in list(self._agent_names.items()):
+            if current.get(row_id) is not models:
+                for name in _names(models):
+                    self._agent_index.get(name, {}).pop(row_id, None)
+                    if not self._agent_index.get(name, True):
+                        del self._agent_index[name]
+                del self._agent_names[row_id]
+        for row_id, models in current.items():
+            if row_id not in self._agent_names:
+                self._agent_names[row_id] = models
+                for model in models:
+                    for name in (model.id, *model.aliases):
+                        self._agent_index.setdefault(name, {})[row_id] = model
+
+    def resolve(self, name: str, zone: Zone | None = None) -> Resolution:
+        """Return who can serve `name`, confined to `zone` if one is given.
+
+        Raises:
+            ModelNotFound: nobody ever heard of it.
+            ModelNotPulled: agents know it, but none has its weights.
+            AgentUnavailable: it lives on agents of which none is connected.
+            ProviderNotConfigured: its provider has no credential here.
+            ZoneRefused: candidates exist, but outside the zone.
+            NoEndpoint: it has no deployment.
+        """
+        problems: list[Exception] = []
+        entry = self._entries.get(name)
+        agents = self._agent_index.get(name)
+        if entry is None and agents is None:
+            entry = self._by_prefix(name)
+        found: list[Candidate] = []
+        model = name
+        if agents:
+            model = next(iter(agents.values())).id
+            found += self._on_agents(agents, problems)
+        if entry is not None:
+            model = entry.id
+            for row in entry.deployments:
+                found += self._of_row(row, problems)
+        if not found:
+            raise problems[0] if problems else NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
+        allowed = tuple(c for c in found if zone is None or c.deployment.endpoint.zone is zone)
+        if not allowed:
+            raise ZoneRefused(f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}.")
+        return Resolution(ModelName(model), allowed)
+
+    @contextmanager
+    def track(self, endpoint: EndpointId) -> Iterator[None]:
+        """Count one request in flight."""
+        self._in_flight[endpoint] = self._in_flight.get(endpoint, 0) + 1
+        try:
+            yield
+        finally:
+            self._in_flight[endpoint] -= 1
+            if not self._in_flight[endpoint]:
+                del self._in_flight[endpoint]
+
+    def in_flight(self) -> int:
+        """Return how many attempts are under way."""
+        return sum(self._in_flight.values())
+
+    def models(self) -> list[ListedModel]:
+        """Return every model by name: the catalog's, then the agents'."""
+        listed: dict[str, ListedModel] = {}
+        for entry in self._catalog.models:
+            owner = entry.deployments[0].provider if entry.deployments else "none"
+            context = entry.deployments[0].context_tokens if entry.deployments else None
+            listed[entry.id] = ListedModel(
+                entry.id, owner, entry.created_at, None, entry.aliases, context
+            )
+        for member in self._membership:
+            state = self._membership.state(member)
+            for model in member.models:
+                status = "unavailable" if state is LeaseState.EXPIRED else model.status
+                best = listed.get(model.id)
+                if best is None or best.status not in {None, "loaded"}:
+                    listed[model.id] = ListedModel(
+                        model.id,
+                        member.registration.name,
+                        member.registration.incarnation // 1000,
+                        status,
+                        model.aliases,
+                        model.context_tokens,
+                    )
+        return sorted(listed.values(), key=lambda model: model.id)
+
+    def _by_prefix(self, name: str) -> ModelEntry:
+        rule = next((rule for rule in self._rules if name.startswith(rule.prefix)), None)
+        if rule is None or rule.provider not in self._catalog.providers:
+            raise ModelNotFound(
+                f"The model {name!r} does not exist. GET /v1/models lists what is there.", param="model"
+            )
+        row = DeploymentEntry(provider=rule.provider, upstream_name=name)
+        return ModelEntry(id=ModelName(name), deployments=(row,))
+
+    def _of_row(self, row: DeploymentEntry, problems: list[Exception]) -> list[Candidate]:
+        provider = self._catalog.providers.get(row.provider)
+        if provider is None:
+            return []
+        if provider.dialect == AGENT_DIALECT:
+            agents = self._agent_index.get(row.upstream_name)
+            if not agents:
+                problems.append(self._unknown_local(row.upstream_name))
+                return []
+            return self._on_agents(agents, problems, row.priority)
+        endpoint = self._endpoints.get(row.provider)
+        if endpoint is None:
+            problems.append(
+                ProviderNotConfigured(
+                    f"The provider {provider.name!r} has no credential. Set {provider.key_env} in the "
+                    "router's environment or .env, and restart it."
+                )
+            )
+            return []
+        deployment = Deployment(
+            endpoint=endpoint,
+            upstream_name=row.upstream_name,
+            priority=row.priority,
+            weight=row.weight,
+            context_tokens=row.context_tokens,
+            capabilities=row.capabilities,
+        )
+        return [Candidate(deployment, Load(self._in_flight.get(endpoint.id, 0)))]
+
+    def _unknown_local(self, name: str) -> Exception:
+        states = [self._membership.state(member) for member in self._membership]
+        if any(state is not LeaseState.EXPIRED for state in states):
+            return ModelNotFound(
+                f"No connected agent knows the model {name!r}. GET /v1/models lists what is there.",
+                param="model",
+            )
+        return _no_agent()
+
+    def _on_agents(
+        self, agents: dict[int, AgentModel], problems: list[Exception], priority: int = AGENT_PRIORITY
+    ) -> list[Candidate]:
+        found = []
+        for row_id, model in agents.items():
+            member = self._membership.get(row_id)
+            state = self._membership.state(member) if member else LeaseState.EXPIRED
+            if member is None or state is LeaseState.EXPIRED:
+                problems.append(_no_agent())
+            elif not model.is_pulled:
+                command = model.pull_command or f"iir-agent pull {model.id}"
+                problems.insert(
+                    0,
+                    ModelNotPulled(
+                        f"The weights of {model.id!r} are not on this machine yet. Pull them with: "
+                        f"{command}",
+                        param="model",
+                    ),
+                )
+            else:
+                found.append(self._agent_candidate(member, model, priority, state))
+        return found
+
+    def _agent_candidate(
+        self, member: Member, model: AgentModel, priority: int, state: LeaseState
+    ) -> Candidate:
+        endpoint_id = EndpointId(f"agent:{member.registration.name}")
+        endpoint = Endpoint(
+            id=endpoint_id,
+            base_url=f"{member.registration.base_url}/v1",
+            backend="openai",
+            zone=Zone.LOCAL,
+            credential=member.registration.access_token,
+        )
+        deployment = Deployment(
+            endpoint=endpoint,
+            upstream_name=model.id,
+            priority=priority,
+            context_tokens=model.context_tokens,
+            capabilities=model.capabilities,
+            max_in_flight=model.max_in_flight,
+        )
+        load = Load(self._in_flight.get(endpoint_id, 0), member.queued)
+        return Candidate(deployment, load, is_suspect=state is LeaseState.SUSPECT)
+
+
+def _names(models: tuple[AgentModel, ...]) -> set[str]:
+    return {name for model in models for name in (model.id, *model.aliases)}
+
+
+def _no_agent() -> AgentUnavailable:
+    return AgentUnavailable(
+        "The agent that has this model is not connected. Start it (make dev, or iir-agent serve); "
+        "it comes back by itself.",
+        retry_after_s=5,
+    )

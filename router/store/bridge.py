@@ -1,0 +1,78 @@
+"""The registry behind the router's ports: database errors become `OSError`, refusals API errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from router.domain import Catalog, LeaseBook
+from router.ports import LeaseStore, RegistrySource
+from router.store.agents import release_lease, save_heartbeats, save_registration
+from router.store.errors import CredentialRefused, StoreError, Superseded
+from router.store.reader import RegistryReader
+from router.store.writer import RegistryWriter
+from shared.contracts.agents import Heartbeat, Registration
+from shared.http.errors import Conflict, Forbidden
+
+T = TypeVar("T")
+
+
+class StoredLeases(LeaseStore):
+    """Agents' registrations and leases in the registry."""
+
+    def __init__(self, writer: RegistryWriter) -> None:
+        self._writer = writer
+
+    async def save_registration(
+        self, row_id: int, agent_id: str, registration: Registration, lease_id: str
+    ) -> None:
+        """See `LeaseStore.save_registration`."""
+        await self._run(lambda c: save_registration(c, row_id, agent_id, registration, lease_id))
+
+    async def save_heartbeats(self, beats: Sequence[tuple[int, str, Heartbeat]]) -> None:
+        """See `LeaseStore.save_heartbeats`."""
+        await self._run(lambda c: save_heartbeats(c, beats))
+
+    async def release(self, row_id: int) -> None:
+        """See `LeaseStore.release`."""
+        await self._run(lambda c: release_lease(c, row_id))
+
+    async def _run(self, write: Callable[[Connection], T]) -> T:
+        with _translated():
+            return await self._writer.run(write)
+
+
+class StoredRegistry(RegistrySource):
+    """The catalog and the leases in the registry."""
+
+    def __init__(self, reader: RegistryReader) -> None:
+        self._reader = reader
+
+    def catalog(self, known_version: int | None) -> Catalog | None:
+        """See `RegistrySource.catalog`."""
+        with _translated():
+            return self._reader.catalog(known_version)
+
+    def leases(self, known_version: int | None) -> LeaseBook | None:
+        """See `RegistrySource.leases`."""
+        with _translated():
+            return self._reader.leases(known_version)
+
+    def close(self) -> None:
+        """See `RegistrySource.close`."""
+        self._reader.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise OSError(str(error)) from error
+    except CredentialRefused as error:
+        raise Forbidden(f"The router refused the agent: {error}.") from error
+    except Superseded as error:
+        raise Conflict(f"The router refused the agent: {error}.") from error
