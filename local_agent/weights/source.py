@@ -126,10 +126,10 @@ def plain_name(name: str) -> str:
     Raises:
         SourceInvalid: it could leave the folder, or hide in it.
     """
-    if not name or name.startswith(".") or len(name.encode()) > _MOST_NAME_BYTES:
-        raise SourceInvalid(f"{name!r} can't be a file's name")
     if not name.isprintable() or any(char in name for char in "/\\:"):
         raise SourceInvalid(f"{name!r} can't be a file's name: it holds a separator")
+    if not name or name.startswith(".") or len(name.encode()) > _MOST_NAME_BYTES:
+        raise SourceInvalid(f"{name!r} can't be a file's name")
     if name.endswith(_RESERVED_ENDINGS):
         raise SourceInvalid(f"{name!r} is no file of weights")
     if _SPLIT_GGUF.search(name):
@@ -175,7 +175,7 @@ def _local(text: str, base: Path, sha256: str | None) -> LocalSource:
         path = base / path.expanduser()
     except RuntimeError:
         raise SourceInvalid(f"{text!r}: there is no home folder to start from") from None
-    plain_name(path.name)
+    plain_name("" if text.endswith("/") else path.name)
     return LocalSource(path=path.absolute(), sha256=sha256)
 
 
