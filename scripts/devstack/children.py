@@ -28,13 +28,20 @@ class Child:
     """One service in a process group of its own; its output goes to its log."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self.name = name
         self.identity: Identity | None = None
         self._arguments = arguments
         self._environment = environment
         self._log = log
+        self._first_pause_s = first_pause_s
         self._process: asyncio.subprocess.Process | None = None
 
     async def keep(self, changed: Callable[[], None], is_up: Callable[[], bool]) -> None:
@@ -42,7 +49,7 @@ class Child:
 
         Raises `ServiceEnded` if it gives up by itself before the whole was up once.
         """
-        pause_s = FIRST_PAUSE_S
+        pause_s = self._first_pause_s
         while True:
             started = time.monotonic()
             process = await self._start()
@@ -54,7 +61,7 @@ class Child:
                     f"the end of {self._log}:\n{tail(self._log)}"
                 )
             if time.monotonic() - started > HEALTHY_S:
-                pause_s = FIRST_PAUSE_S
+                pause_s = self._first_pause_s
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             say(
                 f"the {self.name} ended ({how}); it starts again in {pause_s:.0f} s; log: {self._log}"
@@ -101,15 +108,15 @@ def open_log(path: Path) -> BinaryIO:
     return path.open("ab")
 
 
-async def stop(children: Sequence[Child], hurry: asyncio.Event) -> None:
-    """End all children and whatever they started, within `GRACE_S`; at once when `hurry` is set."""
+async def stop(children: Sequence[Child], hurry: asyncio.Event, grace_s: float = GRACE_S) -> None:
+    """End all children and whatever they started, within `grace_s`; at once when `hurry` is set."""
     identities = [child.identity for child in children if child.identity]
     family = with_descendants(identities)
     for child in children:
         child.terminate()
     gone: asyncio.Future[Any] = asyncio.gather(*(child.wait() for child in children))
     hurried: asyncio.Future[Any] = asyncio.ensure_future(hurry.wait())
-    await asyncio.wait([gone, hurried], timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([gone, hurried], timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
     family += with_descendants(identities)
     for child in children:

@@ -7,6 +7,7 @@ so that a foreign process which got the same pid is never touched.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,7 @@ class Identity:
         try:
             process = psutil.Process(self.pid)
             is_same = abs(process.create_time() - self.create_time) < _CLOCK_TOLERANCE_S
-            return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if is_same and _lives(process) else None
         except psutil.Error:
             return None
 
@@ -99,7 +100,23 @@ def end(record: Record, wait_s: float) -> bool:
         if process is not None:
             with suppress(psutil.Error):
                 process.terminate()
-    _, left = psutil.wait_procs(everything, timeout=wait_s)
-    kill(left)
-    psutil.wait_procs(left, timeout=2)
+    kill(wait_gone(everything, wait_s))
+    wait_gone(everything, 2.0)
     return bool(everything)
+
+
+def wait_gone(processes: Iterable[psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """Wait until all are gone; return those that are left. A zombie is gone: init may be slow."""
+    until = time.monotonic() + limit_s
+    left = [process for process in processes if _lives(process)]
+    while left and time.monotonic() < until:
+        time.sleep(0.02)
+        left = [process for process in left if _lives(process)]
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,85 @@
+"""Makefile and justfile: the same names, all explained, nothing that GNU make 3.81 lacks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path("Makefile").read_text()
+PROMISED = {
+    "help", "setup", "dev", "up", "down", "test", "test-integration", "lint", "format", "migrate",
+    "seed", "docs",
+}  # fmt: skip
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
+
+
+def test_every_promised_target_is_there() -> None:
+    assert targets() >= PROMISED
+
+
+def test_help_explains_every_target() -> None:
+    shown = subprocess.run(["make", "help"], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z-]+) +\S", shown, re.MULTILINE)) == targets()
+
+
+def test_help_is_the_default() -> None:
+    plain, asked = (
+        subprocess.run(["make", *goal], capture_output=True, text=True, check=True).stdout
+        for goal in ([], ["help"])
+    )
+    assert plain == asked
+
+
+def test_the_justfile_has_the_same_names() -> None:
+    recipes = set(re.findall(r"^([a-z][a-z-]*):", Path("justfile").read_text(), re.MULTILINE))
+    assert recipes - {"default"} == targets() - {"setup-dev"}
+
+
+@pytest.mark.parametrize("newer", [".ONESHELL", "!=", "$(file", "&:", "$(guile", ":::=", "::="])
+def test_nothing_newer_than_make_381_is_used(newer: str) -> None:
+    recipes_apart = "\n".join(line for line in MAKEFILE.splitlines() if not line.startswith("\t"))
+    assert newer not in recipes_apart
+
+
+def test_dev_needs_no_developer_tools() -> None:
+    planned = subprocess.run(
+        ["make", "-n", "dev"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "setup.sh run" in planned
+    assert "setup.sh dev" not in planned
+
+
+def run_check(folder: Path, base: str) -> subprocess.CompletedProcess[str]:
+    script = Path("scripts/check_changelog.sh").absolute()
+    return subprocess.run(
+        ["sh", str(script), base], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_change_without_a_changelog_entry_fails(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    git("init", "-q", "-b", "main")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    git("switch", "-qc", "feat/x")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git("add", ".")
+    git("commit", "-qm", "two")
+    refused = run_check(tmp_path, "main")
+    assert refused.returncode == 1
+    assert "add one under [Unreleased]" in refused.stderr
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n- a thing\n")
+    git("commit", "-qam", "three")
+    assert run_check(tmp_path, "main").returncode == 0
