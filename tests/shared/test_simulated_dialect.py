@@ -1,0 +1,394 @@
+"""The simulated engine speaks OpenAI's dialect: asked by the real SDK, and by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+import pytest
+
+from shared.testing.engine import EngineOptions, SimulatedEngine, running
+from shared.testing.personas import LLAMACPP, OPENAI, VLLM, Persona, persona_named
+from shared.testing.steps import Latency
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello small world"}]}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "days": {"type": "integer"},
+                    "unit": {"enum": ["C", "F"]},
+                },
+                "required": ["city", "unit", "unknown"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "no_arguments"}},
+]
+
+
+@asynccontextmanager
+async def client_of(
+    *, persona: Persona = VLLM, models: tuple[str, ...] = ("tiny",), **options: object
+) -> AsyncIterator[httpx.AsyncClient]:
+    made = EngineOptions(persona=persona, models=models, **options)  # type: ignore[arg-type]
+    async with (
+        running(SimulatedEngine(made)) as base_url,
+        httpx.AsyncClient(base_url=base_url) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def sdk_of(**options: object) -> AsyncIterator[openai.AsyncOpenAI]:
+    made = EngineOptions(models=("tiny",), **options)  # type: ignore[arg-type]
+    async with (
+        running(SimulatedEngine(made)) as base_url,
+        openai.AsyncOpenAI(base_url=f"{base_url}/v1", api_key="k", max_retries=0) as sdk,
+    ):
+        yield sdk
+
+
+def events(text: str) -> list[dict[str, object]]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+async def test_the_sdk_gets_the_same_answer_whole_and_streamed() -> None:
+    async with sdk_of() as sdk:
+        whole = await sdk.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hello small world"}]
+        )
+        stream = await sdk.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "hello small world"}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+    text = whole.choices[0].message.content
+    assert text is not None
+    assert text.startswith("Simulated answer ")
+    assert text.endswith(": hello small world")
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices].count("stop") == 1
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (3, 6)
+    assert len({(c.id, c.created, c.model) for c in chunks}) == 1
+    assert whole.system_fingerprint == "simulated-engine"
+
+
+async def test_the_synchronous_sdk_works_as_well() -> None:
+    async with running(SimulatedEngine()) as base_url:
+
+        def ask() -> str | None:
+            with openai.OpenAI(base_url=f"{base_url}/v1", api_key="k") as sdk:
+                made = sdk.chat.completions.create(
+                    model="simulated", messages=[{"role": "user", "content": "hi"}], max_tokens=1
+                )
+                assert made.choices[0].finish_reason == "length"
+                return made.choices[0].message.content
+
+        assert await asyncio.to_thread(ask) == "Simulated"
+
+
+async def test_usage_is_not_streamed_unasked() -> None:
+    async with client_of() as client:
+        answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert "content-length" not in answer.headers
+    assert all(event["choices"] and "usage" not in event for event in events(answer.text))
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_the_limit_of_tokens_is_kept(field: str) -> None:
+    async with client_of(tokens=10) as client:
+        cut = (await client.post("/v1/chat/completions", json={**CHAT, field: 4})).json()
+        whole = (await client.post("/v1/chat/completions", json=CHAT)).json()
+    assert (cut["choices"][0]["finish_reason"], cut["usage"]["completion_tokens"]) == ("length", 4)
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert whole["usage"]["completion_tokens"] == 10
+
+
+async def test_answers_depend_on_prompt_and_seed_only() -> None:
+    async def ask(client: httpx.AsyncClient, **more: object) -> str:
+        made = await client.post("/v1/chat/completions", json={**CHAT, **more})
+        text: str = made.json()["choices"][0]["message"]["content"]
+        return text
+
+    async with client_of() as one, client_of(seed=7) as other:
+        assert await ask(one) == await ask(one)
+        assert await ask(one) != await ask(one, seed=3)
+        assert await ask(one, seed=7) == await ask(other)
+
+
+async def test_stop_and_n_are_respected() -> None:
+    body = {**CHAT, "n": 2, "stop": ["small"]}
+    async with client_of() as client:
+        whole = (await client.post("/v1/chat/completions", json=body)).json()
+        stream = await client.post("/v1/chat/completions", json={**body, "stream": True})
+        one = (await client.post("/v1/chat/completions", json={**CHAT, "stop": "world"})).json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+    assert all("small" not in choice["message"]["content"] for choice in whole["choices"])
+    assert one["choices"][0]["message"]["content"].endswith("hello small")
+    choices = [event["choices"][0] for event in events(stream.text)]  # type: ignore[index]
+    for index in (0, 1):
+        mine = [choice for choice in choices if choice["index"] == index]
+        text = "".join(choice["delta"].get("content", "") for choice in mine)
+        assert text == whole["choices"][index]["message"]["content"]
+        assert [c["finish_reason"] for c in mine if c["finish_reason"]] == ["stop"]
+
+
+async def test_a_required_tool_is_called() -> None:
+    body = {**CHAT, "tools": TOOLS, "tool_choice": "required"}
+    async with client_of() as client:
+        whole = (await client.post("/v1/chat/completions", json=body)).json()
+        stream = await client.post("/v1/chat/completions", json={**body, "stream": True})
+    choice = whole["choices"][0]
+    call = choice["message"]["tool_calls"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    assert call["function"]["name"] == "get_weather"
+    assert json.loads(call["function"]["arguments"]) == {
+        "city": "simulated",
+        "unit": "C",
+        "unknown": "simulated",
+    }
+    deltas = [event["choices"][0]["delta"] for event in events(stream.text)]  # type: ignore[index]
+    calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert [("id" in c, c["index"]) for c in calls] == [(i == 0, 0) for i in range(len(calls))]
+    assert calls[0]["id"] == call["id"]
+    assert "".join(c["function"]["arguments"] for c in calls) == call["function"]["arguments"]
+
+
+async def test_a_named_tool_is_called_and_auto_is_text() -> None:
+    named = {"type": "function", "function": {"name": "no_arguments"}}
+    async with client_of() as client:
+        for choice, expected in ((named, "tool_calls"), ("auto", "stop")):
+            body = {**CHAT, "tools": TOOLS, "tool_choice": choice}
+            made = (await client.post("/v1/chat/completions", json=body)).json()
+            assert made["choices"][0]["finish_reason"] == expected
+
+
+async def test_completions_take_text_lists_and_tokens() -> None:
+    async with client_of() as client:
+        for prompt, choices, tokens in (
+            ("a b", 1, 2),
+            (["a b", "c"], 2, 3),
+            ([1, 2, 3], 1, 3),
+            ([[1, 2], [3]], 2, 3),
+        ):
+            body = {"model": "tiny", "prompt": prompt}
+            whole = (await client.post("/v1/completions", json=body)).json()
+            assert whole["object"] == "text_completion"
+            assert len(whole["choices"]) == choices
+            assert whole["usage"]["prompt_tokens"] == tokens
+        stream = await client.post(
+            "/v1/completions", json={"model": "tiny", "prompt": "a b", "stream": True}
+        )
+    found = [event["choices"][0] for event in events(stream.text)]  # type: ignore[index]
+    assert "".join(choice["text"] for choice in found).endswith(": a b")
+    assert found[-1]["finish_reason"] == "stop"
+
+
+async def test_embeddings_are_the_same_in_both_encodings() -> None:
+    async with sdk_of() as sdk:
+        listed = await sdk.embeddings.create(
+            model="tiny", input=["a", "b", "a"], encoding_format="float"
+        )
+        packed = await sdk.embeddings.create(model="tiny", input=["a", "b", "a"])
+    a, b, again = (row.embedding for row in listed.data)
+    assert a == again != b
+    assert len(a) == 8
+    assert sum(value * value for value in a) == pytest.approx(1)
+    assert packed.data[1].embedding == pytest.approx(b, abs=1e-6)
+    assert listed.usage.prompt_tokens == 3
+
+
+async def test_embeddings_by_hand() -> None:
+    body = {"model": "tiny", "input": [7, 8], "encoding_format": "base64", "dimensions": 40}
+    async with client_of() as client:
+        made = (await client.post("/v1/embeddings", json=body)).json()
+    raw = base64.b64decode(made["data"][0]["embedding"])
+    assert len(struct.unpack("<40f", raw)) == 40
+    assert made["usage"] == {"prompt_tokens": 2, "total_tokens": 2}
+
+
+async def test_the_models_say_that_they_are_simulated() -> None:
+    async with client_of(models=("tiny", "org/big")) as client:
+        listed = await client.get("/v1/models")
+        one = await client.get("/v1/models/org/big")
+        escaped = await client.get("/v1/models/org%2Fbig")
+        unknown = await client.get("/v1/models/nope")
+    rows = listed.json()["data"]
+    assert [(row["id"], row["owned_by"]) for row in rows] == [
+        ("tiny", "simulated"),
+        ("org/big", "simulated"),
+    ]
+    assert listed.headers["server"] == "simulated-engine"
+    assert one.json() == escaped.json() == rows[1]
+    assert unknown.status_code == 404
+
+
+BAD: list[tuple[str, object, str]] = [
+    ("/v1/chat/completions", {"model": "tiny"}, "messages"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": ["x"]}, "role"),
+    ("/v1/chat/completions", {**CHAT, "max_tokens": 0}, "max_tokens"),
+    ("/v1/chat/completions", {**CHAT, "max_tokens": True}, "max_tokens"),
+    ("/v1/chat/completions", {**CHAT, "max_tokens": 9000}, "context length"),
+    ("/v1/chat/completions", {**CHAT, "temperature": -1}, "temperature"),
+    ("/v1/chat/completions", {**CHAT, "tool_choice": "required"}, "tool_choice"),
+    ("/v1/chat/completions", {**CHAT, "tools": TOOLS, "tool_choice": {}}, "tool"),
+    ("/v1/chat/completions", [1], "JSON object"),
+    ("/v1/completions", {"model": "tiny"}, "prompt"),
+    ("/v1/embeddings", {"model": "tiny", "input": [{}]}, "input"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "named"), BAD)
+async def test_wrong_requests_are_refused(path: str, body: object, named: str) -> None:
+    async with client_of() as client:
+        answer = await client.post(path, json=body)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert answer.json()["error"]["code"] == 400
+
+
+@pytest.mark.parametrize("raw", [b"{", b'"\\ud800"', b"[" * 200_000, b"\xff"])
+async def test_what_is_no_json_is_refused(raw: bytes) -> None:
+    async with client_of() as client:
+        answer = await client.post("/v1/chat/completions", content=raw)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("persona", "status", "error"),
+    [
+        (VLLM, 404, {"type": "NotFoundError", "param": "model", "code": 404}),
+        (OPENAI, 404, {"type": "invalid_request_error", "code": "model_not_found"}),
+        (LLAMACPP, 200, {}),
+    ],
+)
+async def test_an_unknown_model(persona: Persona, status: int, error: dict[str, object]) -> None:
+    async with client_of(persona=persona) as client:
+        answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "nope"})
+    assert answer.status_code == status
+    assert error.items() <= answer.json().get("error", {}).items()
+
+
+@pytest.mark.parametrize(
+    ("persona", "health", "version", "metrics", "role_content"),
+    [
+        (VLLM, b"", 200, "vllm:num_requests_running", ""),
+        (LLAMACPP, b'{"status":"ok"}', 404, "llamacpp:requests_processing", None),
+        (OPENAI, b"", 404, "", ""),
+    ],
+)
+async def test_personas(
+    persona: Persona, health: bytes, version: int, metrics: str, role_content: str | None
+) -> None:
+    async with client_of(persona=persona) as client:
+        assert (await client.get("/health")).content == health
+        assert (await client.get("/version")).status_code == version
+        answer = await client.get("/metrics")
+        assert answer.status_code == (200 if metrics else 404)
+        assert metrics in answer.text
+        assert (await client.get("/nope")).status_code == 404
+        assert (await client.get("/v1/chat/completions")).status_code == 405
+        assert (await client.head("/v1/models")).status_code == 200
+        stream = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    first = events(stream.text)[0]["choices"][0]["delta"]  # type: ignore[index]
+    assert first == {"role": "assistant", "content": role_content}
+    with pytest.raises(LookupError, match="unknown persona 'x'; known: vllm"):
+        persona_named("x")
+
+
+async def test_vllm_repeats_the_request_id_and_openai_does_not() -> None:
+    for persona, expected in ((VLLM, "chatcmpl-abc"), (OPENAI, "chatcmpl-sim-1")):
+        async with client_of(persona=persona) as client:
+            headers = {"x-request-id": "abc"}
+            made = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert made.json()["id"] == expected
+
+
+@pytest.mark.parametrize(
+    ("persona", "body"),
+    [
+        (VLLM, {"error": "Unauthorized"}),
+        (LLAMACPP, {"error": {"code": 401, "message": "Invalid API Key"}}),
+        (OPENAI, {"error": {"code": "invalid_api_key"}}),
+    ],
+)
+async def test_the_key_is_asked_for(persona: Persona, body: dict[str, object]) -> None:
+    async with client_of(persona=persona, api_key="sesame") as client:
+        refused = await client.post("/v1/chat/completions", json=CHAT)
+        wrong = await client.get("/v1/models", headers={"authorization": "Bearer no"})
+        right = await client.get("/v1/models", headers={"authorization": "Bearer sesame"})
+        assert (await client.get("/health")).status_code == 200
+    assert [refused.status_code, wrong.status_code, right.status_code] == [401, 401, 200]
+    found, expected = refused.json()["error"], body["error"]
+    if isinstance(expected, dict):
+        assert expected.items() <= found.items()
+    else:
+        assert found == expected
+
+
+async def test_a_model_that_loads_is_unavailable_until_it_is_there() -> None:
+    now_s = 100.0
+    engine = SimulatedEngine(EngineOptions(load_s=5, persona=LLAMACPP), clock=lambda: now_s)
+    async with (
+        running(engine) as base_url,
+        httpx.AsyncClient(base_url=base_url) as client,
+    ):
+        health = await client.get("/health")
+        chat = await client.post("/v1/chat/completions", json=CHAT)
+        assert (health.status_code, chat.status_code) == (503, 503)
+        assert health.json()["error"]["message"] == "Loading model"
+        now_s = 105.0
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_latency_comes_before_the_first_token_and_between_tokens() -> None:
+    latency = Latency(ttft_s=0.02, itl_s=0.005)
+    engine = SimulatedEngine(EngineOptions(latency=latency, tokens=5))
+    async with (
+        running(engine) as base_url,
+        httpx.AsyncClient(base_url=base_url) as client,
+    ):
+        for is_stream in (True, False):
+            body = {**CHAT, "model": "simulated", "stream": is_stream}
+            await client.post("/v1/chat/completions", json=body)
+            seen = engine.requests[-1]
+            assert seen.ended_s is not None
+            assert seen.first_byte_s is not None
+            assert seen.ended_s - seen.started_s >= 0.04 * 0.95
+            waited_s = seen.first_byte_s - seen.started_s
+            assert (waited_s < 0.02) if is_stream else (waited_s >= 0.04 * 0.95)
+
+
+async def test_content_parts_and_missing_content_are_read() -> None:
+    parts = [{"type": "text", "text": "look at"}, {"type": "image_url", "image_url": {}}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    async with client_of() as client:
+        made = await client.post(
+            "/v1/chat/completions", json={"model": "tiny", "messages": messages}
+        )
+        silent = await client.post(
+            "/v1/chat/completions", json={"messages": [{"role": "system", "content": "be kind"}]}
+        )
+    assert "look at" in made.json()["choices"][0]["message"]["content"]
+    assert silent.json()["choices"][0]["message"]["content"].endswith("be kind")
