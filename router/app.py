@@ -19,7 +19,7 @@ from uvicorn.supervisors import Multiprocess
 from router.api.access import Access
 from router.api.agents import agent_routes
 from router.api.docs import docs_routes
-from router.api.errors import install_error_handlers
+from fastapi.exceptions import RequestValidationError
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -43,6 +43,7 @@ from router.store.writer import RegistryWriter
 from shared import __version__
 from shared.http.aiohttp_transport import AiohttpTransport
 from shared.http.body_limit import BodyLimit
+from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback, split_list
 from shared.http.serve import PortTaken, bind, run, server_options
@@ -186,7 +187,7 @@ class Router:
             redoc_url=None,
             openapi_url=None,
         )
-        install_error_handlers(app)
+        install_error_handlers(app, invalid=RequestValidationError)
         app.include_router(health_routes(self.fleet, self.readiness, self.metrics.registry))
         app.include_router(model_routes(self.fleet))
         app.include_router(agent_routes(self.desk))

@@ -19,7 +19,7 @@ from router.domain import ApiKey, KeyId, Scope
 from router.fleet.registry import Fleet
 from shared.http.asgi import header
 from shared.http.errors import Forbidden, Unauthorized
-from shared.http.origin import OriginRules, is_loopback
+from shared.http.origin import OriginRules, is_local
 
 Handler = TypeVar("Handler", bound=Callable[..., object])
 _MARK = "iir_access"
@@ -46,14 +46,7 @@ class Access:
 
     def is_open(self, scope: AsgiScope) -> bool:
         """Tell whether no key is needed: none was ever made, and both ends are on loopback."""
-        client, server = scope.get("client"), scope.get("server")
-        return (
-            self._fleet.catalog.is_open
-            and client is not None
-            and server is not None
-            and is_loopback(client[0])
-            and is_loopback(server[0])
-        )
+        return self._fleet.catalog.is_open and is_local(scope)
 
     def require(self, scope: AsgiScope, needed: Scope) -> Caller:
         """Return the caller, or refuse.

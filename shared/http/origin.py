@@ -32,6 +32,17 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback
 
 
+def is_local(scope: Scope) -> bool:
+    """Tell whether both ends of a request's connection are on this machine's loopback."""
+    client, server = scope.get("client"), scope.get("server")
+    return (
+        client is not None
+        and server is not None
+        and is_loopback(client[0])
+        and is_loopback(server[0])
+    )
+
+
 def host_of(host_header: str) -> str:
     """Return the host of a Host header in lower case, without port and brackets; "" if odd."""
     try:

@@ -1,0 +1,75 @@
+"""Who may use the agent: programs on this machine, and the router with its access token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.types import Scope
+
+from shared.http.asgi import header, require_json
+from shared.http.errors import Forbidden, Unauthorized
+from shared.http.origin import OriginRules, is_local
+
+Handler = TypeVar("Handler", bound=Callable[..., object])
+_MARK = "iir_access"
+
+
+class Need(str, Enum):
+    """What a route needs."""
+
+    NOTHING = "nothing"
+    DATA = "data"
+    CONTROL = "control"
+
+
+class AgentAccess:
+    """Answers one question: may this request do what its route does?"""
+
+    def __init__(self, rules: OriginRules, access_token: str) -> None:
+        self._rules = rules
+        self._token = access_token.encode()
+
+    def require(self, scope: Scope, need: Need) -> None:
+        """Refuse a request that may not do what needs `need`.
+
+        Raises:
+            Unauthorized: it comes from elsewhere, without the router's token.
+            Forbidden: a foreign web page sent it, or it wants to control from elsewhere.
+            UnsupportedMediaType: a body that a web page could send without asking.
+        """
+        if need is Need.NOTHING:
+            return
+        if self._has_token(scope):
+            if need is Need.CONTROL and not is_local(scope):
+                raise Forbidden("The agent is controlled from its own machine only.")
+            return
+        if not is_local(scope):
+            raise Unauthorized("This agent answers its router and programs on its own machine only.")
+        self._rules.check_origin(scope)
+        if scope["method"] == "POST":
+            require_json(scope)
+
+    async def authorize(self, request: Request) -> None:
+        """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""
+        need = getattr(request.scope.get("endpoint"), _MARK, None)
+        if need is None:
+            raise Forbidden("This route is not open to anybody.")
+        self.require(request.scope, need)
+
+    def _has_token(self, scope: Scope) -> bool:
+        given = header(scope, b"authorization") or b""
+        return hmac.compare_digest(given, b"Bearer " + self._token)
+
+
+def allow(need: Need) -> Callable[[Handler], Handler]:
+    """Declare what a FastAPI route needs."""
+
+    def mark(handler: Handler) -> Handler:
+        setattr(handler, _MARK, need)
+        return handler
+
+    return mark

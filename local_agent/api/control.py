@@ -1,0 +1,110 @@
+"""Models, health, metrics, and what the agent's own command line asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from local_agent.api.access import Need, allow
+from local_agent.control.lease import LeaseClient
+from local_agent.supervisor import Supervisor
+from shared.contracts.agents import AgentModel
+from shared.http.errors import BadRequest, ModelNotFound
+
+
+def model_routes(supervisor: Supervisor, started_at: int) -> APIRouter:
+    """Return the routes that list models; `started_at` is the agent's start, in s since 1970."""
+    routes = APIRouter(prefix="/v1", tags=["models"])
+
+    @routes.get("/models", summary="List all models, loaded or not")
+    @allow(Need.DATA)
+    async def list_models() -> dict[str, Any]:
+        data = [_shown(model, started_at) for model in supervisor.models()]
+        return {"object": "list", "data": data}
+
+    @routes.get("/models/{model_id:path}", summary="Describe one model")
+    @allow(Need.DATA)
+    async def describe_model(model_id: str) -> dict[str, Any]:
+        found = supervisor.resolve(model_id)
+        for model in supervisor.models():
+            if model.id == found:
+                return _shown(model, started_at)
+        raise ModelNotFound(
+            f"This agent does not know the model {model_id[:256]!r}. GET /v1/models lists what it has.",
+            param="model",
+        )
+
+    return routes
+
+
+def _shown(model: AgentModel, created: int) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": created,
+        "owned_by": model.engine or "agent",
+        "aliases": list(model.aliases),
+        "status": {"value": model.status},
+        "is_pulled": model.is_pulled,
+        "pull_command": model.pull_command,
+        "context_length": model.context_tokens,
+    }
+
+
+def health_routes(
+    is_ready: Callable[[], bool], lease: LeaseClient, registry: CollectorRegistry
+) -> APIRouter:
+    """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
+    routes = APIRouter(tags=["operation"])
+
+    @routes.get("/health", summary="Alive")
+    @allow(Need.NOTHING)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/livez", summary="Alive")
+    @allow(Need.NOTHING)
+    async def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/readyz", summary="Serving, and how it stands with its router")
+    @allow(Need.NOTHING)
+    async def readyz() -> Response:
+        ready = is_ready()
+        body = {"status": "ready" if ready else "starting", "lease": lease.status.value}
+        return JSONResponse(body, 200 if ready else 503)
+
+    @routes.get("/metrics", summary="Prometheus metrics")
+    @allow(Need.DATA)
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def control_routes(supervisor: Supervisor, reload: Callable[[], str | None]) -> APIRouter:
+    """Return what `iir-agent` asks of a running agent.
+
+    `reload` reads the configuration and the weights anew and returns what is wrong, if anything.
+    """
+    routes = APIRouter(prefix="/internal", tags=["control"])
+
+    @routes.get("/workers", summary="Workers as observed")
+    @allow(Need.CONTROL)
+    async def workers() -> list[dict[str, Any]]:
+        return [{**asdict(view), "state": view.state.value} for view in supervisor.workers()]
+
+    @routes.post("/reload", summary="Read configuration and weights anew")
+    @allow(Need.CONTROL)
+    async def reload_all() -> dict[str, Any]:
+        problem = reload()
+        if problem is not None:
+            raise BadRequest(f"{problem} The agent keeps its present configuration.")
+        return {"models": [model.id for model in supervisor.models()]}
+
+    return routes

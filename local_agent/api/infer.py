@@ -1,0 +1,129 @@
+"""`POST /infer`: a prompt in, a text out.
+
+`{"prompt": str, "max_tokens": 512, "temperature": 0.7, "stream": false}` (and `model`) becomes one
+chat with one user message. The answer is `{"model", "text", "finish_reason", "usage"}`, or with
+`stream: true` events `{"text": "…"}`, a last one with `finish_reason` and `usage`, then `[DONE]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+
+import msgspec
+from starlette.types import Send
+
+from shared.http.asgi import send_body
+from shared.http.errors import BadRequest, InvalidJson, UpstreamFailed
+from shared.http.exchange import Reply
+from shared.http.relay import relay
+from shared.http.sse import SseFramer, event_data
+
+_DONE = b"data: [DONE]\n\n"
+_JSON = (b"content-type", b"application/json")
+
+
+class InferCall(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `/infer`."""
+
+    prompt: str
+    max_tokens: int = 512
+    temperature: float = 0.7
+    stream: bool = False
+    model: str = "default"
+
+    @classmethod
+    def parse(cls, body: bytes) -> InferCall:
+        """Return the call.
+
+        Raises:
+            InvalidJson: the body is not JSON.
+            BadRequest: a field is missing, unknown or of the wrong type.
+        """
+        try:
+            call = msgspec.json.decode(body, type=cls)
+        except msgspec.ValidationError as exc:
+            # names the field and the types, never the value
+            raise BadRequest(f"Invalid request: {exc}.") from None
+        except (msgspec.DecodeError, RecursionError):
+            raise InvalidJson(
+                'The body is not valid JSON. Send {"prompt": "…"} in UTF-8.'
+            ) from None
+        if call.max_tokens < 1:
+            raise BadRequest("max_tokens must be at least 1.", param="max_tokens")
+        return call
+
+    def chat_values(self) -> Mapping[str, object]:
+        """Return the chat request's fields, without the model."""
+        values: dict[str, object] = {
+            "messages": [{"role": "user", "content": self.prompt}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "stream": self.stream,
+        }
+        if self.stream:
+            values["stream_options"] = {"include_usage": True}
+        return values
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message | None = None
+    delta: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Chat(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: msgspec.Raw | None = None
+
+
+_decode = msgspec.json.Decoder(_Chat).decode
+_encode = msgspec.json.Encoder().encode
+
+
+async def infer_relay(reply: Reply, model: str, send: Send) -> None:
+    """Send a chat's reply in the shape of `/infer`; errors stay as they are."""
+    if reply.status >= 400:
+        await relay(reply, send)
+    elif reply.is_stream:
+        await relay(replace(reply, chunks=_texts(reply.chunks)), send)
+    else:
+        chat = _parsed(b"".join([chunk async for chunk in reply.chunks]))
+        choice = chat.choices[0] if chat.choices else _Choice()
+        answer = {
+            "model": model,
+            "text": (choice.message.content if choice.message else None) or "",
+            "finish_reason": choice.finish_reason,
+            "usage": chat.usage,
+        }
+        await send_body(send, 200, [_JSON], _encode(answer))
+
+
+async def _texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    framer = SseFramer()
+    finish_reason: str | None = None
+    usage: msgspec.Raw | None = None
+    async for part in chunks:
+        for event in framer.feed(part):
+            data = event_data(event)
+            if data is None or data == b"[DONE]":
+                continue
+            chat = _parsed(data)
+            usage = chat.usage or usage
+            choice = chat.choices[0] if chat.choices else _Choice()
+            finish_reason = choice.finish_reason or finish_reason
+            if choice.delta is not None and choice.delta.content:
+                yield b"data: " + _encode({"text": choice.delta.content}) + b"\n\n"
+    yield b"data: " + _encode({"text": "", "finish_reason": finish_reason, "usage": usage}) + b"\n\n"
+    yield _DONE
+
+
+def _parsed(data: bytes) -> _Chat:
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        raise UpstreamFailed("The worker's answer can't be read.") from None

@@ -1,0 +1,37 @@
+"""The agent's Prometheus metrics. Labels are bounded: models come from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from local_agent.domain import WorkerState
+from local_agent.supervisor import Supervisor
+
+
+class _Workers(Collector):
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def collect(self) -> Iterable[Metric]:
+        in_flight = GaugeMetricFamily(
+            "iir_agent_in_flight", "Requests in flight per model", labels=["model"]
+        )
+        ready = GaugeMetricFamily(
+            "iir_agent_worker_ready", "Whether a model's worker is ready", labels=["model"]
+        )
+        for view in self._supervisor.workers():
+            in_flight.add_metric([view.model], view.in_flight)
+            ready.add_metric([view.model], float(view.state is WorkerState.READY))
+        yield in_flight
+        yield ready
+
+
+def agent_metrics(supervisor: Supervisor) -> CollectorRegistry:
+    """Return the registry that `/metrics` renders."""
+    registry = CollectorRegistry()
+    registry.register(_Workers(supervisor))
+    return registry

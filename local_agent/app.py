@@ -1,0 +1,246 @@
+"""The composition root: everything is built here, once, and handed down."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import anyio
+import httpx
+import structlog
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.types import ASGIApp
+
+from local_agent.api.access import AgentAccess
+from local_agent.api.control import control_routes, health_routes, model_routes
+from local_agent.api.metrics import agent_metrics
+from local_agent.api.proxy import InferenceRoutes, Proxy
+from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
+from local_agent.control.identity import load_identity, read_credential
+from local_agent.control.lease import LeaseClient
+from local_agent.control.subject import AgentSubject
+from local_agent.domain import WorkerEvent
+from local_agent.engines import ENGINES
+from local_agent.host.facts import host_facts
+from local_agent.host.prober import TransportProber
+from local_agent.lifecycle import FailureRule
+from local_agent.process import LocalProcessLauncher
+from local_agent.settings import AgentSettings
+from local_agent.supervisor import Supervisor
+from local_agent.weights.store import WeightStore
+from local_agent.worker import Limits, Surroundings
+from shared import __version__
+from shared.http.aiohttp_transport import AiohttpTransport
+from shared.http.body_limit import BodyLimit
+from shared.http.envelopes import install_error_handlers
+from shared.http.guard import Guard
+from shared.http.origin import OriginRules, is_loopback
+from shared.http.serve import PortTaken, bind, run
+from shared.http.transport import Timeouts
+from shared.kit.clock import monotonic, wall_time
+from shared.kit.logs import configure_logs
+
+_CONTROL_BODY_BYTES = 1024 * 1024
+_MAX_BODY_BYTES = 32 * 1024 * 1024
+# An engine on this machine answers a connect at once, or is gone.
+_TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
+_DEFAULT_PORT = 5000
+# AirPlay listens on 5000 of a Mac; the ports from here are free as a rule.
+_FIRST_OTHER_PORT = 5055
+_OTHER_PORTS = 40
+
+
+class Agent:
+    """One agent process: its parts, and what runs beside requests."""
+
+    def __init__(self, settings: AgentSettings, config: AgentConfig, port: int) -> None:
+        self.settings = settings
+        self._log = structlog.get_logger("agent")
+        self._transport = AiohttpTransport()
+        self._weights = WeightStore(settings.models_dir)
+        rng = Random()  # noqa: S311 - spreads waits, guards nothing
+        ENGINES.discover("local_agent.engines")
+        self._supervisor = Supervisor(
+            engines=ENGINES,
+            host=host_facts(),
+            around=Surroundings(
+                launcher=LocalProcessLauncher(
+                    run_dir=settings.iir_home / "run" / "workers",
+                    log_dir=settings.iir_home / "logs",
+                    env=settings.environment(),
+                ),
+                prober=TransportProber(self._transport),
+                clock=monotonic,
+                rng=rng,
+                limits=Limits(),
+                rule=FailureRule(),
+            ),
+            drain_s=settings.agent_drain_s,
+            on_event=self._on_event,
+        )
+        self._supervisor.set_desired(to_deployments(config, self._weights))
+        self._identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
+        self._subject = AgentSubject(
+            self._supervisor,
+            self._identity,
+            base_url=settings.agent_url or _own_url(settings.agent_host, port),
+            engines=tuple(ENGINES),
+            labels=config.labels,
+        )
+        self._router = httpx.AsyncClient(
+            base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
+        )
+        self._lease = LeaseClient(
+            client=self._router,
+            agent_id=self._identity.agent_id,
+            credential=lambda: read_credential(settings.token_path),
+            subject=self._subject,
+            rng=rng,
+        )
+        self._is_ready = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Carry the workers and the lease until the end; then no process is left."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._supervisor.run)
+                tasks.start_soon(self._lease.run)
+                self._is_ready = True
+                yield
+                self._is_ready = False
+                await self._lease.release()
+                await self._supervisor.drain_and_stop(0)
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._router.aclose()
+                await self._transport.aclose()
+
+    def drain(self) -> None:
+        """Say that nothing new should come; called when the process is told to stop."""
+        self._is_ready = False
+        self._subject.is_draining = True
+
+    def reload(self) -> str | None:
+        """Read configuration and weights anew; return what is wrong, if anything."""
+        try:
+            config = load_config(self.settings.config_path, self.settings.environment())
+        except ConfigError as exc:
+            return str(exc)
+        self._supervisor.set_desired(to_deployments(config, self._weights))
+        return None
+
+    def asgi(self) -> ASGIApp:
+        """Return the application, with every layer around it."""
+        rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
+        access = AgentAccess(rules, self._identity.access_token)
+        routes = InferenceRoutes(
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            proxy=Proxy(
+                self._supervisor,
+                self._transport,
+                timeouts=_TIMEOUTS,
+                load_wait_s=self.settings.agent_load_wait_s,
+            ),
+            access=access,
+            max_body_bytes=_MAX_BODY_BYTES,
+        )
+        return Guard(routes, rules=rules, clock=monotonic)
+
+    def _control_app(self, access: AgentAccess) -> FastAPI:
+        @asynccontextmanager
+        async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+            async with self.running():
+                yield
+
+        app = FastAPI(
+            title="Intelligent Inference Router: local agent",
+            version=__version__,
+            lifespan=lifespan,
+            dependencies=[Depends(access.authorize)],
+            redirect_slashes=False,
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+        )
+        install_error_handlers(app, invalid=RequestValidationError)
+        app.include_router(model_routes(self._supervisor, self._identity.incarnation // 1000))
+        app.include_router(
+            health_routes(lambda: self._is_ready, self._lease, agent_metrics(self._supervisor))
+        )
+        app.include_router(control_routes(self._supervisor, self.reload))
+        return app
+
+    def _on_event(self, event: WorkerEvent) -> None:
+        self._log.info(
+            "worker",
+            worker=event.worker,
+            before=event.from_state.value,
+            state=event.to_state.value,
+            reason=event.reason,
+            request_id=event.request_id,
+        )
+
+
+def create_app(settings: AgentSettings) -> ASGIApp:
+    """Return the agent as an ASGI application; no process is started before its start.
+
+    Raises:
+        ConfigError: the YAML file is not valid.
+        OSError: `IIR_HOME` can't be written.
+    """
+    config = load_config(settings.config_path, settings.environment())
+    return Agent(settings, config, settings.agent_port or _DEFAULT_PORT).asgi()
+
+
+def serve(settings: AgentSettings) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        SystemExit: the agent can't or must not serve like this; the reason is on stderr.
+    """
+    configure_logs(level=settings.log_level, json=settings.log_json)
+    try:
+        config = load_config(settings.config_path, settings.environment())
+        _refuse_unreachable(settings)
+        listener = _listen(settings.agent_host, settings.agent_port)
+        agent = Agent(settings, config, listener.getsockname()[1])
+    except ConfigError as exc:
+        raise SystemExit(f"iir-agent: {exc}") from exc
+    except PortTaken as exc:
+        raise SystemExit(f"iir-agent: {exc} Set AGENT_PORT to another one.") from exc
+    except OSError as exc:
+        raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
+    run(agent.asgi(), listener, drain_s=settings.agent_drain_s, on_exit=agent.drain)
+
+
+def _refuse_unreachable(settings: AgentSettings) -> None:
+    """Refuse to listen to a network without a credential: nobody could use it rightfully."""
+    if is_loopback(settings.agent_host) or read_credential(settings.token_path) is not None:
+        return
+    raise SystemExit(
+        f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "
+        "Make one on the router's machine: iir agents add NAME --token-file FILE"
+    )
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """Listen on `port`; without one on 5000 or, if that is taken, the next free from 5055."""
+    if port is not None:
+        return bind(host, port)
+    for candidate in (_DEFAULT_PORT, *range(_FIRST_OTHER_PORT, _FIRST_OTHER_PORT + _OTHER_PORTS)):
+        try:
+            return bind(host, candidate)
+        except PortTaken:
+            continue
+    raise PortTaken(f"Port {_DEFAULT_PORT} and all from {_FIRST_OTHER_PORT} are taken.")
+
+
+def _own_url(host: str, port: int) -> str:
+    """Return the agent's URL: never `localhost`, which AirPlay may answer on a Mac."""
+    address = "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host  # noqa: S104 - compared
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

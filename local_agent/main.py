@@ -1,0 +1,11 @@
+"""The agent for `uvicorn main:app --port 5000`, run from this folder."""
+
+from __future__ import annotations
+
+from local_agent.app import create_app
+from local_agent.settings import load_settings
+from shared.kit.logs import configure_logs
+
+_settings = load_settings()
+configure_logs(level=_settings.log_level, json=_settings.log_json)
+app = create_app(_settings)

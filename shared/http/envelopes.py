@@ -1,0 +1,66 @@
+"""A framework's own errors in OpenAI's envelope: 404, 405 and validation included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared.http.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
+
+
+class _Invalid(Protocol):
+    def errors(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def install_error_handlers(app: Starlette, *, invalid: type[Exception]) -> None:
+    """Make every error of `app` leave as an envelope.
+
+    Args:
+        app: the application.
+        invalid: the framework's exception for a body that does not fit its model; has `errors()`.
+    """
+
+    async def on_api_error(_request: Request, error: Exception) -> Response:
+        return _answer(cast("ApiError", error))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        return _answer(_translated(request, cast("HTTPException", error)))
+
+    async def on_invalid(_request: Request, error: Exception) -> Response:
+        return _answer(_first_problem(cast("_Invalid", error).errors()))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(invalid, on_invalid)
+
+
+def _translated(request: Request, error: HTTPException) -> ApiError:
+    if isinstance(error.__cause__, ApiError):
+        return error.__cause__  # FastAPI wraps what reading the body raised
+    if error.status_code == 404:
+        return NotFound(f"There is no route {request.scope['path'][:128]!r}.")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        text = f"Use {allowed} here." if allowed else "This method is not served here."
+        return MethodNotAllowed(text, headers=(("allow", allowed),))
+    return BadRequest("The request could not be read.")
+
+
+def _first_problem(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    first = problems[0] if problems else {}
+    # the first part of the place says body, query or path
+    place = ".".join(str(part) for part in tuple(first.get("loc", ()))[1:])
+    reason = first.get("msg", "invalid")
+    return BadRequest(f"Invalid request: {place or 'body'}: {reason}.", param=place or None)
+
+
+def _answer(error: ApiError) -> Response:
+    response = Response(error.body(), error.status)
+    for name, value in error.response_headers():
+        response.headers[name.decode()] = value.decode()
+    return response
