@@ -28,21 +28,25 @@ from shared.testing.substitutes import error_event
 DONE = b"data: [DONE]\n\n"
 
 
+def _in_pieces(steps: Steps, fault: Fault) -> Steps:
+    """Give a plain body a middle, if the fault is to happen there."""
+    return halved(steps) if fault.after and not is_stream(steps) else steps
+
+
 def cut(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """Close the connection, by RST if `reset`."""
-    return stop(steps, fault.after, Cut(fault.reset))
+    return stop(_in_pieces(steps, fault), fault.after, Cut(fault.reset))
 
 
 def crash(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """End the process."""
-    return stop(steps, fault.after, Crash(fault.exit_code, fault.signal))
+    return stop(_in_pieces(steps, fault), fault.after, Crash(fault.exit_code, fault.signal))
 
 
 def stall(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """Say nothing for `ms`, or until the client leaves."""
-    if fault.after and not is_stream(steps):
-        steps = halved(steps)
-    return insert(steps, fault.after, Wait(fault.ms / 1000 if fault.ms else None))
+    pause = Wait(fault.ms / 1000 if fault.ms else None)
+    return insert(_in_pieces(steps, fault), fault.after, pause)
 
 
 def no_done(steps: Steps, fault: Fault, persona: Persona) -> Steps:

@@ -200,6 +200,12 @@ async def test_completions_take_text_lists_and_tokens() -> None:
         stream = await client.post(
             "/v1/completions", json={"model": "tiny", "prompt": "a b", "stream": True}
         )
+    async with client_of(persona=OPENAI) as client:
+        other = await client.post(
+            "/v1/completions", json={"model": "tiny", "prompt": "a b", "stream": True}
+        )
+    last = events(other.text)[-1]["choices"][0]  # type: ignore[index]
+    assert (last["text"], last["finish_reason"]) == ("", "stop")
     found = [event["choices"][0] for event in events(stream.text)]  # type: ignore[index]
     assert "".join(choice["text"] for choice in found).endswith(": a b")
     assert found[-1]["finish_reason"] == "stop"

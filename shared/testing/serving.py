@@ -1,0 +1,35 @@
+"""Serves an ASGI application on loopback inside a test's event loop, as in production."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from shared.http.serve import bind, server_options
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, *, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Yield `http://HOST:PORT` of the running application; it is stopped at the end.
+
+    Raises:
+        RuntimeError: the application did not start.
+    """
+    listener = bind(host, 0)
+    config = uvicorn.Config(app, **server_options(drain_s=1))  # type: ignore[arg-type] # uvicorn's own
+    server = uvicorn.Server(config)
+    task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            if task.done():
+                raise RuntimeError("the application did not start")
+            await asyncio.sleep(0.005)
+        yield f"http://{host}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(task, 10)
+        listener.close()
