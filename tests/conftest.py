@@ -1,0 +1,39 @@
+"""What all tests share: no network but loopback, no environment but the test's own."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_OURS = ("IIR_", "ROUTER_", "AGENT_", "EXTERNAL_", "OPENAI_", "SQLITE_", "DATABASE_", "HF_", "LOG_")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let no variable of the developer's reach a test, and no `.env` of the checkout."""
+    for name in [name for name in os.environ if name.startswith(_OURS)]:  # noqa: TID251 - clears it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("IIR_HOME", str(tmp_path / "iir-home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that connects to anywhere but this machine."""
+    if request.node.get_closest_marker("integration"):
+        yield
+        return
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and not ipaddress.ip_address(address[0]).is_loopback:
+            raise AssertionError(f"a test connects to {address[0]}")
+        connect(self, address)  # type: ignore[arg-type] # passed on as it came
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    yield

@@ -1,0 +1,77 @@
+"""A router on loopback, with a registry of its own and simulated engines behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import Connection
+
+from router.app import Router
+from router.domain import DeploymentEntry, Provider, Zone
+from router.settings import Settings, load_settings
+from router.store.catalog import add_model, add_provider
+from router.store.migrate import migrate
+from router.store.writer import RegistryWriter
+from shared.testing.serving import serving
+
+
+@dataclass(slots=True)
+class RunningRouter:
+    """A router that serves: its address, its parts, and a client for it."""
+
+    base_url: str
+    router: Router
+    settings: Settings
+    client: httpx.AsyncClient
+
+    def write(self, change: Callable[[Connection], Any]) -> Any:
+        """Change the registry as the command line does: from another connection."""
+        writer = RegistryWriter(self.settings.store_url)
+        try:
+            return writer.run_sync(change)
+        finally:
+            writer.close()
+
+    async def catch_up(self) -> None:
+        """Let the router see what was written."""
+        await self.router.sync.look()
+
+
+StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
+
+
+def starter(home: Path) -> StartRouter:
+    """Return `start(upstream=URL, models=(…), **settings)`, for routers with the state in `home`."""
+
+    @asynccontextmanager
+    async def start(
+        *, upstream: str | None = None, models: tuple[str, ...] = (), **overrides: Any
+    ) -> AsyncIterator[RunningRouter]:
+        settings = load_settings(iir_home=home, **overrides)
+        migrate(settings.store_url)
+        router = Router(settings)
+        async with (
+            serving(router.asgi()) as base_url,
+            httpx.AsyncClient(base_url=base_url) as client,
+        ):
+            running = RunningRouter(base_url, router, settings, client)
+            if upstream is not None:
+                running.write(lambda c: _register(c, upstream, models))
+                await running.catch_up()
+            yield running
+
+    return start
+
+
+def _register(connection: Connection, upstream: str, models: tuple[str, ...]) -> None:
+    add_provider(
+        connection,
+        Provider(name="engine", dialect="openai", base_url=upstream, zone=Zone.LOCAL),
+    )
+    for model in models:
+        add_model(connection, model, DeploymentEntry(provider="engine", upstream_name=model))
