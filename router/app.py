@@ -36,7 +36,7 @@ from router.settings import Settings
 from router.store.bridge import StoredLeases, StoredRegistry
 from router.store.errors import StoreError
 from router.store.ledger import UsageLedger
-from router.store.migrate import migrate
+from router.store.prepare import prepare
 from router.store.reader import RegistryReader
 from router.store.urls import api_base
 from router.store.writer import RegistryWriter
@@ -101,7 +101,7 @@ class Router:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring the registry up to date, load it, and follow it until the end."""
-        await asyncio.get_running_loop().run_in_executor(None, migrate, self.settings.store_url)
+        await asyncio.get_running_loop().run_in_executor(None, prepare, self.settings.store_url)
         await self.sync.load()
         self.readiness.is_loaded = True
         try:
@@ -229,7 +229,7 @@ def serve(settings: Settings) -> None:
     """
     configure_logs(level=settings.log_level, json=settings.log_json)
     try:
-        migrate(settings.store_url)
+        prepare(settings.store_url)
         _refuse_open_network(settings)
         listener = bind(settings.router_host, settings.router_port)
     except StoreError as exc:

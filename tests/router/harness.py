@@ -15,7 +15,7 @@ from router.app import Router
 from router.domain import DeploymentEntry, Provider, Zone
 from router.settings import Settings, load_settings
 from router.store.catalog import add_model, add_provider
-from router.store.migrate import migrate
+from router.store.prepare import prepare
 from router.store.writer import RegistryWriter
 from shared.testing.serving import serving
 
@@ -53,7 +53,7 @@ def starter(home: Path) -> StartRouter:
         *, upstream: str | None = None, models: tuple[str, ...] = (), **overrides: Any
     ) -> AsyncIterator[RunningRouter]:
         settings = load_settings(iir_home=home, **overrides)
-        migrate(settings.store_url)
+        prepare(settings.store_url)
         router = Router(settings)
         async with (
             serving(router.asgi()) as base_url,
