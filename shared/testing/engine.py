@@ -141,14 +141,14 @@ class SimulatedEngine:
             steps = plan_answer(found, Latency())
         outcome = "abort"
         try:
-            await self._play(exchange, seen, steps)
-            outcome = found.finish_reason if seen.status == found.status else "error"
+            is_whole = await self._play(exchange, seen, steps) and seen.status == found.status
+            outcome = found.finish_reason if is_whole else "error"
         finally:
             self.tally.finished[outcome] += 1 if found.finish_reason else 0
 
-    async def _play(self, exchange: Exchange, seen: Seen | None, steps: Steps) -> None:
+    async def _play(self, exchange: Exchange, seen: Seen | None, steps: Steps) -> bool:
         player = Player(self.options.persona.headers, self.journal, self.tally, crash=self._crash)
-        await player.play(steps, exchange, seen)
+        return await player.play(steps, exchange, seen)
 
     def _faults(self, request: Request, body: object, *, is_inference: bool) -> Entry:
         model = body.get("model") if isinstance(body, dict) else None

@@ -24,8 +24,8 @@ class Player:
         self._tally = tally
         self._crash = crash
 
-    async def play(self, steps: Steps, exchange: Exchange, seen: Seen | None) -> None:
-        """Carry out the steps.
+    async def play(self, steps: Steps, exchange: Exchange, seen: Seen | None) -> bool:
+        """Carry out the steps; tells whether the answer came to its own end.
 
         Raises:
             ConnectionResetError: the client is gone.
@@ -35,12 +35,13 @@ class Player:
                 await _wait(step.seconds)
             elif isinstance(step, Cut):
                 exchange.close(reset=step.reset)
-                return
+                return False
             elif isinstance(step, Crash):
                 self._crash(step)
-                return
+                return False
             else:
                 await self._send(step, exchange, seen)
+        return True
 
     async def _send(self, step: Step, exchange: Exchange, seen: Seen | None) -> None:
         if isinstance(step, Head):

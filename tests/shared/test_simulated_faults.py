@@ -174,6 +174,7 @@ async def test_a_cut_stream_is_an_error_for_the_client_and_no_abort_for_the_engi
             await client.post(PATH, json=STREAM, headers={"x-sim-fault": "cut:after=1"})
         await engine.journal.wait_for(lambda: engine.requests[-1].ended_s is not None)
     assert not engine.requests[-1].aborted
+    assert engine.tally.finished == {"error": 1}
 
 
 async def test_ends_without_done() -> None:

@@ -141,13 +141,23 @@ async def test_a_slow_reader_holds_the_writer_back() -> None:
     await server.close()
 
 
-async def test_a_mistake_in_a_handler_comes_to_light(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_ipv6_address_stands_in_brackets() -> None:
+    server = WireServer(SimulatedEngine().handle)
+    try:
+        base_url = await server.start("::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    assert base_url.startswith("http://[::1]:")
+    assert b" 200 OK" in await call_raw(base_url, "/health", method="GET")
+    await server.close()
+
+
+async def test_a_mistake_in_a_handler_comes_to_light() -> None:
     async def fail(exchange: Exchange) -> None:
         raise ZeroDivisionError(exchange.request.path)
 
     server = WireServer(fail)
-    base_url = await server.start("::1", 0)
-    assert base_url.startswith("http://[::1]:")
+    base_url = await server.start("127.0.0.1", 0)
     assert await call_raw(base_url, "/x") == b""
     await server.close()
     assert [str(error) for error in server.failures] == ["/x"]
