@@ -62,23 +62,27 @@ def add_agent(connection: Connection, name: str, *, now: Clock = wall_time) -> s
 
 def ensure_agent(
     connection: Connection, name: str, credential: str, *, now: Clock = wall_time
-) -> None:
-    """Let `credential` be that of the agent `name`; nothing changes if it is already.
+) -> str:
+    """Let an agent register with `credential`; nothing changes if one may already.
 
     An agent of this name with another credential loses it, and its lease: this is the word of
     whoever owns the registry.
 
+    Returns:
+        The agent's name: `name`, or that under which the credential is known already (a host's
+        name may change; its agent is still the same).
+
     Raises:
         InvalidValue: the name or the credential has a form that is not taken.
-        CredentialRefused: the credential was revoked, or is another agent's.
+        CredentialRefused: the credential was revoked, or is a forged one.
     """
     prefix = parse_prefix(credential)
     if prefix is None:
         raise InvalidValue("this is no credential: it must read sk-iir-…")
     found = connection.execute(select(agents).where(agents.c.key_prefix == prefix)).one_or_none()
     if found is not None:
-        _check_owner(found, name, credential)
-        return
+        _check(found, credential)
+        return str(found.name)
     values: dict[str, Any] = {
         "key_prefix": prefix,
         "key_digest": digest(credential),
@@ -95,6 +99,7 @@ def ensure_agent(
         connection.execute(update(agents).where(agents.c.id == old).values(**values))
         connection.execute(delete(leases).where(leases.c.agent == old))
     bump(connection, Version.CATALOG, Version.LEASES)
+    return name
 
 
 def is_in_force(connection: Connection, name: str) -> bool:
@@ -227,15 +232,13 @@ def release_lease(connection: Connection, row_id: int) -> None:
         bump(connection, Version.LEASES)
 
 
-def _check_owner(row: Row[Any], name: str, credential: str) -> None:
+def _check(row: Row[Any], credential: str) -> None:
     if not hmac.compare_digest(row.key_digest, digest(credential)):
         raise CredentialRefused("the credential is not the one that was given out")
     if row.revoked_at is not None:
         raise CredentialRefused(
             "the credential was revoked; delete its file, then `iir agents add` makes a new one"
         )
-    if row.name != name:
-        raise CredentialRefused(f"the credential belongs to the agent {row.name!r}")
 
 
 def _refuse_second_credential(connection: Connection, row_id: int, agent_id: str) -> None:

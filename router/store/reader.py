@@ -11,7 +11,7 @@ from router.domain import Catalog, LeaseBook
 from router.store.agents import credentials_in_force, list_agents
 from router.store.catalog import list_models, list_prefix_rules, list_providers
 from router.store.database import Pinned
-from router.store.errors import Refusal, StoreError, translated
+from router.store.errors import Refusal, StoreError, damaged, translated
 from router.store.keys import keys_in_force, was_ever_keyed
 from router.store.versions import Version, current
 
@@ -55,6 +55,15 @@ class RegistryReader:
             Refusal: from `read`.
         """
         return self._guarded(lambda connection: _in_transaction(connection, read))
+
+    def check_integrity(self) -> None:
+        """Read the whole file and do nothing if it is intact. Slow where the ledger is long.
+
+        Raises:
+            StoreError: the registry can't be read.
+            DamagedRegistry: it is not intact.
+        """
+        self._guarded(_check_integrity)
 
     def close(self) -> None:
         """Close the connection."""
@@ -128,6 +137,13 @@ def _in_transaction(connection: Connection, read: Callable[[Connection], T]) -> 
         return read(connection)
     finally:
         connection.exec_driver_sql("ROLLBACK")
+
+
+def _check_integrity(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one() != "ok":
+        raise damaged()
 
 
 def _data_version(connection: Connection) -> int | None:

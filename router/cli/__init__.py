@@ -1,0 +1,5 @@
+"""`iir`: the router's command line."""
+
+from router.cli.root import app
+
+__all__ = ["app"]

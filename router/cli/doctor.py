@@ -1,0 +1,179 @@
+"""`iir doctor`: what is wrong, and how to put it right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from router.cli.listing import agent_state
+from router.cli.output import AsJson, write_json, write_table
+from router.cli.router_probe import Answer, probe_router
+from router.domain import Catalog
+from router.settings import Settings, load_settings
+from router.store.agents import AgentInfo, list_agents
+from router.store.errors import StoreError
+from router.store.reader import RegistryReader, load_catalog
+from shared.http.origin import is_loopback
+from shared.kit.clock import wall_time
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; `fix` is the next step if there is one."""
+
+    check: str
+    level: Level
+    message: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """What the checks look at."""
+
+    catalog: Catalog
+    agents: tuple[AgentInfo, ...]
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check the installation; exit 1 if something is broken."""
+    settings = load_settings()
+    findings = list(examine(settings, now=wall_time(), ask=probe_router))
+    if as_json:
+        write_json([asdict(finding) for finding in findings])
+    else:
+        write_table(
+            ("check", "level", "finding", "fix"),
+            [(f.check, f.level, f.message, f.fix) for f in findings],
+            empty="",
+        )
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine(
+    settings: Settings, *, now: float, ask: Callable[[str, int], Answer]
+) -> Iterator[Finding]:
+    """Yield what all checks find.
+
+    Args:
+        settings: of the router to look at.
+        now: seconds since 1970.
+        ask: asks the router at a host and port how it is.
+    """
+    try:
+        registry = _load(settings)
+    except StoreError as error:
+        yield Finding("registry", "error", str(error), "iir migrate")
+    else:
+        yield Finding("registry", "ok", "reachable, intact and up to date")
+        yield _models(registry)
+        yield from _credentials(registry.catalog, settings)
+        yield _keys(registry.catalog, settings)
+        yield from _agents(registry, now - 2 * settings.router_lease_ttl_s)
+    yield _router(settings, ask)
+
+
+def _load(settings: Settings) -> Registry:
+    # Alembic takes as long to load as all the rest: only where it is needed.
+    from router.store.migrate import check  # noqa: PLC0415 - see above
+
+    def fetch(connection: Connection) -> Registry:
+        check(connection)
+        return Registry(load_catalog(connection), tuple(list_agents(connection)))
+
+    reader = RegistryReader(settings.store_url)
+    try:
+        reader.check_integrity()
+        return reader.run(fetch)
+    finally:
+        reader.close()
+
+
+def _models(registry: Registry) -> Finding:
+    catalog = registry.catalog
+    by_agents = sum(
+        len(agent.record.registration.models)
+        for agent in registry.agents
+        if agent.revoked_at is None and agent.record.registration is not None
+    )
+    counts = f"{len(catalog.models)} models in the registry, {by_agents} of agents"
+    if not catalog.providers:
+        return Finding("catalog", "warning", "there are no providers", "iir seed")
+    if not catalog.models and not by_agents:
+        return Finding(
+            "catalog",
+            "warning",
+            "there are no models",
+            "start an agent, or: iir models add ID --provider NAME",
+        )
+    return Finding("catalog", "ok", counts)
+
+
+def _credentials(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    for provider in catalog.providers.values():
+        if provider.key_env is None:
+            continue
+        check = f"provider {provider.name}"
+        if settings.credential(provider.key_env) is None:
+            text = f"{provider.key_env} is not set here, so its models can't be used"
+            yield Finding(check, "warning", text, f"set {provider.key_env} and restart the router")
+        else:
+            yield Finding(check, "ok", f"{provider.key_env} is set")
+
+
+def _keys(catalog: Catalog, settings: Settings) -> Finding:
+    fix = "iir keys create --name NAME"
+    if not catalog.is_open:
+        in_force = sum(key.agent is None for key in catalog.keys.values())
+        if in_force:
+            return Finding("keys", "ok", f"keys in force: {in_force}")
+        return Finding("keys", "warning", "all keys are revoked: no client gets in", fix)
+    if is_loopback(settings.router_host):
+        return Finding("keys", "ok", "open: programs on this machine need no key")
+    text = "ROUTER_HOST is not loopback and there is no key: the router refuses to start"
+    return Finding("keys", "error", text, fix)
+
+
+def _agents(registry: Registry, oldest: float) -> Iterator[Finding]:
+    in_force = [agent for agent in registry.agents if agent.revoked_at is None]
+    if not in_force:
+        yield Finding(
+            "agents",
+            "warning",
+            "no agent may register, so there are no local models",
+            "iir agents add NAME --token-file PATH",
+        )
+    for agent in in_force:
+        state = agent_state(agent, oldest)
+        check = f"agent {agent.record.name}"
+        if state in {"ready", "draining"}:
+            yield Finding(check, "ok", f"holds a lease ({state})")
+        else:
+            fix = "start it: iir-agent serve; then look at its /readyz"
+            yield Finding(check, "warning", state, fix)
+
+
+def _router(settings: Settings, ask: Callable[[str, int], Answer]) -> Finding:
+    if settings.router_port == 0:
+        return Finding("router", "ok", "ROUTER_PORT is 0: any free port; not looked for")
+    where = f"port {settings.router_port}"
+    answer = ask(settings.router_host, settings.router_port)
+    if answer.kind == "nobody":
+        return Finding("router", "warning", f"nothing answers on {where}", "iir serve")
+    if answer.kind == "stranger":
+        text = f"another program has {where}"
+        return Finding("router", "error", text, "stop it, or set ROUTER_PORT to another port")
+    if answer.problem is not None:
+        return Finding("router", "error", f"its registry: {answer.problem}", "see `registry`")
+    if answer.kind == "unready":
+        return Finding("router", "warning", "it is starting or draining", "try again in a moment")
+    return Finding("router", "ok", f"ready on {where}")

@@ -1,0 +1,76 @@
+"""`iir models`: the registry's models, and those that agents registered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection
+
+from router.cli.listing import ListedModel, list_served
+from router.cli.output import AsJson, write_json, write_table
+from router.cli.session import read, write
+from router.domain import DeploymentEntry
+from router.settings import load_settings
+from router.store import catalog
+from router.store.agents import list_agents
+from shared.kit.clock import wall_time
+
+app = typer.Typer(help="Models, their aliases and where they are served.", no_args_is_help=True)
+
+_Id = Annotated[str, typer.Argument(help="The model's public id.", metavar="ID")]
+
+
+@app.command()
+def add(
+    model_id: _Id,
+    provider: Annotated[str, typer.Option(help="Where it is served; `local` means agents.")],
+    upstream_name: Annotated[
+        str | None, typer.Option(help="What it is called there, if not the same.")
+    ] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name; may be repeated.")] = None,
+    priority: Annotated[int, typer.Option(help="Lower goes first.", min=0, max=1_000_000)] = 100,
+) -> None:
+    """Add a model, or another place that serves it."""
+    entry = DeploymentEntry(
+        provider=provider, upstream_name=upstream_name or model_id, priority=priority
+    )
+    write(lambda c: catalog.add_model(c, model_id, entry, aliases=alias or ()))
+    typer.echo(f"model {model_id} added on {provider}")
+
+
+@app.command("list")
+def list_command(as_json: AsJson = False) -> None:
+    """List all models: where each is served, and how it stands."""
+    settings = load_settings()
+    oldest = wall_time() - 2 * settings.router_lease_ttl_s
+
+    def fetch(connection: Connection) -> list[ListedModel]:
+        return list_served(
+            catalog.list_models(connection),
+            catalog.list_providers(connection),
+            list_agents(connection),
+            has_credential=lambda p: not p.key_env or settings.credential(p.key_env) is not None,
+            oldest=oldest,
+        )
+
+    rows = read(fetch, settings)
+    if as_json:
+        write_json([asdict(row) for row in rows])
+        return
+    write_table(
+        ("id", "aliases", "served by", "zone", "status", "context"),
+        [
+            (r.id, ", ".join(r.aliases), r.served_by, r.zone, r.status, r.context_tokens)
+            for r in rows
+        ],
+        empty="no models; start an agent, or add one: iir models add ID --provider NAME",
+    )
+
+
+@app.command()
+def remove(model_id: _Id) -> None:
+    """Remove a model from the registry, everywhere, with its aliases."""
+    write(lambda c: catalog.remove_model(c, model_id))
+    typer.echo(f"model {model_id} removed")

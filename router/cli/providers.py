@@ -1,0 +1,132 @@
+"""`iir providers`: third parties as data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection
+
+from router.backends import BACKENDS
+from router.cli.output import AsJson, CommandFailed, write_json, write_table
+from router.cli.session import read, write
+from router.cli.upstream_models import fetch_model_ids
+from router.domain import DeploymentEntry, Provider, Zone
+from router.settings import Settings, load_settings
+from router.store import catalog
+from router.store.agents import list_agents
+from router.store.errors import InvalidValue
+from router.store.urls import api_base, normalise
+
+app = typer.Typer(help="Third parties as data: base URL, credential, zone.", no_args_is_help=True)
+
+_Name = Annotated[str, typer.Argument(help="The provider's name.")]
+
+
+@app.command()
+def add(
+    name: _Name,
+    base_url: Annotated[
+        str, typer.Option(help="Where its API is; `/v1` is appended if it has no path.")
+    ],
+    dialect: Annotated[str, typer.Option(help="The wire protocol it speaks.")] = "openai",
+    zone: Annotated[Zone, typer.Option(help="Where a request's text goes.")] = Zone.CLOUD,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the credential.")
+    ] = None,
+) -> None:
+    """Add a provider."""
+    known = BACKENDS.discover("router.backends")
+    if dialect not in known:
+        raise InvalidValue(f"no backend speaks the dialect {dialect!r}; known: {', '.join(known)}")
+    provider = Provider(name=name, dialect=dialect, base_url=base_url, zone=zone, key_env=key_env)
+    write(lambda c: catalog.add_provider(c, provider))
+    typer.echo(f"provider {name} added")
+    if key_env is not None and load_settings().credential(key_env) is None:
+        typer.echo(f"{key_env} is not set here: the router needs it to use {name}", err=True)
+
+
+@app.command("list")
+def list_command(as_json: AsJson = False) -> None:
+    """List the providers."""
+    settings = load_settings()
+    providers = read(catalog.list_providers, settings)
+    if as_json:
+        write_json([_as_json(provider, settings) for provider in providers])
+        return
+    write_table(
+        ("name", "dialect", "base URL", "zone", "credential"),
+        [
+            (p.name, p.dialect, p.base_url, p.zone.value, _credential(p, settings))
+            for p in providers
+        ],
+        empty="no providers; `iir seed` adds the usual ones",
+    )
+
+
+@app.command()
+def remove(name: _Name) -> None:
+    """Remove a provider and its prefix rules."""
+    write(lambda c: catalog.remove_provider(c, name))
+    typer.echo(f"provider {name} removed")
+
+
+@app.command()
+def refresh(name: _Name) -> None:
+    """Ask a provider for its models and add those whose names are new."""
+    settings = load_settings()
+    provider = read(lambda c: catalog.get_provider(c, name), settings)
+    if provider.dialect != "openai":
+        raise CommandFailed(f"provider {name!r} has no list of models that can be asked for")
+    credential = settings.credential(provider.key_env) if provider.key_env else None
+    if provider.key_env and credential is None:
+        raise CommandFailed(f"provider {name!r} needs a credential: set {provider.key_env}")
+    base_url = normalise(_base_url(provider, settings))
+    ids = fetch_model_ids(name, f"{api_base(base_url)}/models", credential)
+    added = write(lambda c: _add_new(c, name, ids), settings)
+    typer.echo(f"{added} of {len(ids)} models added; the others' names are in use already")
+
+
+def _base_url(provider: Provider, settings: Settings) -> str:
+    if provider.name == "openai" and settings.openai_base_url:
+        return settings.openai_base_url
+    return provider.base_url
+
+
+def _add_new(connection: Connection, provider: str, ids: list[str]) -> int:
+    """Add the models whose names nobody has.
+
+    A name that is in use stays as it is, also if only an agent has it: a second deployment could
+    send to a cloud what was meant to stay local.
+    """
+    taken: set[str] = set()
+    for agent in list_agents(connection):
+        if agent.record.registration is not None:
+            for model in agent.record.registration.models:
+                taken.update((model.id, *model.aliases))
+    added = 0
+    for model_id in ids:
+        if model_id not in taken and not catalog.is_name_taken(connection, model_id):
+            entry = DeploymentEntry(provider=provider, upstream_name=model_id)
+            catalog.add_model(connection, model_id, entry)
+            added += 1
+    return added
+
+
+def _credential(provider: Provider, settings: Settings) -> str | None:
+    if provider.key_env is None:
+        return None
+    is_set = settings.credential(provider.key_env) is not None
+    return f"{provider.key_env} ({'set' if is_set else 'not set'})"
+
+
+def _as_json(provider: Provider, settings: Settings) -> dict[str, object]:
+    has_credential = provider.key_env is None or settings.credential(provider.key_env) is not None
+    return {
+        "name": provider.name,
+        "dialect": provider.dialect,
+        "base_url": provider.base_url or None,
+        "zone": provider.zone.value,
+        "key_env": provider.key_env,
+        "has_credential": has_credential,
+    }

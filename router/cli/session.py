@@ -1,0 +1,54 @@
+"""The registry as commands use it: one read, or one write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from router.settings import Settings, load_settings
+from router.store.database import file_of
+from router.store.reader import RegistryReader
+from router.store.seed import read_seed, seed
+from router.store.writer import RegistryWriter
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+T = TypeVar("T")
+
+
+def read(fetch: Callable[[Connection], T], settings: Settings | None = None) -> T:
+    """Return what `fetch` finds in the registry.
+
+    Raises:
+        StoreError: there is no registry yet, or it can't be read.
+    """
+    reader = RegistryReader((settings or load_settings()).store_url)
+    try:
+        return reader.run(fetch)
+    finally:
+        reader.close()
+
+
+def write(change: Callable[[Connection], T], settings: Settings | None = None) -> T:
+    """Change the registry, which is made and seeded if it is not there yet.
+
+    Raises:
+        StoreError: it can't be written.
+        Refusal: from `change`.
+    """
+    url = (settings or load_settings()).store_url
+    path = file_of(url)
+    is_new = path is not None and not path.exists()
+    if is_new:
+        # Alembic takes as long to load as all the rest: only where it is needed.
+        from router.store.migrate import migrate  # noqa: PLC0415 - see above
+
+        migrate(url)
+    writer = RegistryWriter(url)
+    try:
+        if is_new:
+            writer.run_sync(lambda c: seed(c, read_seed(), only_once=True))
+        return writer.run_sync(change)
+    finally:
+        writer.close()
