@@ -164,8 +164,11 @@ def _hub(text: str, sha256: str | None, size_bytes: int | None) -> HubSource:
 
 def _relative(path: str) -> str:
     """Return a path whose parts are all plain names, so that it can't climb."""
-    for part in path.split("/"):
-        plain_name(part)
+    try:
+        for part in path.split("/"):
+            plain_name(part)
+    except SourceInvalid as error:
+        raise SourceInvalid(f"file {path!r}: {error}") from None
     return path
 
 

