@@ -1,0 +1,126 @@
+"""Write `docs/configuration.md` and `.env.example` from both services' settings.
+
+`--check` writes nothing and fails if one of them is out of date: part of `make lint`.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from local_agent.settings import AgentSettings
+from router.settings import Settings
+from shared.kit.environment import BaseServiceSettings
+
+REFERENCE = Path("docs/configuration.md")
+EXAMPLE = Path(".env.example")
+
+
+class Variable(NamedTuple):
+    """One variable: its name, its default as one would write it, and what it means."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+CREDENTIALS = [
+    Variable(
+        "EXTERNAL_OPENAI_KEY",
+        "",
+        "The router's own OpenAI key. Sent to the base URL of the provider `openai` only; never "
+        "logged. Without it, models of that provider answer 503 `provider_not_configured`.",
+    )
+]
+
+HEAD = """\
+# Configuration
+
+<!-- Written by `make docs` from the settings; edit the descriptions there. -->
+
+Precedence: a flag on the command line, then the environment, then `.env` in the working directory,
+then the default. A value that does not fit is refused at the start, by name. `.env.example` lists
+every variable; copy it to `.env` and uncomment what you need. An empty value counts as unset.
+
+Which models an agent serves is a YAML file, not a variable: see [The local agent](agents.md).
+"""
+
+EXAMPLE_HEAD = """\
+# Copy to .env and uncomment what you need. Every line shows the default.
+# The environment beats this file. Written by `make docs` from the settings.
+"""
+
+
+def variables(
+    settings: type[BaseModel], leave_out: type[BaseModel] | None = None
+) -> list[Variable]:
+    """Return the variables that a settings class reads, in its order."""
+    known = leave_out.model_fields if leave_out else {}
+    return [
+        Variable(name.upper(), _default(field), field.description or "")
+        for name, field in settings.model_fields.items()
+        if name not in known
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    """Return the default as text; computed ones are told by the description."""
+    if field.default_factory is not None or field.default is None:
+        return ""
+    return str(field.default)
+
+
+def sections() -> Iterator[tuple[str, list[Variable]]]:
+    """Yield a title and its variables."""
+    yield "Both services", variables(BaseServiceSettings)
+    yield "Router", [*variables(Settings, BaseServiceSettings), *CREDENTIALS]
+    yield "Local agent", variables(AgentSettings, BaseServiceSettings)
+
+
+def reference() -> str:
+    """Return the page."""
+    parts = [HEAD]
+    for title, found in sections():
+        rows = [f"| `{name}` | {_cell(default)} | {meaning} |" for name, default, meaning in found]
+        table = ["| variable | default | meaning |", "|---|---|---|", *rows]
+        parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
+    return "\n".join(parts)
+
+
+def _cell(default: str) -> str:
+    return f"`{default}`" if default else ""
+
+
+def example() -> str:
+    """Return the file to copy."""
+    lines = [EXAMPLE_HEAD]
+    for title, found in sections():
+        lines.append(f"# --- {title} ---\n")
+        for name, default, meaning in found:
+            lines += [f"# {line}" for line in textwrap.wrap(meaning, 96)]
+            lines.append(f"#{name}={default}\n")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write both files, or compare them."""
+    wanted = {REFERENCE: reference(), EXAMPLE: example()}
+    is_check = "--check" in sys.argv[1:]
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    if is_check:
+        for path in stale:
+            print(f"{path} is out of date: run `make docs`")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(wanted[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
