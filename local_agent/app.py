@@ -170,7 +170,11 @@ class Agent:
         install_error_handlers(app, invalid=RequestValidationError)
         app.include_router(model_routes(self._supervisor, self._identity.incarnation // 1000))
         app.include_router(
-            health_routes(lambda: self._is_ready, self._lease, agent_metrics(self._supervisor))
+            health_routes(
+                lambda: self._is_ready,
+                lambda: self._lease.status.value,
+                agent_metrics(self._supervisor),
+            )
         )
         app.include_router(control_routes(self._supervisor, self.reload))
         return app

@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from local_agent.api.access import Need, allow
-from local_agent.control.lease import LeaseClient
 from local_agent.supervisor import Supervisor
 from shared.contracts.agents import AgentModel
 from shared.http.errors import BadRequest, ModelNotFound
@@ -57,7 +56,7 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 
 def health_routes(
-    is_ready: Callable[[], bool], lease: LeaseClient, registry: CollectorRegistry
+    is_ready: Callable[[], bool], lease_status: Callable[[], str], registry: CollectorRegistry
 ) -> APIRouter:
     """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
     routes = APIRouter(tags=["operation"])
@@ -76,7 +75,7 @@ def health_routes(
     @allow(Need.NOTHING)
     async def readyz() -> Response:
         ready = is_ready()
-        body = {"status": "ready" if ready else "starting", "lease": lease.status.value}
+        body = {"status": "ready" if ready else "starting", "lease": lease_status()}
         return JSONResponse(body, 200 if ready else 503)
 
     @routes.get("/metrics", summary="Prometheus metrics")
