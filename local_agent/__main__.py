@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from local_agent.cli import app
+from local_agent.cli.app import app
 
 
 def main() -> None:
