@@ -66,14 +66,64 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """What is observed of one worker. Times are seconds of the agent's monotonic clock."""
+    """What is observed of one worker. Times are seconds of the agent's monotonic clock.
+
+    `since` is when it entered its state; `failures` are the times of the recent ones, oldest first.
+    """
 
     state: WorkerState = WorkerState.COLD
+    since: float = 0.0
     config_hash: str = ""
     failures: tuple[float, ...] = ()
     not_before: float = 0.0
     in_flight: int = 0
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEvent:
+    """One transition of one worker. `ts` is wall time, `seq` grows by one with each event."""
+
+    seq: int
+    ts: float
+    worker: ModelId
+    from_state: WorkerState
+    to_state: WorkerState
+    reason: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """One worker as the status API and `iir-agent ps` show it."""
+
+    model: ModelId
+    engine: str
+    state: WorkerState
+    pid: int | None
+    in_flight: int
+    since_s: float
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where a ready model answers: `http://HOST:PORT/v1`, and the name it has there."""
+
+    base_url: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What should be true of one deployment.
+
+    `problem` says why it can't run on this host now; such a deployment is never started.
+    """
+
+    deployment: Deployment
+    is_wanted: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +148,35 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Reset:
+    """Forget the failures of a worker that waits or is quarantined."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Disable:
+    """Say why the worker can't run here."""
+
+    model: ModelId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enable:
+    """What kept the worker from running is gone."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Drop a worker that is neither wanted nor alive."""
 
     model: ModelId
 
 
-Action = Start | Drain | Stop | Forget
+Action = Start | Drain | Stop | Reset | Disable | Enable | Forget
 
 
 @dataclass(frozen=True, slots=True)

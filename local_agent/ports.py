@@ -32,6 +32,11 @@ class HttpProbe:
 class Engine(Protocol):
     """Describes an inference program. Pure, no I/O: every method is a table test."""
 
+    @property
+    def needs_weights(self) -> bool:
+        """Tell whether it can't run without weights on this host."""
+        ...
+
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:
         """Say why this host can't run the deployment, with the fix; None if it can."""
         ...
@@ -58,7 +63,7 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int:
-        """Return the process id of the group's leader."""
+        """Return the process id of the leader, which is the id of its group too."""
         ...
 
     async def wait(self) -> int:
@@ -71,6 +76,14 @@ class Process(Protocol):
 
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
+        ...
+
+
+class HttpProber(Protocol):
+    """Asks an engine whether it serves."""
+
+    async def ok(self, url: str, timeout_s: float) -> bool:
+        """Tell whether a GET of `url` answers 200 within `timeout_s`; never raises."""
         ...
 
 

@@ -1,0 +1,108 @@
+"""The log file of one worker: bounded on disk, and read for the cause when an engine ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+_TAIL_BYTES = 16_384
+_CAUSE_LINES = 3
+_CAUSE_CHARS = 300
+_TROUBLE = re.compile(
+    r"error|fail|exception|cannot|can't|denied|not found|out of memory|abort", re.IGNORECASE
+)
+_LEVEL = re.compile(r"^[\d.:\s-]*\b[A-Z]\s+")
+_URL = re.compile(r"\b\w+://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
+_PATH = re.compile(r"~?(?:/[^\s/'\":;,()\[\]]+)+/?")
+
+
+class WorkerLog:
+    """Bounds the file that a child writes to.
+
+    The child holds the file itself, opened for appending, so that it goes on writing when the agent
+    is gone. A file over the limit is copied aside and emptied in place; what is written in between
+    the two may be lost.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
+        self._older = path.with_name(f"{path.name}.1")
+        self._max_bytes = max_bytes
+        self._start = 0
+        self._is_split = False
+
+    def open(self) -> int:
+        """Return a file descriptor for the child; `tail` forgets what earlier runs wrote."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.trim()
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._start = os.fstat(fd).st_size
+        self._is_split = False
+        return fd
+
+    def trim(self) -> None:
+        """Keep the end of an oversized file as `….log.1`, and empty the file."""
+        try:
+            size = self._path.stat().st_size
+            if size <= self._max_bytes:
+                return
+            with self._path.open("rb") as source, self._older.open("wb") as target:
+                self._older.chmod(0o600)
+                source.seek(size - self._max_bytes)
+                shutil.copyfileobj(source, target)
+            os.truncate(self._path, 0)
+            self._start = 0
+            self._is_split = True
+        except OSError:
+            return  # a full disk must not end the worker
+
+    def tail(self, lines: int) -> list[str]:
+        """Return the last lines of this run, without empty ones."""
+        older = _end_of(self._older, 0) if self._is_split else b""
+        text = (older + _end_of(self._path, self._start)).decode(errors="replace")
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+
+def _end_of(path: Path, start: int) -> bytes:
+    """Return the file's last bytes, none of those before `start`; nothing if it can't be read."""
+    try:
+        with path.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(max(min(start, size), size - _TAIL_BYTES))
+            return source.read()
+    except OSError:
+        return b""
+
+
+def cause_of(code: int, tail: Sequence[str]) -> str:
+    """Say in one line why a process ended: its exit, and what its log says of trouble.
+
+    Host paths shrink to their last part and addresses are dropped, since callers see this text.
+    """
+    said = list(dict.fromkeys(_clean(line) for line in tail if _TROUBLE.search(line)))
+    text = "; ".join(said[-_CAUSE_LINES:])
+    if len(text) > _CAUSE_CHARS:
+        text = f"{text[:_CAUSE_CHARS]}…"
+    return f"{_exit(code)}: {text}" if text else _exit(code)
+
+
+def _exit(code: int) -> str:
+    if code >= 0:
+        return f"the engine exited with code {code}"
+    try:
+        return f"the engine was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"the engine was ended by signal {-code}"
+
+
+def _clean(line: str) -> str:
+    without_paths = _PATH.sub(_last_part, _URL.sub("…", _LEVEL.sub("", line)))
+    return " ".join("".join(c for c in without_paths if c.isprintable()).split())
+
+
+def _last_part(match: re.Match[str]) -> str:
+    return match.group().rstrip("/").rpartition("/")[2]

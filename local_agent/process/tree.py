@@ -1,0 +1,108 @@
+"""Questions to the operating system about processes, by psutil: the same on Linux and macOS."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Iterable
+
+import psutil
+
+from local_agent.process.environment import MARKER
+from local_agent.process.records import Record
+
+_SAME_START_S = 2.0
+"""Linux computes start times from the wall clock: it may move a little between two readings."""
+
+
+def create_time(pid: int) -> float | None:
+    """Return when the process started (seconds since 1970), None if it is gone or a zombie."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process.create_time()
+    except psutil.Error:
+        return None
+
+
+def is_same(pid: int, started: float) -> bool:
+    """Tell whether `pid` still is the process that started then, and no later one."""
+    now = create_time(pid)
+    return now is not None and abs(now - started) <= _SAME_START_S
+
+
+def group_is_gone(pgid: int) -> bool:
+    """Tell whether no process of the group lives; zombies do not count."""
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # macOS answers so for a group of zombies: look at them
+    return not members(pgid)
+
+
+def members(pgid: int) -> list[psutil.Process]:
+    """Return the living processes of a group."""
+    found = (_member(pid, pgid) for pid in psutil.pids())
+    return [process for process in found if process is not None]
+
+
+def _member(pid: int, pgid: int) -> psutil.Process | None:
+    try:
+        is_in = os.getpgid(pid) == pgid and create_time(pid) is not None
+        return psutil.Process(pid) if is_in else None
+    except (ProcessLookupError, PermissionError, psutil.Error):
+        return None
+
+
+def left_behind(records: Iterable[Record]) -> dict[str, list[psutil.Process]]:
+    """Return, by worker name, what still lives of the recorded processes.
+
+    A process is ours if it carries the worker's marker; or if it has the leader's id and start
+    time; or if it is in the group of such a leader. So a reused process id is never taken for one.
+    """
+    found: dict[str, list[psutil.Process]] = {}
+    names = {record.marker: record.name for record in records}
+    for process in _marked(names):
+        found.setdefault(names[_marker(process)], []).append(process)
+    for record in records:
+        pid, started = record.pid, record.create_time
+        if pid is not None and started is not None and is_same(pid, started):
+            known = found.setdefault(record.name, [])
+            known.extend(process for process in members(pid) if process not in known)
+    return found
+
+
+def _marked(markers: Collection[str]) -> list[psutil.Process]:
+    if not markers:
+        return []
+    return [process for process in psutil.process_iter() if _marker(process) in markers]
+
+
+def _marker(process: psutil.Process) -> str:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE or process.uids().real != os.getuid():
+            return ""
+        return process.environ().get(MARKER, "")
+    except (psutil.Error, OSError):
+        return ""
+
+
+def end(processes: Collection[psutil.Process], grace_s: float) -> bool:
+    """SIGTERM, then SIGKILL after `grace_s`; block until they are gone. Tell whether they are."""
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        _signal(process, signal.SIGKILL)
+    _, alive = psutil.wait_procs(alive, timeout=grace_s)
+    return not [process for process in alive if create_time(process.pid) is not None]
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        return  # gone in the meantime

@@ -1,0 +1,341 @@
+"""The owner of all workers: plans, acts, and answers where a model serves.
+
+Only the loop in `run` starts and ends workers. Everybody else says what is wanted, wakes the loop
+and waits for a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+from local_agent import refusals
+from local_agent.catalog import Entry, catalog
+from local_agent.domain import (
+    Action,
+    Deployment,
+    Desired,
+    Disable,
+    Drain,
+    Enable,
+    Forget,
+    HostFacts,
+    ModelId,
+    Reset,
+    Start,
+    Stop,
+    Upstream,
+    WorkerEvent,
+    WorkerState,
+    WorkerStatus,
+    WorkerView,
+)
+from local_agent.journal import Journal
+from local_agent.lifecycle import ALIVE
+from local_agent.planner import DRAIN_S, next_due, plan
+from local_agent.ports import Engine
+from local_agent.worker import Surroundings, Worker
+from shared.contracts.agents import AgentModel
+from shared.http.errors import ModelLoading
+from shared.kit.clock import Clock, wall_time
+from shared.kit.plugins import Plugins
+
+
+class Supervisor:
+    """Owns the workers of one host."""
+
+    def __init__(
+        self,
+        *,
+        engines: Plugins[Engine],
+        host: HostFacts,
+        around: Surroundings,
+        wall: Clock = wall_time,
+        drain_s: float = DRAIN_S,
+        on_event: Callable[[WorkerEvent], None] | None = None,
+    ) -> None:
+        """Take what is shared by all workers; nothing starts before `run`.
+
+        Args:
+            engines: the engines by name.
+            host: what this host can do.
+            around: launcher, prober, clock and limits of the workers.
+            wall: wall clock, for events.
+            drain_s: how long a busy worker may finish its work before it is restarted or stopped.
+            on_event: called with each event, at once; must not block or raise.
+        """
+        self._engines = engines
+        self._host = host
+        self._around = around
+        self._drain_s = drain_s
+        self._journal = Journal(wall, on_event)
+        self._catalog = catalog((), engines, host)
+        self._asked_for: dict[ModelId, str | None] = {}
+        self._workers: dict[ModelId, Worker] = {}
+        self._woken = anyio.Event()
+        self._is_running = False
+        self._is_stopping = False
+
+    # -- what others ask ------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Return a number that grows with each change of a state or of the known models."""
+        return self._journal.version
+
+    def resolve(self, name: str) -> ModelId | None:
+        """Return the model of an id or alias; None if nobody has this name."""
+        return self._catalog.resolve(name)
+
+    def models(self) -> tuple[AgentModel, ...]:
+        """Return all known models, loaded or not, from memory."""
+        found = []
+        for model, entry in self._catalog.entries.items():
+            worker = self._workers.get(model)
+            status = worker.status if worker else WorkerStatus()
+            found.append(entry.view(status.state, status.reason))
+        return tuple(found)
+
+    def workers(self) -> tuple[WorkerView, ...]:
+        """Return what is observed of each worker, removed ones that still live included."""
+        now = self._around.clock()
+        return tuple(self._view(model, worker, now) for model, worker in self._workers.items())
+
+    def events(self, since: int = 0) -> tuple[WorkerEvent, ...]:
+        """Return the remembered events with `seq` over `since`, oldest first."""
+        return self._journal.since(since)
+
+    async def changed(self, seen: int) -> int:
+        """Wait until `version` is over `seen`, and return it."""
+        return await self._journal.changed(seen)
+
+    async def ensure_ready(
+        self, model: ModelId, deadline_s: float, *, request_id: str | None = None
+    ) -> Upstream:
+        """Return where the model serves; load it first if need be.
+
+        Many may ask at once: they wait for the same load. Open `slot` right after the return,
+        without an await between.
+
+        Args:
+            model: an id, as `resolve` gives it.
+            deadline_s: how long to wait for a load; with 0 a load is started, but not waited for.
+            request_id: who asks, for the events.
+
+        Raises:
+            ModelNotFound: nobody knows this id.
+            ModelNotPulled: the weights are not on this host.
+            ModelLoading: not ready within the deadline.
+            Unavailable: it can't run here, has failed and waits for its next start, is
+                quarantined, or the agent is stopping.
+        """
+        upstream = self._upstream(model)
+        if upstream is not None:
+            return upstream
+        if model not in self._asked_for:
+            self._asked_for[model] = request_id
+            self._wake()
+        with anyio.move_on_after(max(0.0, deadline_s)):
+            while upstream is None:
+                await self._journal.next()
+                upstream = self._upstream(model)
+        if upstream is None:
+            raise self._loading(model)
+        return upstream
+
+    @contextmanager
+    def slot(self, model: ModelId) -> Iterator[None]:
+        """Count a request as in-flight for as long as the context is open.
+
+        Raises:
+            ModelNotFound: there is no such worker.
+        """
+        worker = self._workers.get(model)
+        if worker is None:
+            raise refusals.unknown(model)
+        worker.enter()
+        try:
+            yield
+        finally:
+            worker.leave()
+            self._wake()
+
+    # -- what others want -----------------------------------------------------------------------
+
+    def set_desired(self, deployments: Iterable[Deployment]) -> None:
+        """Take the deployments of the configuration, with the weights that are there now.
+
+        A changed one restarts (idle: at once, busy: after its work), a removed one ends.
+        """
+        self._catalog = catalog(deployments, self._engines, self._host)
+        self._asked_for = {
+            model: asker
+            for model, asker in self._asked_for.items()
+            if model in self._catalog.entries
+        }
+        self._journal.notify()
+        self._wake()
+
+    def reset(self, model: ModelId) -> None:
+        """Forget the failures of a model, so that it is started again.
+
+        Raises:
+            ModelNotFound: nobody knows this id.
+        """
+        worker = self._workers.get(model)
+        if worker is None:
+            raise refusals.unknown(model)
+        if worker.status.state in {WorkerState.BACKOFF, WorkerState.QUARANTINED}:
+            worker.reset()
+        self._wake()
+
+    async def run(self) -> None:
+        """Carry all workers until `drain_and_stop` or cancellation; then no process is left."""
+        await self._around.launcher.reap_orphans()
+        self._is_running = True
+        try:
+            async with anyio.create_task_group() as group:
+                while not self._is_over():
+                    self._reconcile(group)
+                    await self._until_woken()
+        finally:
+            self._is_running = False
+            self._journal.notify()
+
+    async def drain_and_stop(self, grace_s: float) -> None:
+        """Take nothing new, let requests finish for `grace_s`, then end every worker.
+
+        Returns when no process is left, and so does `run`.
+        """
+        self._is_stopping = True
+        self._drain_s = grace_s
+        self._journal.notify()
+        self._wake()
+        while self._is_running:
+            await self._journal.next()
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def _reconcile(self, group: TaskGroup) -> None:
+        """Act until the plan is empty."""
+        while True:
+            actions = plan(
+                self._desired(), self._observed(), self._around.clock(), drain_s=self._drain_s
+            )
+            if not actions:
+                return
+            for action in actions:
+                self._act(action, group)
+
+    def _act(self, action: Action, group: TaskGroup) -> None:
+        match action:
+            case Start(deployment):
+                self._start(deployment, group)
+            case Drain(model):
+                self._workers[model].drain("its requests finish first")
+            case Stop(model):
+                self._workers[model].stop()
+            case Reset(model):
+                self._workers[model].reset()
+            case Disable(model, reason):
+                self._workers[model].disable(reason)
+            case Enable(model):
+                self._workers[model].enable()
+            case Forget(model):
+                del self._workers[model]
+                self._journal.notify()
+
+    def _start(self, deployment: Deployment, group: TaskGroup) -> None:
+        model = deployment.model
+        engine = self._catalog.entries[model].engine
+        if engine is not None:  # the planner starts nothing that has a problem
+            worker = self._workers[model]
+            worker.begin(deployment, self._asked_for.get(model))
+            if model in self._asked_for:
+                self._asked_for[model] = None  # a later start is nobody's request
+            group.start_soon(worker.live, deployment, engine, name=f"worker {model}")
+
+    def _desired(self) -> dict[ModelId, Desired]:
+        return {
+            model: Desired(
+                deployment=entry.deployment,
+                is_wanted=self._is_wanted(entry),
+                problem=entry.problem,
+            )
+            for model, entry in self._catalog.entries.items()
+        }
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        """An external server is always watched: somebody else decides whether it runs."""
+        deployment = entry.deployment
+        is_asked_for = deployment.model in self._asked_for
+        is_external = deployment.external_url is not None
+        return not self._is_stopping and (deployment.preload or is_asked_for or is_external)
+
+    def _observed(self) -> dict[ModelId, WorkerStatus]:
+        for model in self._catalog.entries:
+            if model not in self._workers:
+                self._workers[model] = Worker(model, self._around, self._observe)
+        return {model: worker.status for model, worker in self._workers.items()}
+
+    async def _until_woken(self) -> None:
+        due = next_due(self._desired(), self._observed(), drain_s=self._drain_s)
+        wait_s = None if due is None else max(0.0, due - self._around.clock())
+        with anyio.move_on_after(wait_s):
+            await self._woken.wait()
+        self._woken = anyio.Event()
+
+    def _is_over(self) -> bool:
+        is_any_alive = any(worker.status.state in ALIVE for worker in self._workers.values())
+        return self._is_stopping and not is_any_alive
+
+    def _observe(
+        self, model: ModelId, before: WorkerStatus, after: WorkerStatus, request_id: str | None
+    ) -> None:
+        """Record a transition; every worker calls this at each."""
+        self._journal.record(model, before, after, request_id)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def _upstream(self, model: ModelId) -> Upstream | None:
+        """Return where it serves, None if it will soon; raise if it won't."""
+        entry = self._catalog.entries.get(model)
+        if entry is None:
+            raise refusals.unknown(model)
+        worker = self._workers.get(model)
+        if self._is_stopping:
+            raise refusals.stopping()
+        if worker is not None and worker.upstream is not None:
+            return worker.upstream
+        status = worker.status if worker else WorkerStatus()
+        refused = refusals.refusal(entry, status, self._around.clock())
+        if refused is not None:
+            raise refused
+        return None
+
+    def _loading(self, model: ModelId) -> ModelLoading:
+        worker = self._workers.get(model)
+        if worker is None:
+            return refusals.loading(model, 0.0, None)
+        elapsed_s = max(0.0, self._around.clock() - worker.status.since)
+        return refusals.loading(model, elapsed_s, worker.load_s)
+
+    def _view(self, model: ModelId, worker: Worker, now: float) -> WorkerView:
+        status = worker.status
+        entry = self._catalog.entries.get(model)
+        return WorkerView(
+            model=model,
+            engine=entry.deployment.engine if entry else "",
+            state=status.state,
+            pid=worker.pid,
+            in_flight=status.in_flight,
+            since_s=max(0.0, now - status.since),
+            reason=status.reason,
+        )

@@ -1,0 +1,278 @@
+"""One worker: the shell that carries a deployment through its life.
+
+The worker alone changes its state, in plain functions without an await. Whatever was awaited, the
+state is looked at again afterwards, never remembered from before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+from typing import NoReturn
+
+import anyio
+
+from local_agent.domain import Deployment, ModelId, Upstream, WorkerState, WorkerStatus
+from local_agent.lifecycle import Event, FailureRule, advance, is_legal
+from local_agent.ports import Engine, HttpProber, Launch, Process, ProcessLauncher
+from local_agent.process import cause_of, free_port
+from shared.kit.clock import Clock
+
+_GIB = 1024**3
+_TAIL_LINES = 20
+
+Ask = Callable[[], Awaitable[bool]]
+"""Asks the engine whether it serves."""
+
+Observer = Callable[[ModelId, WorkerStatus, WorkerStatus, "str | None"], None]
+"""Called after each transition with the model, both statuses and the request that caused it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times of a worker's life, in seconds."""
+
+    loading_s: float = 300.0
+    loading_s_per_gib: float = 20.0
+    loading_probe_every_s: float = 0.1
+    health_every_s: float = 5.0
+    strikes: int = 3
+    stop_grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all workers of an agent share."""
+
+    launcher: ProcessLauncher
+    prober: HttpProber
+    clock: Clock
+    rng: Random
+    limits: Limits
+    rule: FailureRule
+    free_port: Callable[[], int] = free_port
+
+
+class Worker:
+    """One deployment's process, or the watch over an external server, and its state."""
+
+    def __init__(self, model: ModelId, around: Surroundings, observe: Observer) -> None:
+        self._model = model
+        self._around = around
+        self._observe = observe
+        self._status = WorkerStatus(since=around.clock())
+        self._in_flight = 0
+        self._upstream: Upstream | None = None
+        self._process: Process | None = None
+        self._scope = anyio.CancelScope()
+        self._load_s: float | None = None
+
+    @property
+    def status(self) -> WorkerStatus:
+        """Return what is observed now."""
+        return replace(self._status, in_flight=self._in_flight)
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """Return where it serves; None unless it is ready for new requests."""
+        is_ready = self._status.state in {WorkerState.READY, WorkerState.EXTERNAL}
+        return self._upstream if is_ready else None
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process id, None while there is no process."""
+        return self._process.pid if self._process else None
+
+    @property
+    def load_s(self) -> float | None:
+        """Return how long the last successful load took."""
+        return self._load_s
+
+    def enter(self) -> None:
+        """Count a request that is sent upstream."""
+        self._in_flight += 1
+
+    def leave(self) -> None:
+        """Count it as finished."""
+        self._in_flight -= 1
+
+    def begin(self, deployment: Deployment, request_id: str | None = None) -> None:
+        """Say that `live` follows: from now on the worker is alive.
+
+        Raises:
+            IllegalTransitionError: it does not rest.
+        """
+        self._scope = anyio.CancelScope()
+        self._upstream = None
+        self._apply(Event.START, config_hash=deployment.config_hash, request_id=request_id)
+
+    def drain(self, reason: str | None = None) -> None:
+        """Take no new requests."""
+        self._apply(Event.DRAIN, reason)
+
+    def stop(self, reason: str | None = None) -> None:
+        """Ask the life to end; `live` returns once the process is gone."""
+        self._apply(Event.STOP, reason)
+        self._scope.cancel()
+
+    def reset(self) -> None:
+        """Forget the failures."""
+        self._apply(Event.RESET)
+
+    def disable(self, reason: str) -> None:
+        """Say why it can't run here."""
+        self._apply(Event.DISABLE, reason)
+
+    def enable(self) -> None:
+        """Say that it can run again."""
+        self._apply(Event.ENABLE)
+
+    async def live(self, deployment: Deployment, engine: Engine) -> None:
+        """Carry the deployment from the start, announced by `begin`, to its end.
+
+        Ends by `stop`, by a failure, or by cancellation; in each case the process is gone.
+        """
+        cause: str | None = None
+        try:
+            with self._scope:
+                cause = await self._run(deployment, engine)
+        finally:
+            if self._status.state is not WorkerState.STOPPING:
+                self._apply(Event.UNHEALTHY if cause else Event.STOP, cause)
+            with anyio.CancelScope(shield=True):
+                await self._end_process()
+            self._apply(Event.FAILED if cause else Event.EXITED, cause)
+
+    async def _run(self, deployment: Deployment, engine: Engine) -> str | None:
+        """Run until something fails, and return the cause; None if it was stopped."""
+        port = self._around.free_port()
+        launch = engine.launch(deployment, port)
+        root = _root(deployment, None if launch is None else port)
+        self._upstream = Upstream(f"{root}/v1", engine.upstream_name(deployment))
+        probe = engine.readiness()
+        ask = partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s)
+        if launch is None:
+            return await self._attach(ask)
+        return await self._carry(deployment, launch, port, ask)
+
+    async def _carry(
+        self, deployment: Deployment, launch: Launch, port: int, ask: Ask
+    ) -> str | None:
+        try:
+            # a half-started process would belong to nobody
+            with anyio.CancelScope(shield=True):
+                process = await self._around.launcher.launch(
+                    deployment.model, launch, config_hash=deployment.config_hash, port=port
+                )
+        except OSError as error:
+            return f"the engine can't be started: {error.strerror or 'unknown error'}"
+        self._process = process
+        if not self._try(Event.SPAWNED):
+            return None
+        causes: list[str] = []
+        async with anyio.create_task_group() as group:
+
+            async def watch_exit() -> None:
+                code = await process.wait()
+                self._fail(causes, cause_of(code, process.log_tail(_TAIL_LINES)))
+                group.cancel_scope.cancel()
+
+            async def watch_health() -> None:
+                self._fail(causes, await self._watch_health(deployment, ask))
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch_exit)
+            group.start_soon(watch_health)
+        return causes[0]
+
+    def _fail(self, causes: list[str], cause: str) -> None:
+        """Leave the ready state at once, before the process has been cleared away."""
+        causes.append(cause)
+        self._try(Event.UNHEALTHY, cause)
+
+    async def _watch_health(self, deployment: Deployment, ask: Ask) -> str:
+        """Wait until it serves, then watch that it goes on; return what is wrong."""
+        limits = self._around.limits
+        limit_s = limits.loading_s + limits.loading_s_per_gib * _weights_gib(deployment)
+        with anyio.move_on_after(limit_s) as loading:
+            while not await ask():  # noqa: ASYNC110 - nothing but asking tells
+                await anyio.sleep(limits.loading_probe_every_s)
+        if loading.cancelled_caught:
+            return f"it was not ready within {limit_s:.0f} s"
+        self._load_s = self._around.clock() - self._status.since
+        self._try(Event.LOADED)
+        strikes = 0
+        while strikes < limits.strikes:
+            await anyio.sleep(limits.health_every_s)
+            strikes = 0 if await ask() else strikes + 1
+        return f"it did not answer {strikes} health checks in a row"
+
+    async def _attach(self, ask: Ask) -> NoReturn:
+        """Watch a server that somebody else runs, for as long as it is wanted."""
+        self._try(Event.SPAWNED)
+        strikes = 0
+        while True:
+            if await ask():
+                strikes = 0
+                self._try(Event.ATTACHED)
+            else:
+                strikes += 1
+                self._miss(strikes)
+            await anyio.sleep(self._around.limits.health_every_s)
+
+    def _miss(self, strikes: int) -> None:
+        """Say once that the external server does not answer."""
+        status = self._status
+        is_news = status.state is WorkerState.LOADING and status.reason is None
+        if is_news or (
+            status.state is WorkerState.EXTERNAL and strikes >= self._around.limits.strikes
+        ):
+            self._try(Event.LOST, "the external server does not answer")
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await process.stop(self._around.limits.stop_grace_s)
+
+    def _try(self, event: Event, reason: str | None = None) -> bool:
+        """Apply what was learnt by waiting, unless the state has moved on meanwhile."""
+        if not is_legal(self._status.state, event):
+            return False
+        self._apply(event, reason)
+        return True
+
+    def _apply(
+        self,
+        event: Event,
+        reason: str | None = None,
+        *,
+        config_hash: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        before = self._status
+        self._status = advance(
+            before,
+            event,
+            self._around.clock(),
+            rng=self._around.rng,
+            rule=self._around.rule,
+            reason=reason,
+            config_hash=config_hash,
+        )
+        self._observe(self._model, before, self._status, request_id)
+
+
+def _root(deployment: Deployment, port: int | None) -> str:
+    """Return the address below which `/v1` lies; without a port it is the configured one."""
+    if port is not None:
+        return f"http://127.0.0.1:{port}"
+    return (deployment.external_url or "").rstrip("/").removesuffix("/v1")
+
+
+def _weights_gib(deployment: Deployment) -> float:
+    try:
+        return deployment.weights.stat().st_size / _GIB if deployment.weights else 0.0
+    except OSError:
+        return 0.0  # the engine will say what is wrong with them

@@ -1,0 +1,156 @@
+"""Fakes of the agent's ports, and a stage to play on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import anyio
+import pytest
+
+from local_agent.domain import Deployment, HostFacts, ModelId
+from local_agent.engines import ENGINES
+from local_agent.lifecycle import FailureRule
+from local_agent.ports import Launch
+from local_agent.supervisor import Supervisor
+from local_agent.worker import Limits, Surroundings
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeProcess:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.code: int | None = None
+        self.lines: list[str] = []
+        self.graces: list[float] = []
+        self.hold_stop: anyio.Event | None = None
+        self._ended = anyio.Event()
+
+    def end(self, code: int, *lines: str) -> None:
+        self.code, self.lines = code, list(lines)
+        self._ended.set()
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.code is not None
+        return self.code
+
+    async def stop(self, grace_s: float) -> None:
+        self.graces.append(grace_s)
+        if self.hold_stop is not None:
+            await self.hold_stop.wait()
+        if self.code is None:
+            self.end(-15)
+
+    def log_tail(self, lines: int) -> list[str]:
+        return self.lines[-lines:]
+
+
+class FakeLauncher:
+    def __init__(self) -> None:
+        self.launched: list[tuple[str, Launch, str, int]] = []
+        self.processes: list[FakeProcess] = []
+        self.error: OSError | None = None
+        self.reaped = 0
+
+    async def launch(
+        self, name: str, launch: Launch, *, config_hash: str, port: int
+    ) -> FakeProcess:
+        await anyio.lowlevel.checkpoint()
+        self.launched.append((name, launch, config_hash, port))
+        if self.error is not None:
+            raise self.error
+        self.processes.append(FakeProcess(100 + len(self.processes)))
+        return self.processes[-1]
+
+    async def reap_orphans(self) -> list[str]:
+        self.reaped += 1
+        return []
+
+    def alive(self) -> list[FakeProcess]:
+        return [process for process in self.processes if process.code is None]
+
+
+class FakeProber:
+    def __init__(self) -> None:
+        self.is_up = True
+        self.asked: list[str] = []
+
+    async def ok(self, url: str, timeout_s: float) -> bool:
+        assert timeout_s > 0
+        await anyio.lowlevel.checkpoint()
+        self.asked.append(url)
+        return self.is_up
+
+
+class Stage:
+    """Everything around a supervisor, as fakes with short times."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.launcher = FakeLauncher()
+        self.prober = FakeProber()
+        self.host = HostFacts(platform="linux", arch="x86_64", memory_mb=8000)
+        self.limits = Limits(
+            loading_s=5, loading_probe_every_s=0.001, health_every_s=0.001, stop_grace_s=1.5
+        )
+        self.rule = FailureRule()
+
+    def around(self) -> Surroundings:
+        return Surroundings(
+            launcher=self.launcher,
+            prober=self.prober,
+            clock=self.clock,
+            rng=Random(1),
+            limits=self.limits,
+            rule=self.rule,
+            free_port=lambda: 4321,
+        )
+
+    def supervisor(self, *deployments: Deployment) -> Supervisor:
+        supervisor = Supervisor(
+            engines=ENGINES.discover("local_agent.engines"),
+            host=self.host,
+            around=self.around(),
+            wall=lambda: 5.0,
+        )
+        supervisor.set_desired(deployments)
+        return supervisor
+
+    def limit(self, **changes: float) -> None:
+        self.limits = replace(self.limits, **changes)  # type: ignore[arg-type] # strikes is an int
+
+    def deployment(
+        self,
+        model: str = "m",
+        *,
+        engine: str = "simulated",
+        aliases: tuple[str, ...] = (),
+        preload: bool = False,
+        weights: Path | None = None,
+        external_url: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Deployment:
+        return Deployment(
+            model=ModelId(model),
+            engine=engine,
+            aliases=aliases,
+            preload=preload,
+            weights=weights,
+            external_url=external_url,
+            options=options or {},
+        )
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
