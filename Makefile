@@ -58,7 +58,7 @@ seed: setup ## write the known providers and prefix rules; changes nothing that 
 
 docs: setup-dev ## build the documentation into site/
 	@"$(BIN)/python" -m scripts.gen_config_docs
-	@"$(BIN)/python" -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 clean: ## remove caches and built files; keeps .venv and data

@@ -15,6 +15,12 @@ PROMISED = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def in_the_checkout(own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs under test are named by their path in the checkout."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
 

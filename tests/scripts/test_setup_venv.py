@@ -21,6 +21,12 @@ esac
 """
 
 
+@pytest.fixture(autouse=True)
+def in_the_checkout(own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs under test are named by their path in the checkout."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pyproject.toml").write_text("[project]\n")
