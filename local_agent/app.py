@@ -128,7 +128,7 @@ class Agent:
     def reload(self) -> str | None:
         """Read configuration and weights anew; return what is wrong, if anything."""
         try:
-            config = load_config(self.settings.config_path, self.settings.environment())
+            config = _read_config(self.settings)
         except ConfigError as exc:
             return str(exc)
         self._supervisor.set_desired(to_deployments(config, self._weights))
@@ -197,7 +197,7 @@ def create_app(settings: AgentSettings) -> ASGIApp:
         ConfigError: the YAML file is not valid.
         OSError: `IIR_HOME` can't be written.
     """
-    config = load_config(settings.config_path, settings.environment())
+    config = _read_config(settings)
     return Agent(settings, config, settings.agent_port or _DEFAULT_PORT).asgi()
 
 
@@ -209,7 +209,7 @@ def serve(settings: AgentSettings) -> None:
     """
     configure_logs(level=settings.log_level, json=settings.log_json)
     try:
-        config = load_config(settings.config_path, settings.environment())
+        config = _read_config(settings)
         _refuse_unreachable(settings)
         listener = _listen(settings.agent_host, settings.agent_port)
         agent = Agent(settings, config, listener.getsockname()[1])
@@ -220,6 +220,17 @@ def serve(settings: AgentSettings) -> None:
     except OSError as exc:
         raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
     run(agent.asgi(), listener, drain_s=settings.agent_drain_s, on_exit=agent.drain)
+
+
+def _read_config(settings: AgentSettings) -> AgentConfig:
+    """Return the configuration; a file that nobody asked for need not exist.
+
+    Raises:
+        ConfigError: it is not valid, or `AGENT_CONFIG` names a file that is not there.
+    """
+    path = settings.config_path
+    is_wanted = settings.agent_config is not None or path.exists()
+    return load_config(path if is_wanted else None, settings.environment())
 
 
 def _refuse_unreachable(settings: AgentSettings) -> None:

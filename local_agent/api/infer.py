@@ -19,6 +19,7 @@ from shared.http.exchange import Reply
 from shared.http.relay import relay
 from shared.http.sse import SseFramer, event_data
 
+_NULL = msgspec.Raw(b"null")
 _DONE = b"data: [DONE]\n\n"
 _JSON = (b"content-type", b"application/json")
 
@@ -78,7 +79,7 @@ class _Choice(msgspec.Struct):
 
 class _Chat(msgspec.Struct):
     choices: list[_Choice] = []
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = _NULL
 
 
 _decode = msgspec.json.Decoder(_Chat).decode
@@ -106,14 +107,14 @@ async def infer_relay(reply: Reply, model: str, send: Send) -> None:
 async def _texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     framer = SseFramer()
     finish_reason: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = _NULL
     async for part in chunks:
         for event in framer.feed(part):
             data = event_data(event)
             if data is None or data == b"[DONE]":
                 continue
             chat = _parsed(data)
-            usage = chat.usage or usage
+            usage = chat.usage if bytes(chat.usage) != b"null" else usage
             choice = chat.choices[0] if chat.choices else _Choice()
             finish_reason = choice.finish_reason or finish_reason
             if choice.delta is not None and choice.delta.content:

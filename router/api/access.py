@@ -34,6 +34,7 @@ class Caller:
 
     key_id: KeyId | None = None
     agent_row: int | None = None
+    name: str = ""
 
 
 class Access:
@@ -64,7 +65,7 @@ class Access:
                 f"This key may not do that: it lacks the scope {needed.value!r}. Make one with: "
                 f"iir keys create --name NAME --scope {needed.value}"
             )
-        return Caller(key.id, int(key.agent) if key.agent is not None else None)
+        return Caller(key.id, int(key.agent) if key.agent is not None else None, key.name)
 
     async def authorize(self, request: Request) -> None:
         """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""

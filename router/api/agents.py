@@ -19,7 +19,8 @@ def agent_routes(desk: LeaseDesk) -> APIRouter:
     @allow(Scope.AGENT)
     async def register(agent_id: str, registration: Registration, request: Request) -> BaseModel:
         client = request.client.host if request.client else ""
-        return await desk.register(_row(request), agent_id, registration, client)
+        name = request.state.caller.name
+        return await desk.register(_row(request), name, agent_id, registration, client)
 
     @routes.put("/{agent_id}/lease", summary="Renew a lease", response_model=LeaseGrant)
     @allow(Scope.AGENT)

@@ -39,7 +39,7 @@ class LeaseDesk:
         self._log = structlog.get_logger("leases")
 
     async def register(
-        self, row_id: int, agent_id: str, registration: Registration, caller: str
+        self, row_id: int, name: str, agent_id: str, registration: Registration, caller: str
     ) -> LeaseGrant:
         """Take an agent in.
 
@@ -64,10 +64,10 @@ class LeaseDesk:
         try:
             await self._store.save_registration(row_id, agent_id, registration, lease_id)
         except OSError as exc:
-            self._log.warning("registration_not_saved", agent=registration.name, reason=str(exc))
-        self._fleet.membership.register(row_id, agent_id, registration, lease_id)
+            self._log.warning("registration_not_saved", agent=name, reason=str(exc))
+        self._fleet.membership.register(row_id, name, agent_id, registration, lease_id)
         self._fleet.patch()
-        self._log.info("agent_registered", agent=registration.name, models=len(registration.models))
+        self._log.info("agent_registered", agent=name, models=len(registration.models))
         return self._grant(lease_id)
 
     def renew(self, row_id: int, agent_id: str, heartbeat: Heartbeat) -> LeaseGrant:
@@ -92,7 +92,7 @@ class LeaseDesk:
         member = self._member(row_id, agent_id)
         self._unsaved.pop(row_id, None)
         self._fleet.membership.release(row_id)
-        self._log.info("agent_released", agent=member.registration.name)
+        self._log.info("agent_released", agent=member.name)
         try:
             await self._store.release(row_id)
         except OSError as exc:

@@ -25,9 +25,13 @@ class LeaseState(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """An agent that registered, with what it last said and when this process heard it."""
+    """An agent that registered, with what it last said and when this process heard it.
+
+    `name` is the registry's, which is unique; what the agent calls itself is a label.
+    """
 
     row_id: int
+    name: str
     agent_id: str
     registration: Registration
     lease_id: str | None
@@ -78,11 +82,12 @@ class Membership:
         return LeaseState.SUSPECT if age_s < 2 * self._ttl_s else LeaseState.EXPIRED
 
     def register(
-        self, row_id: int, agent_id: str, registration: Registration, lease_id: str
+        self, row_id: int, name: str, agent_id: str, registration: Registration, lease_id: str
     ) -> Member:
         """Take an agent in, or take its new registration."""
         member = Member(
             row_id=row_id,
+            name=name,
             agent_id=agent_id,
             registration=registration,
             lease_id=lease_id,
@@ -124,6 +129,7 @@ class Membership:
             if known is None or _is_newer(record, known):
                 self._members[record.row_id] = Member(
                     row_id=record.row_id,
+                    name=record.name,
                     agent_id=record.agent_id,
                     registration=record.registration,
                     lease_id=record.lease_id,

@@ -178,7 +178,7 @@ class Fleet:
                 if best is None or best.status not in {None, "loaded"}:
                     listed[model.id] = ListedModel(
                         model.id,
-                        member.registration.name,
+                        member.name,
                         member.registration.incarnation // 1000,
                         status,
                         model.aliases,
@@ -259,7 +259,7 @@ class Fleet:
     def _agent_candidate(
         self, member: Member, model: AgentModel, priority: int, state: LeaseState
     ) -> Candidate:
-        endpoint_id = EndpointId(f"agent:{member.registration.name}")
+        endpoint_id = EndpointId(f"agent:{member.name}")
         endpoint = Endpoint(
             id=endpoint_id,
             base_url=f"{member.registration.base_url}/v1",

@@ -33,7 +33,6 @@ def bind(host: str, port: int) -> socket.socket:
         if exc.errno in {48, 98}:  # EADDRINUSE on macOS and Linux
             raise PortTaken(f"Port {port} on {host} is taken by another program.") from exc
         raise
-    listener.set_inheritable(True)
     return listener
 
 
