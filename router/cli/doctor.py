@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import typer
 
@@ -14,13 +14,11 @@ from router.cli.router_probe import Answer, probe_router
 from router.domain import Catalog
 from router.settings import Settings, load_settings
 from router.store.agents import AgentInfo, list_agents
+from router.store.database import Connection
 from router.store.errors import StoreError
 from router.store.reader import RegistryReader, load_catalog
 from shared.http.origin import is_loopback
 from shared.kit.clock import wall_time
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 Level = Literal["ok", "warning", "error"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from sqlalchemy import Connection
 
 from router.cli.output import AsJson, date, write_json, write_table
 from router.cli.session import read, write
 from router.domain import Scope
 from router.store import keys
 from router.store.agents import add_agent
+from router.store.database import Connection
 from router.store.errors import InvalidValue
 
 app = typer.Typer(help="API keys: made, listed, revoked.", no_args_is_help=True)

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from sqlalchemy import Connection
 
 from router.cli.listing import ListedModel, list_served
 from router.cli.output import AsJson, write_json, write_table
@@ -15,6 +14,7 @@ from router.domain import DeploymentEntry
 from router.settings import load_settings
 from router.store import catalog
 from router.store.agents import list_agents
+from router.store.database import Connection
 from shared.kit.clock import wall_time
 
 app = typer.Typer(help="Models, their aliases and where they are served.", no_args_is_help=True)

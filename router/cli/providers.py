@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from sqlalchemy import Connection
 
 from router.backends import BACKENDS
 from router.cli.output import AsJson, CommandFailed, write_json, write_table
@@ -15,6 +14,7 @@ from router.domain import DeploymentEntry, Provider, Zone
 from router.settings import Settings, load_settings
 from router.store import catalog
 from router.store.agents import list_agents
+from router.store.database import Connection
 from router.store.errors import InvalidValue
 from router.store.urls import api_base, normalise
 

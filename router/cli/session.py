@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from router.settings import Settings, load_settings
-from router.store.database import file_of
+from router.store.database import Connection, file_of
 from router.store.reader import RegistryReader
 from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 T = TypeVar("T")
 

@@ -14,6 +14,8 @@ from sqlalchemy.pool import NullPool
 
 from router.store.errors import StoreError, not_migrated, translated
 
+__all__ = ["Connection", "Pinned", "file_of", "open_database", "use_wal"]
+
 _BUSY_TIMEOUT_MS = 5000
 
 

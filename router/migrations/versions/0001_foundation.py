@@ -17,7 +17,9 @@ _ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
+    _meta()
     _catalog()
+    _routing()
     _agents()
     _keys_and_usage()
 
@@ -38,7 +40,7 @@ def downgrade() -> None:
         op.drop_table(name)
 
 
-def _catalog() -> None:
+def _meta() -> None:
     meta = op.create_table(
         "meta",
         sa.Column("key", sa.String(320), nullable=False),
@@ -49,6 +51,9 @@ def _catalog() -> None:
         meta,
         [{"key": "catalog_version", "value": "1"}, {"key": "lease_version", "value": "1"}],
     )
+
+
+def _catalog() -> None:
     op.create_table(
         "providers",
         sa.Column("name", sa.String(64), nullable=False),
@@ -73,6 +78,9 @@ def _catalog() -> None:
         sa.ForeignKeyConstraint(["model"], ["models.id"], "fk_aliases_model", ondelete="CASCADE"),
     )
     op.create_index("ix_aliases_model", "aliases", ["model"])
+
+
+def _routing() -> None:
     op.create_table(
         "prefix_rules",
         sa.Column("prefix", sa.String(256), nullable=False),
