@@ -84,7 +84,9 @@ def refresh(name: _Name) -> None:
     base_url = normalise(_base_url(provider, settings))
     ids = fetch_model_ids(name, f"{api_base(base_url)}/models", credential)
     added = write(lambda c: _add_new(c, name, ids), settings)
-    typer.echo(f"{added} of {len(ids)} models added; the others' names are in use already")
+    left_out = len(ids) - added
+    note = f"; left out, their names are in use: {left_out}" if left_out else ""
+    typer.echo(f"models added: {added}{note}")
 
 
 def _base_url(provider: Provider, settings: Settings) -> str:

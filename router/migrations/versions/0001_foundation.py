@@ -24,22 +24,6 @@ def upgrade() -> None:
     _keys_and_usage()
 
 
-def downgrade() -> None:
-    for name in (
-        "usage",
-        "api_keys",
-        "leases",
-        "agents",
-        "deployments",
-        "prefix_rules",
-        "aliases",
-        "models",
-        "providers",
-        "meta",
-    ):
-        op.drop_table(name)
-
-
 def _meta() -> None:
     meta = op.create_table(
         "meta",
