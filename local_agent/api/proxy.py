@@ -106,7 +106,7 @@ async def _make_readable(reply: Reply) -> None:
     if not is_envelope(body) or reply.status in {401, 403}:
         status = 502 if reply.status in {401, 403} else reply.status
         raise upstream_error(status, body, retry_after_s=retry_after_s(reply.headers))
-    reply.chunks = _once(body)
+    reply.chunks, reply.is_whole = _once(body), True
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

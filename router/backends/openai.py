@@ -61,7 +61,7 @@ async def _raise_for(reply: Reply, deployment: Deployment) -> None:
     body = b"".join([chunk async for chunk in reply.chunks])
     if reply.status in RETRYABLE_STATUS or reply.status >= 500 or not is_envelope(body):
         raise upstream_error(reply.status, body, retry_after_s=retry_after_s(reply.headers))
-    reply.chunks = _once(body)
+    reply.chunks, reply.is_whole = _once(body), True
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

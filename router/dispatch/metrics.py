@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from router.domain import Outcome, RequestFacts
+from router.domain import EndpointId, Outcome, RequestFacts
 from router.fleet.registry import Fleet
 
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -39,6 +39,7 @@ class RouterMetrics:
             ("endpoint", "type"),
             registry=self.registry,
         )
+        self._found: dict[tuple[EndpointId, str], tuple[Histogram, Histogram]] = {}
         self._attempts = Counter(
             "iir_attempts",
             "Attempts by outcome: ok, an error code, or abandoned",
@@ -56,15 +57,24 @@ class RouterMetrics:
     def record(self, facts: RequestFacts, outcome: Outcome) -> None:
         """See `OutcomeSink.record`."""
         endpoint = outcome.endpoint
-        operation = facts.path.removeprefix("/")
+        duration, ttft = self._timers(endpoint, facts.path)
         self._attempts.labels(endpoint, _bounded(outcome)).inc()
-        self._duration.labels(endpoint, operation).observe(outcome.total_s)
+        duration.observe(outcome.total_s)
         if outcome.ttft_s is not None:
-            self._ttft.labels(endpoint, operation).observe(outcome.ttft_s)
+            ttft.observe(outcome.ttft_s)
         if outcome.input_tokens:
             self._tokens.labels(endpoint, "input").inc(outcome.input_tokens)
         if outcome.output_tokens:
             self._tokens.labels(endpoint, "output").inc(outcome.output_tokens)
+
+    def _timers(self, endpoint: EndpointId, path: str) -> tuple[Histogram, Histogram]:
+        """Return the two histograms of an endpoint and route; looking labels up is slow."""
+        found = self._found.get((endpoint, path))
+        if found is None:
+            labels = (endpoint, path.removeprefix("/"))
+            found = self._duration.labels(*labels), self._ttft.labels(*labels)
+            self._found[endpoint, path] = found
+        return found
 
 
 def _bounded(outcome: Outcome) -> str:

@@ -29,12 +29,14 @@ class Reply:
     """An upstream's answer whose first body chunk is already in hand.
 
     `chunks` raises `ApiError` if the upstream breaks off. `headers` are filtered: safe to pass on.
+    `is_whole`: `chunks` is the whole answer, at once, and can't fail any more.
     """
 
     status: int
     headers: list[tuple[bytes, bytes]]
     chunks: AsyncIterator[bytes]
     is_stream: bool
+    is_whole: bool = False
 
 
 @asynccontextmanager
@@ -50,8 +52,17 @@ async def exchange(transport: Transport, request: OutboundRequest) -> AsyncItera
         content_type = find_header(response.headers, b"content-type") or b""
         is_stream = content_type.startswith(b"text/event-stream") and response.status < 300
         parts = _events(response) if is_stream else response.chunks()
-        first = [await _first_part(parts)] if is_stream else await _hold(parts)
-        yield Reply(response.status, pass_on(response.headers), _chained(first, parts), is_stream)
+        if is_stream:
+            first, is_whole = [await _first_part(parts)], False
+        else:
+            first, is_whole = await _hold(parts)
+        yield Reply(
+            response.status,
+            pass_on(response.headers),
+            _chained(first, parts),
+            is_stream,
+            is_whole,
+        )
         if is_stream:
             await response.finish()
 
@@ -63,15 +74,16 @@ async def _chained(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncI
         yield chunk
 
 
-async def _hold(chunks: AsyncIterator[bytes]) -> list[bytes]:
+async def _hold(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
+    """Return the body, and whether that is all of it."""
     held: list[bytes] = []
     size = 0
     async for chunk in chunks:
         held.append(chunk)
         size += len(chunk)
         if size > HELD_BYTES:
-            return held
-    return [b"".join(held)] if len(held) > 1 else held
+            return held, False
+    return [b"".join(held)], True
 
 
 async def _first_part(events: AsyncIterator[bytes]) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 from starlette.types import Receive, Send
 
-from shared.http.asgi import ClientGone
+from shared.http.asgi import ClientGone, send_body
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply
 
@@ -50,6 +50,10 @@ async def relay(reply: Reply, send: Send, headers: Sequence[tuple[bytes, bytes]]
         ApiError: the upstream broke off an answer that is no event stream; the connection has to be
             closed, since the client can't be told otherwise.
     """
+    if reply.is_whole:
+        body = b"".join([chunk async for chunk in reply.chunks])
+        await send_body(send, reply.status, [*reply.headers, *headers], body)
+        return
     started = [*reply.headers, *headers, *(_STREAM_HEADERS if reply.is_stream else ())]
     await send({"type": "http.response.start", "status": reply.status, "headers": started})
     try:

@@ -33,8 +33,8 @@ class SseFramer:
         Raises:
             UpstreamFailed: an event is longer than the limit.
         """
-        if not self._pending and chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk:
-            return [chunk]  # one whole event: nearly every chunk of an engine
+        if not self._pending and _is_one_event(chunk):
+            return [chunk]  # nearly every chunk of an engine
         buffer = self._pending + chunk if self._pending else chunk
         # a line end may be cut in two, so search from just before the new bytes
         search_from = max(0, len(self._pending) - 3)
@@ -49,9 +49,14 @@ class SseFramer:
         return events
 
 
+def _is_one_event(chunk: bytes) -> bool:
+    end = len(chunk) - 2
+    return end >= 0 and chunk.find(b"\n\n") == end and b"\r" not in chunk
+
+
 def event_data(event: bytes) -> bytes | None:
     """Return the data of one event, its lines joined by LF; None if it has no data line."""
-    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
     lines = [
         line[6:] if line.startswith(b"data: ") else line[5:]
