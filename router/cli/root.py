@@ -61,5 +61,5 @@ def seed_command(
 ) -> None:
     """Add providers, prefix rules and models; what is there already is not changed."""
     document = read_seed(file or PACKAGED)
-    added = write(lambda c: seed(c, document, only_once=file is None))
+    added = write(lambda c: seed(c, document, only_once=file is None), is_seeded=False)
     typer.echo(f"{added} entries added" if added else "nothing to add")

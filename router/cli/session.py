@@ -27,8 +27,13 @@ def read(fetch: Callable[[Connection], T], settings: Settings | None = None) -> 
         reader.close()
 
 
-def write(change: Callable[[Connection], T], settings: Settings | None = None) -> T:
-    """Change the registry, which is made and seeded if it is not there yet.
+def write(
+    change: Callable[[Connection], T],
+    settings: Settings | None = None,
+    *,
+    is_seeded: bool = True,
+) -> T:
+    """Change the registry, which is made, and seeded unless told not to, if it is not there yet.
 
     Raises:
         StoreError: it can't be written.
@@ -44,7 +49,7 @@ def write(change: Callable[[Connection], T], settings: Settings | None = None) -
         migrate(url)
     writer = RegistryWriter(url)
     try:
-        if is_new:
+        if is_new and is_seeded:
             writer.run_sync(lambda c: seed(c, read_seed(), only_once=True))
         return writer.run_sync(change)
     finally:

@@ -105,6 +105,10 @@ def test_first_write_makes_and_seeds_the_registry(iir: Iir, home: Path) -> None:
     assert names == ["local", "openai"]
 
 
+def test_seed_makes_the_registry_too(iir: Iir) -> None:
+    assert iir("seed") == "9 entries added\n"
+
+
 def test_migrate_and_seed_again_and_again(iir: Iir) -> None:
     for _ in range(2):
         assert iir("migrate") == "the registry is up to date\n"
