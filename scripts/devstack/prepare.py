@@ -36,7 +36,7 @@ async def _registry(plan: Plan) -> None:
     await _quietly(plan, "preparing the registry", command("router", "migrate"))
     await _quietly(plan, "seeding the registry", command("router", "seed"))
     name = re.sub(r"[^A-Za-z0-9._-]", "-", plan.agent_name) or "agent"
-    add = command("router", "agents", "add", name, "--token-file", str(plan.token_file))
+    add = command("router", "agents", "add", name, "--token-file", str(plan.token_file), "--renew")
     await _quietly(plan, "making the agent's credential", add)
 
 
