@@ -88,7 +88,7 @@ def _tell_agent(agent: RunningAgent, model: ModelId) -> bool | None:
 _AGENT_SAYS = {
     True: "the running agent serves it now",
     False: "the running agent does not know it yet: restart it",
-    None: "no agent runs here: start it with `iir-agent serve`",
+    None: "the agent serves it once it runs (`iir-agent serve`)",
 }
 
 
@@ -101,7 +101,7 @@ def list_models(as_json: Json = False) -> None:
         if as_json:
             typer.echo(json.dumps(rows))
         else:
-            Console().print(listing.model_table(rows))
+            listing.console().print(listing.model_table(rows))
 
 
 @app.command("rm")
@@ -128,7 +128,7 @@ def list_workers(as_json: Json = False) -> None:
         if as_json:
             typer.echo(json.dumps([worker.model_dump() for worker in workers]))
         else:
-            Console().print(listing.worker_table(workers))
+            listing.console().print(listing.worker_table(workers))
 
 
 @config_app.command("check")
@@ -138,13 +138,13 @@ def check_config(
     """Check a file and list what it makes of the models."""
     with plain_errors():
         context = open_context()
+        env = context.settings.environment()
+        config = load_config(file, env, must_exist=True) if file else context.config()
         path = file or context.settings.config_path
-        if file is None and context.settings.agent_config is None and not path.exists():
-            typer.echo("there is no agent.yaml: the agent has the known models only")
-        config = (
-            context.config() if file is None else load_config(file, context.settings.environment())
-        )
-        typer.echo(f"{path.name} is good" if path.exists() else "the defaults are good")
+        if path.exists():
+            typer.echo(f"{path.name} is good; the models:")
+        else:
+            typer.echo("there is no agent.yaml; the known models:")
         for model in config.models:
             names = ", ".join([model.id, *model.aliases])
-            typer.echo(f"  {names}  engine {model.engine}")
+            typer.echo(f"  {names}  (engine {model.engine})")

@@ -51,9 +51,12 @@ class Context:
         Raises:
             ConfigError: it is wrong, or AGENT_CONFIG names a file that is not there.
         """
-        path = self.settings.config_path
-        is_expected = self.settings.agent_config is not None or path.exists()
-        return load_config(path if is_expected else None, self.settings.environment())
+        settings = self.settings
+        return load_config(
+            settings.config_path,
+            settings.environment(),
+            must_exist=settings.agent_config is not None,
+        )
 
     def show(self, path: Path) -> str:
         """Return a path for people, without the folders above the installation."""
@@ -100,5 +103,5 @@ def _exit(message: str, code: int, *, as_json: bool) -> typer.Exit:
     if as_json:
         typer.echo(json.dumps({"error": message}))
     else:
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(f"iir-agent: {message}", err=True)
     return typer.Exit(code)

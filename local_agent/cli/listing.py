@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from local_agent.cli.running import AgentUnreachable, RunningAgent, WorkerRow
 from local_agent.config import AgentConfig, ModelConfig
 from local_agent.domain import ModelId
 from local_agent.weights.files import gigabytes
 from local_agent.weights.store import WeightStore
+
+_PIPED_WIDTH = 200
 
 
 class ModelRow(TypedDict):
@@ -64,19 +68,21 @@ def _row(model: ModelConfig, store: WeightStore, status: str | None) -> ModelRow
 
 def model_table(rows: list[ModelRow]) -> Table:
     """Return the models for a terminal."""
-    table = Table("model", "aliases", "engine", "status", "weights")
+    table = _table("model", "aliases", "engine", "status", "weights")
     for row in rows:
         size = "" if row["size_bytes"] is None else gigabytes(row["size_bytes"])
         weights = row["pull_command"] or size
-        table.add_row(row["id"], ", ".join(row["aliases"]), row["engine"], row["status"], weights)
+        aliases = ", ".join(row["aliases"])
+        _add(table, row["id"], aliases, row["engine"], row["status"], weights)
     return table
 
 
 def worker_table(workers: list[WorkerRow]) -> Table:
     """Return the workers for a terminal."""
-    table = Table("model", "engine", "state", "pid", "in-flight", "since", "reason")
+    table = _table("model", "engine", "state", "pid", "in-flight", "since", "reason")
     for worker in workers:
-        table.add_row(
+        _add(
+            table,
             worker.model,
             worker.engine,
             worker.state,
@@ -86,3 +92,21 @@ def worker_table(workers: list[WorkerRow]) -> Table:
             worker.reason or "",
         )
     return table
+
+
+def console() -> Console:
+    """Return where tables go; piped output gets whole lines instead of a terminal's 80 columns."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_PIPED_WIDTH)
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row; what models and reasons are called must not be taken for markup."""
+    table.add_row(*(Text(cell) for cell in cells))

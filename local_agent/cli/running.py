@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _TIMEOUT_S = 3.0
-_USUAL_PORTS = (5000, 5055)
+# The agent's default, and where it goes when that is taken.
+_USUAL_PORTS = (5000, 5055, 5056, 5057)
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
 
 
@@ -84,7 +84,7 @@ def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
         port: the agent's own port setting; None or 0: not known.
         run_file: JSON with the `port` of the running agent, if it wrote one.
     """
-    ports: Iterator[int] | tuple[int, ...] = (port,) if port else _known_ports(run_file)
+    ports = (port,) if port else _known_ports(run_file)
     name = _bracketed(_ANY_ADDRESS.get(host, host))
     return tuple(f"http://{name}:{number}" for number in ports)
 

@@ -52,10 +52,11 @@ class Patience:
     """How long a download goes on against a bad network.
 
     `tries` in a row without `progress_bytes` of progress end it; a connection that is silent for
-    `stall_s` counts as broken.
+    `stall_s` counts as broken. A hub that does not answer at all gets `first_tries`.
     """
 
     tries: int = 5
+    first_tries: int = 3
     progress_bytes: int = 1024 * 1024
     first_wait_s: float = 1.0
     most_wait_s: float = 30.0
@@ -167,7 +168,7 @@ class Hub:
                 _raise_for(response, source)
             except (_Broken, httpx.TransportError) as error:
                 failures += 1
-                await self._wait(failures, error, meter)
+                await self._wait(failures, self._patience.first_tries, error, meter)
                 continue
             target = urljoin(url, response.headers.get("location", ""))
             is_moved = response.is_redirect and "x-linked-size" not in response.headers
@@ -188,7 +189,7 @@ class Hub:
             if part.size() - best >= self._patience.progress_bytes:
                 failures, best = 0, part.size()
             failures += 1
-            await self._wait(failures, broken, meter)
+            await self._wait(failures, self._patience.tries, broken, meter)
 
     async def _try(
         self, client: httpx.AsyncClient, source: HubSource, facts: HubFile, part: Part, meter: Meter
@@ -234,13 +235,13 @@ class Hub:
         if facts.size_bytes is not None and part.size() < facts.size_bytes:
             raise _Broken("the answer ended early")
 
-    async def _wait(self, failures: int, error: Exception, meter: Meter) -> None:
+    async def _wait(self, failures: int, most: int, error: Exception, meter: Meter) -> None:
         wait = self._patience
-        if failures >= wait.tries:
+        if failures >= most:
+            kept = "; what is there is kept, the same command goes on from it" if meter.done else ""
             raise SourceUnreachable(
                 f"the hub can't be reached or breaks off ({_cause(error)}, {failures} tries): check "
-                "the network, or set HF_ENDPOINT to a mirror; what is there already is kept, the "
-                "same command goes on from it"
+                f"the network, or set HF_ENDPOINT to a mirror{kept}"
             ) from error
         meter.show(Phase.WAITING)
         await self._sleep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -105,8 +106,12 @@ class Puller:
         with disk_errors(), locked(self._store.lock_path(model), model):
             # remove() may have taken the folder between mkdir and lock.
             folder.mkdir(parents=True, exist_ok=True)
-            async with reported(meter, on_progress, self._report_every_s):
-                return await self._first_that_works(model, sources, work)
+            try:
+                async with reported(meter, on_progress, self._report_every_s):
+                    return await self._first_that_works(model, sources, work)
+            finally:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # leaves a folder in which there is something
 
     async def _first_that_works(
         self, model: ModelId, sources: Sequence[Source], work: Workspace

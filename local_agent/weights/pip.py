@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -154,7 +155,10 @@ def reason(output: str) -> PullError:
 
 def _largest(folder: Path) -> int:
     """Return the size of the largest file: pip copies the wheel, so a sum would count it twice."""
-    return max((_size(path) for path in folder.rglob("*")), default=0)
+    # os.walk passes over folders that pip removes meanwhile.
+    return max(
+        (_size(Path(root, name)) for root, _, names in os.walk(folder) for name in names), default=0
+    )
 
 
 def _size(path: Path) -> int:

@@ -6,7 +6,10 @@ import asyncio
 import hashlib
 import logging
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -301,6 +304,32 @@ async def test_a_cancelled_pull_keeps_its_bytes(hub: FakeHub, tmp_path: Path) ->
     assert hub.script.requests("storage", "GET")[-1].headers["range"] == "bytes=300000-"
 
 
+def test_a_killed_process_leaves_what_it_has(hub: FakeHub, tmp_path: Path) -> None:
+    hub.script.stalls = [300_000]
+    child = subprocess.Popen(
+        [sys.executable, "-c", PULL_PROGRAM, str(tmp_path), hub.url], cwd=Path(__file__).parents[2]
+    )
+    part = tmp_path / MODEL / "tiny.gguf.part"
+    while child.poll() is None and not (part.is_file() and part.stat().st_size >= 300_000):
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    hub.script.is_over.set()
+    assert asyncio.run(fetch(hub, tmp_path)).read_bytes() == CONTENT
+    assert hub.script.requests("storage", "GET")[-1].headers["range"] == "bytes=300000-"
+
+
+PULL_PROGRAM = f"""
+import asyncio, sys
+from pathlib import Path
+from local_agent.weights.job import Puller
+from local_agent.weights.source import HubSource
+puller = Puller(Path(sys.argv[1]), env={{}}, hub_endpoint=sys.argv[2])
+source = HubSource(repo="org/repo", file="sub/tiny.gguf")
+asyncio.run(puller.pull("{MODEL}", [source], lambda progress: None))
+"""
+
+
 async def test_a_whole_part_is_only_checked(hub: FakeHub, tmp_path: Path) -> None:
     leave_part(tmp_path, CONTENT, IDENTITY)
     assert (await fetch(hub, tmp_path)).read_bytes() == CONTENT
@@ -393,6 +422,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(SourceUnreachable, match="no connection") as caught:
         await fetch(closed, tmp_path)
     assert "127.0.0.1" not in str(caught.value)
+    assert "kept" not in str(caught.value)
 
 
 async def test_a_wrong_checksum_is_refused_and_the_bytes_removed(
@@ -401,7 +431,7 @@ async def test_a_wrong_checksum_is_refused_and_the_bytes_removed(
     hub.script.linked_etag = '"' + "0" * 64 + '"'
     with pytest.raises(ChecksumMismatch, match=r"checksum of tiny\.gguf is wrong"):
         await fetch(hub, tmp_path)
-    assert list((tmp_path / MODEL).iterdir()) == []
+    assert not (tmp_path / MODEL).exists()
 
 
 async def test_the_configured_checksum_counts_too(hub: FakeHub, tmp_path: Path) -> None:
