@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from scripts.devstack.children import open_log
 from scripts.devstack.errors import AlreadyRunning, StartError
+from scripts.devstack.orphans import reap
 from scripts.devstack.plan import Plan, home, log_path, make_plan, record_path
 from scripts.devstack.prepare import prepare
 from scripts.devstack.record import Record, end
@@ -120,22 +121,26 @@ def _follow(child: subprocess.Popen[bytes] | None) -> int:
 
 def down() -> int:
     """End what runs; a record of something long gone is removed."""
-    path = record_path(home())
-    record = Record.read(path)
-    has_ended = record is not None and end(record, DOWN_WAIT_S)
-    path.unlink(missing_ok=True)
+    record = Record.read(record_path(home()))
+    has_ended = record is not None and _end(record)
     say("stopped" if has_ended else "nothing runs")
     return 0
 
 
+def _end(record: Record) -> bool:
+    """End what the record names, and workers that were left; False if nothing of it lived."""
+    has_ended = end(record, DOWN_WAIT_S)
+    orphans = asyncio.run(reap(home()))
+    record_path(home()).unlink(missing_ok=True)
+    return has_ended or bool(orphans)
+
+
 def _running() -> Record | None:
     """Return what runs; children whose supervising process was killed are ended first."""
-    path = record_path(home())
-    record = Record.read(path)
+    record = Record.read(record_path(home()))
     if record is None or record.is_running():
         return record
-    end(record, DOWN_WAIT_S)
-    path.unlink(missing_ok=True)
+    _end(record)
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.devstack.children import Child, stop
 from scripts.devstack.errors import NotReady
+from scripts.devstack.orphans import reap
 from scripts.devstack.plan import MODEL, Plan, command
 from scripts.devstack.probes import get, model_status
 from scripts.devstack.record import Identity, Record
@@ -65,6 +66,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await stop(self._children, self._hurry)
+            await reap(self._plan.home)
             self._plan.record_path.unlink(missing_ok=True)
 
     def _write(self) -> None:

@@ -1,0 +1,17 @@
+"""Workers that a killed agent left behind, when no agent comes back to end them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from local_agent.process import LocalProcessLauncher
+
+_GRACE_S = 0.5
+
+
+async def reap(home: Path) -> list[str]:
+    """End workers whose agent is gone; return their names. Those of a live agent stay."""
+    launcher = LocalProcessLauncher(
+        run_dir=home / "run" / "workers", log_dir=home / "logs", env={}, reap_grace_s=_GRACE_S
+    )
+    return await launcher.reap_orphans()
