@@ -211,29 +211,44 @@ class Hub:
         async with client.stream(
             "GET", self._url(source), headers=headers, follow_redirects=True
         ) as response:
-            if response.status_code == 416:
-                part.restart()
-                raise _Broken("the hub does not know this part of the file")
-            _raise_for(response, source)
-            if response.status_code not in {200, 206}:
-                raise SourceFailed(f"the hub answered with status {response.status_code}")
-            start = _start(response)
-            if start != offset:
-                part.restart()
-                if start != 0:
-                    raise _Broken("the hub sent another part of the file")
-            part.note_storage(response.headers.get("etag"))
-            meter.begin(
-                Phase.DOWNLOADING, total=facts.size_bytes or source.size_bytes, done=part.size()
-            )
-            async with part.appending() as append:
-                async for chunk in response.aiter_raw():
-                    meter.add(len(chunk))
-                    if facts.size_bytes is not None and meter.done > facts.size_bytes:
-                        raise SourceFailed("the hub sends more bytes than it announced")
-                    await append(chunk)
+            self._begin(response, source, facts, part, meter)
+            await self._receive(response, facts, part, meter)
         if facts.size_bytes is not None and part.size() < facts.size_bytes:
             raise _Broken("the answer ended early")
+
+    def _begin(
+        self,
+        response: httpx.Response,
+        source: HubSource,
+        facts: HubFile,
+        part: Part,
+        meter: Meter,
+    ) -> None:
+        """Check that the answer goes on where the part ends, else start the part over."""
+        if response.status_code == 416:
+            part.restart()
+            raise _Broken("the hub does not know this part of the file")
+        _raise_for(response, source)
+        if response.status_code not in {200, 206}:
+            raise SourceFailed(f"the hub answered with status {response.status_code}")
+        start = _start(response)
+        if start != part.size():
+            part.restart()
+            if start != 0:
+                raise _Broken("the hub sent another part of the file")
+        part.note_storage(response.headers.get("etag"))
+        total = facts.size_bytes or source.size_bytes
+        meter.begin(Phase.DOWNLOADING, total=total, done=part.size())
+
+    async def _receive(
+        self, response: httpx.Response, facts: HubFile, part: Part, meter: Meter
+    ) -> None:
+        async with part.appending() as append:
+            async for chunk in response.aiter_raw():
+                meter.add(len(chunk))
+                if facts.size_bytes is not None and meter.done > facts.size_bytes:
+                    raise SourceFailed("the hub sends more bytes than it announced")
+                await append(chunk)
 
     async def _wait(self, failures: int, most: int, error: Exception, meter: Meter) -> None:
         wait = self._patience

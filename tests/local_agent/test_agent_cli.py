@@ -282,7 +282,7 @@ def test_a_running_agent_learns_of_pulls_and_removals(
 ) -> None:
     assert "does not know it yet" in run("pull", str(gguf), "--id", "new").output
     agent.models.append({"id": "new", "status": {"value": "unloaded"}})
-    assert "the running agent serves it now" in run("pull", "new").output
+    assert "the running agent has it now" in run("pull", "new").output
     run("rm", "new")
     assert agent.reloads == 3
 
