@@ -161,7 +161,8 @@ class Supervisor:
             yield
         finally:
             worker.leave()
-            self._wake()
+            if worker.upstream is None:  # a drain may be over; else nothing depends on the count
+                self._wake()
 
     # -- what others want -----------------------------------------------------------------------
 

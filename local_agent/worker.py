@@ -207,7 +207,7 @@ class Worker:
         while strikes < limits.strikes:
             await anyio.sleep(limits.health_every_s)
             strikes = 0 if await ask() else strikes + 1
-        return f"it did not answer {strikes} health checks in a row"
+        return f"it failed its health check {strikes} times in a row"
 
     async def _attach(self, ask: Ask) -> NoReturn:
         """Watch a server that somebody else runs, for as long as it is wanted."""

@@ -23,7 +23,6 @@ from local_agent.process.log import WorkerLog
 from local_agent.process.records import Record, Records, file_stem
 
 _POLL_S = 0.02
-_KILL_WAIT_S = 10.0
 
 
 def free_port() -> int:
@@ -45,11 +44,13 @@ class LocalProcess:
         log: WorkerLog,
         records: Records,
         log_check_s: float,
+        kill_wait_s: float,
     ) -> None:
         self._name = name
         self._log = log
         self._records = records
         self._log_check_s = log_check_s
+        self._kill_wait_s = kill_wait_s
         self._pid = process.pid
         self._is_gone = False
         # one waiter for all: asyncio keeps every waiter of its own until the process ends
@@ -75,7 +76,7 @@ class LocalProcess:
         """
         if self._is_gone:
             return  # the id of the group may belong to another one by now
-        for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_WAIT_S)):
+        for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, self._kill_wait_s)):
             self._signal(number)
             with anyio.move_on_after(limit_s):
                 await self._gone()
@@ -111,6 +112,7 @@ class LocalProcessLauncher:
         env: Mapping[str, str],
         max_log_bytes: int = 5_000_000,
         log_check_s: float = 1.0,
+        kill_wait_s: float = 10.0,
         reap_grace_s: float = 5.0,
     ) -> None:
         """Take folders, which are made when needed, and the agent's own environment.
@@ -121,6 +123,7 @@ class LocalProcessLauncher:
             env: the agent's environment; children get little of it.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             log_check_s: how often a log's size is looked at.
+            kill_wait_s: how long a process may take to vanish after SIGKILL.
             reap_grace_s: time for orphans between SIGTERM and SIGKILL.
         """
         self._records = Records(run_dir)
@@ -128,6 +131,7 @@ class LocalProcessLauncher:
         self._env = env
         self._max_log_bytes = max_log_bytes
         self._log_check_s = log_check_s
+        self._kill_wait_s = kill_wait_s
         self._reap_grace_s = reap_grace_s
 
     async def launch(
@@ -166,6 +170,7 @@ class LocalProcessLauncher:
             log=log,
             records=self._records,
             log_check_s=self._log_check_s,
+            kill_wait_s=self._kill_wait_s,
         )
 
     async def reap_orphans(self) -> list[str]:

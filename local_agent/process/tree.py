@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Collection, Iterable
+from time import sleep
 
 import psutil
 
 from local_agent.process.environment import MARKER
 from local_agent.process.records import Record
+from shared.kit.clock import monotonic
 
+_POLL_S = 0.02
 _SAME_START_S = 2.0
 """Linux computes start times from the wall clock: it may move a little between two readings."""
 
@@ -92,13 +95,34 @@ def _marker(process: psutil.Process) -> str:
 
 def end(processes: Collection[psutil.Process], grace_s: float) -> bool:
     """SIGTERM, then SIGKILL after `grace_s`; block until they are gone. Tell whether they are."""
-    for process in processes:
-        _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=grace_s)
-    for process in alive:
-        _signal(process, signal.SIGKILL)
-    _, alive = psutil.wait_procs(alive, timeout=grace_s)
-    return not [process for process in alive if create_time(process.pid) is not None]
+    alive = list(processes)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in alive:
+            _signal(process, number)
+        alive = _outlast(alive, grace_s)
+    return not alive
+
+
+def _outlast(processes: list[psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """Wait until all are gone, at most `limit_s`; return who is left.
+
+    Not by psutil's `wait_procs`: it waits for zombies too, which some container's first process
+    never clears away.
+    """
+    deadline = monotonic() + limit_s
+    while True:
+        alive = [process for process in processes if _lives(process)]
+        if not alive or monotonic() >= deadline:
+            return alive
+        sleep(_POLL_S)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        # is_running compares start times: the id of a process that is gone may be taken again
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

@@ -99,7 +99,7 @@ def test_the_load_is_read_from_real_metrics(name: str, text: str, load: EngineLo
 
 
 def test_a_metric_is_summed_over_its_labels() -> None:
-    text = 'x{a="1"} 1\nx{a="2"} 2.0 1700000000\nxy 5\nx{a="}"} 4\nx{a="3"} +Inf\n'
+    text = 'x{a="1"} 1\nx{a="2"} 2.0 1700000000\nxy 5\nx{a="}"} 4\nx{a="3"} +Inf\nx\nx much\n'
     assert metric(text, "x") == 7
 
 

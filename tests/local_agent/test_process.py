@@ -52,6 +52,7 @@ def launcher(run_dir: Path, **more: float) -> LocalProcessLauncher:
         env={"PATH": os.defpath, "SECRET_KEY": "s3cret"},
         max_log_bytes=int(more.get("max_log_bytes", 10_000)),
         log_check_s=more.get("log_check_s", 0.01),
+        kill_wait_s=more.get("kill_wait_s", 10.0),
         reap_grace_s=more.get("reap_grace_s", 2.0),
     )
 
@@ -161,6 +162,43 @@ async def test_the_log_is_bounded_while_the_engine_writes(run_dir: Path) -> None
     assert sum(sizes.values()) < 40_000
     assert process.log_tail(1) == ["x" * 100]
     await process.stop(1)
+
+
+async def test_what_outlives_even_sigkill_is_left_to_the_next_agent(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await start(run_dir, STUBBORN, kill_wait_s=0.01)
+    await wrote(process, "up")
+    with monkeypatch.context() as deaf:
+        # a process that hangs in the kernel can't be had here: nobody hears the signals instead
+        deaf.setattr(os, "killpg", lambda *_: None)
+        await process.stop(0.01)
+    assert len(recorded(run_dir)) == 1
+    os.kill(process.pid, signal.SIGKILL)
+    await process.stop(5)
+    assert recorded(run_dir) == []
+
+
+async def test_orphans_that_can_not_be_ended_stay_recorded(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_agent(run_dir, SLEEPER)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(psutil.Process, "send_signal", lambda *_: None)
+        assert await launcher(run_dir, reap_grace_s=0.01).reap_orphans() == ["m0"]
+    assert len(recorded(run_dir)) == 1
+    assert await launcher(run_dir).reap_orphans() == ["m0"]
+    assert recorded(run_dir) == []
+
+
+def test_questions_about_processes_that_are_gone_or_foreign() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    known = psutil.Process(gone.pid)
+    gone.wait()
+    assert tree.create_time(gone.pid) is None
+    assert tree.group_is_gone(gone.pid)
+    assert tree.members(gone.pid) == []
+    assert tree.end([known], 0.01)
 
 
 def test_free_port_can_be_bound() -> None:

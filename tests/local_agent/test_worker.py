@@ -108,7 +108,7 @@ async def test_three_strikes_end_it(stage: Stage) -> None:
         asked = len(stage.prober.asked)
         await watched.until(S.BACKOFF)
         assert len(stage.prober.asked) - asked == 3
-        assert watched.worker.status.reason == "it did not answer 3 health checks in a row"
+        assert watched.worker.status.reason == "it failed its health check 3 times in a row"
     assert stage.launcher.alive() == []
 
 
