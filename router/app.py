@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 
 import anyio
@@ -246,13 +247,20 @@ def serve(settings: Settings) -> None:
 
 
 def _serve_workers(settings: Settings, listener: socket.socket) -> None:
-    options = server_options(drain_s=settings.router_drain_s)
+    """Serve from several processes, which share the listener and agree through the registry."""
     config = uvicorn.Config(
-        "router.main:app",
+        partial(_worker_app, settings),
+        factory=True,
         workers=settings.web_concurrency,
-        **options,  # type: ignore[arg-type] # options are uvicorn's
+        **server_options(drain_s=settings.router_drain_s),  # type: ignore[arg-type] # uvicorn's own
     )
-    Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+    Multiprocess(config, sockets=[listener]).run()
+
+
+def _worker_app(settings: Settings) -> ASGIApp:
+    """Return one worker's application; runs in the worker's process, which has no log yet."""
+    configure_logs(level=settings.log_level, json=settings.log_json)
+    return create_app(settings)
 
 
 def _refuse_open_network(settings: Settings) -> None:
