@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import openai
 
@@ -9,7 +11,7 @@ from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.steps import Latency
 from tests.router.harness import StartRouter
 
-MESSAGES = [{"role": "user", "content": "hello small world"}]
+MESSAGES: Any = [{"role": "user", "content": "hello small world"}]
 
 
 async def test_the_sdk_chats_and_streams(start_router: StartRouter) -> None:
