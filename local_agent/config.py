@@ -208,20 +208,17 @@ class AgentConfig(_Entry):
         return self
 
 
-def load_config(
-    path: Path | None, env: Mapping[str, str], *, must_exist: bool = False
-) -> AgentConfig:
+def load_config(path: Path | None, env: Mapping[str, str]) -> AgentConfig:
     """Read the agent's file and add the known models.
 
     Args:
-        path: the file; None, or one that is not there: the known models only.
+        path: the file, which must exist; None: the known models only.
         env: values for `${env.NAME}`.
-        must_exist: a file that is not there is an error: somebody named it.
 
     Raises:
         ConfigError: with the file's name, the line, the field and the rule.
     """
-    if path is None or not (must_exist or path.exists()):
+    if path is None:
         return parse_config("", env, name="(no file)", base=Path())
     try:
         if path.stat().st_size > _MOST_BYTES:

@@ -139,7 +139,7 @@ def check_config(
     with plain_errors():
         context = open_context()
         env = context.settings.environment()
-        config = load_config(file, env, must_exist=True) if file else context.config()
+        config = load_config(file, env) if file else context.config()
         path = file or context.settings.config_path
         if path.exists():
             typer.echo(f"{path.name} is good; the models:")

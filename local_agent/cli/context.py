@@ -51,12 +51,9 @@ class Context:
         Raises:
             ConfigError: it is wrong, or AGENT_CONFIG names a file that is not there.
         """
-        settings = self.settings
-        return load_config(
-            settings.config_path,
-            settings.environment(),
-            must_exist=settings.agent_config is not None,
-        )
+        path = self.settings.config_path
+        is_wanted = self.settings.agent_config is not None or path.exists()
+        return load_config(path if is_wanted else None, self.settings.environment())
 
     def show(self, path: Path) -> str:
         """Return a path for people, without the folders above the installation."""
