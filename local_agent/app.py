@@ -47,6 +47,8 @@ _CONTROL_BODY_BYTES = 1024 * 1024
 _MAX_BODY_BYTES = 32 * 1024 * 1024
 # An engine on this machine answers a connect at once, or is gone.
 _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
+# llama.cpp ends within 1.2 s; the whole agent has to be gone within 5 s of a Ctrl-C.
+_STOP_GRACE_S = 2.5
 _DEFAULT_PORT = 5000
 # AirPlay listens on 5000 of a Mac; the ports from here are free as a rule.
 _FIRST_OTHER_PORT = 5055
@@ -75,7 +77,7 @@ class Agent:
                 prober=TransportProber(self._transport),
                 clock=monotonic,
                 rng=rng,
-                limits=Limits(),
+                limits=Limits(stop_grace_s=_STOP_GRACE_S),
                 rule=FailureRule(),
             ),
             drain_s=settings.agent_drain_s,

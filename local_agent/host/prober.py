@@ -19,11 +19,14 @@ class TransportProber:
         limits = Timeouts(connect_s=timeout_s, first_byte_s=timeout_s, idle_s=timeout_s)
         request = OutboundRequest(method="GET", url=url, timeouts=limits)
         with anyio.move_on_after(timeout_s):
-            try:
-                async with self._transport.open(request) as response:
-                    async for _ in response.chunks():
-                        pass
-                    return response.status == 200
-            except ApiError:
-                return False
+            return await self._answers_200(request)
         return False
+
+    async def _answers_200(self, request: OutboundRequest) -> bool:
+        try:
+            async with self._transport.open(request) as response:
+                # read to its end, so that the connection can be used again
+                _ = [chunk async for chunk in response.chunks()]
+                return response.status == 200
+        except ApiError:
+            return False

@@ -102,17 +102,10 @@ class Fleet:
         current = {member.row_id: member.models for member in self._membership}
         for row_id, models in list(self._agent_names.items()):
             if current.get(row_id) is not models:
-                for name in _names(models):
-                    self._agent_index.get(name, {}).pop(row_id, None)
-                    if not self._agent_index.get(name, True):
-                        del self._agent_index[name]
-                del self._agent_names[row_id]
+                self._unlist(row_id, models)
         for row_id, models in current.items():
             if row_id not in self._agent_names:
-                self._agent_names[row_id] = models
-                for model in models:
-                    for name in (model.id, *model.aliases):
-                        self._agent_index.setdefault(name, {})[row_id] = model
+                self._list(row_id, models)
 
     def resolve(self, name: str, zone: Zone | None = None) -> Resolution:
         """Return who can serve `name`, confined to `zone` if one is given.
@@ -185,6 +178,19 @@ class Fleet:
                         model.context_tokens,
                     )
         return sorted(listed.values(), key=lambda model: model.id)
+
+    def _list(self, row_id: int, models: tuple[AgentModel, ...]) -> None:
+        self._agent_names[row_id] = models
+        for model in models:
+            for name in (model.id, *model.aliases):
+                self._agent_index.setdefault(name, {})[row_id] = model
+
+    def _unlist(self, row_id: int, models: tuple[AgentModel, ...]) -> None:
+        del self._agent_names[row_id]
+        for name in _names(models):
+            self._agent_index[name].pop(row_id)
+            if not self._agent_index[name]:
+                del self._agent_index[name]
 
     def _by_prefix(self, name: str) -> ModelEntry:
         rule = next((rule for rule in self._rules if name.startswith(rule.prefix)), None)
