@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,6 +28,8 @@ from shared.http.wire import decode_object, encode_object, model_name, wants_str
 
 INFERENCE_PATHS = ("/chat/completions", "/completions", "/embeddings")
 _RESTART_S = 10.0
+
+Hook = Callable[[], object]
 
 
 class Proxy:
@@ -135,13 +137,13 @@ class InferenceRoutes:
             raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         self._access.require(scope, Need.DATA)
         body = await read_body(scope, receive, limit=self._max_body_bytes)
-        async with while_connected(receive):
+        async with while_connected(receive) as stop_watching:
             if path == "/infer":
-                await self._infer(scope, body, send)
+                await self._infer(scope, body, send, stop_watching)
             else:
-                await self._pass(scope, path, body, send)
+                await self._pass(scope, path, body, send, stop_watching)
 
-    async def _pass(self, scope: Scope, path: str, body: bytes, send: Send) -> None:
+    async def _pass(self, scope: Scope, path: str, body: bytes, send: Send, answered: Hook) -> None:
         values = decode_object(body)
         stream = wants_stream(values)
         model = self._proxy.resolve(model_name(values))
@@ -150,8 +152,9 @@ class InferenceRoutes:
         call = self._proxy.call(model, path, values, stream=stream, request_id=context.request_id)
         async with call as reply:
             await relay(reply, send)
+            answered()
 
-    async def _infer(self, scope: Scope, body: bytes, send: Send) -> None:
+    async def _infer(self, scope: Scope, body: bytes, send: Send, answered: Hook) -> None:
         infer = InferCall.parse(body)
         model = self._proxy.resolve(infer.model)
         context = request_context(scope)
@@ -165,3 +168,4 @@ class InferenceRoutes:
         )
         async with call as reply:
             await infer_relay(reply, model, send)
+            answered()

@@ -47,10 +47,11 @@ class InferenceRoutes:
             )
         call = await self._call(scope, receive, path)
         context = request_context(scope)
-        async with while_connected(receive):
+        async with while_connected(receive) as stop_watching:
             async with self._dispatcher.dispatch(call) as dispatched:
                 headers = _route_headers(dispatched, context)
                 await relay(dispatched.reply, send, headers)
+                stop_watching()
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
         caller = self._access.require(scope, Scope.INFERENCE)

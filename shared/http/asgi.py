@@ -102,7 +102,7 @@ def check_host_header(scope: Scope) -> str:
     Raises:
         BadRequest: there is none, or more than one.
     """
-    hosts = [value for key, value in scope["headers"] if key == b"host"]
+    hosts: list[bytes] = [value for key, value in scope["headers"] if key == b"host"]
     if len(hosts) != 1:
         raise BadRequest("Send exactly one Host header.")
     return hosts[0].decode("latin-1")

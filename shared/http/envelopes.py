@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.http.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
+from shared.http.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, internal_error
 
 
 class _Invalid(Protocol):
@@ -34,6 +34,10 @@ def install_error_handlers(app: Starlette, *, invalid: type[Exception]) -> None:
     async def on_invalid(_request: Request, error: Exception) -> Response:
         return _answer(_first_problem(cast("_Invalid", error).errors()))
 
+    async def on_defect(_request: Request, _error: Exception) -> Response:
+        return _answer(internal_error())  # the framework raises the error again, for the log
+
+    app.add_exception_handler(Exception, on_defect)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(invalid, on_invalid)

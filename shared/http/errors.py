@@ -61,6 +61,11 @@ class ApiError(Exception):
         return found
 
 
+def internal_error() -> ApiError:
+    """Return the error for what went wrong unexpectedly; its cause is in the log only."""
+    return ApiError("The service met an internal error. Look for this request id in its log.")
+
+
 def error_body(message: str, *, type_: str, code: str | None, param: str | None = None) -> bytes:
     """Return OpenAI's error envelope as JSON; all four keys are always there."""
     return msgspec.json.encode(

@@ -15,9 +15,10 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.http.asgi import ClientGone, header, send_error
-from shared.http.errors import ApiError
+from shared.http.errors import ApiError, internal_error
 from shared.http.origin import OriginRules
 from shared.kit.clock import Clock
+from shared.kit.logs import places
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _KEY = "iir"
@@ -75,7 +76,7 @@ class Guard:
             "request",
             request_id=context.request_id,
             method=scope["method"],
-            path=_safe_path(scope["path"]),
+            path=scope["path"][:128],
             status=tracked.status,
             duration_ms=round((self._clock() - context.started) * 1000, 2),
             **context.notes,
@@ -87,10 +88,8 @@ class Guard:
             context.notes["error"] = exc.code
         else:
             # the trace names code, never values: messages of foreign errors may quote the request
-            self._log.error("internal_error", kind=type(exc).__name__, trace=_frames(exc))
-            error = ApiError(
-                "The service met an internal error. Look for this request id in its log."
-            )
+            self._log.error("internal_error", kind=type(exc).__name__, trace=places(exc))
+            error = internal_error()
         # an answer that has begun can't be taken back: returning without its end makes the server
         # cut the connection, so that nobody takes it for whole
         if tracked.status is None:
@@ -119,18 +118,3 @@ def _request_id(scope: Scope) -> str:
     if given is not None and _SANE_ID.fullmatch(given):
         return given.decode()
     return f"req_{secrets.token_hex(12)}"
-
-
-def _safe_path(path: str) -> str:
-    return path[:128]
-
-
-def _frames(exc: BaseException) -> list[str]:
-    frames = []
-    trace = exc.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        module = trace.tb_frame.f_globals.get("__name__", "?")
-        frames.append(f"{module}.{code.co_name}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return frames[-12:]

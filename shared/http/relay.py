@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -17,11 +17,14 @@ _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"
 
 
 @asynccontextmanager
-async def while_connected(receive: Receive) -> AsyncIterator[None]:
+async def while_connected(receive: Receive) -> AsyncIterator[Callable[[], object]]:
     """Cancel the block as soon as the client goes away, in whatever phase it is.
 
     The request's body must have been read. Everything opened inside the block is closed by the
     cancellation, so one scope owns queue place, slot, upstream and stream.
+
+    Enters with a function to call once the answer is sent: the server then reports a disconnect
+    too, which must not cancel what is left to do.
 
     Raises:
         ClientGone: the client went away.
@@ -30,7 +33,7 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
         # a task group would cost more than the rest of the request's bookkeeping together
         watcher = asyncio.get_running_loop().create_task(_cancel_on_disconnect(receive, scope))
         try:
-            yield
+            yield watcher.cancel
         finally:
             watcher.cancel()
     if scope.cancelled_caught:

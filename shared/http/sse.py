@@ -54,9 +54,13 @@ def _is_one_event(chunk: bytes) -> bool:
     return end >= 0 and chunk.find(b"\n\n") == end and b"\r" not in chunk
 
 
+def _has_one_line(event: bytes) -> bool:
+    return event.find(b"\n") == len(event) - 2 and b"\r" not in event
+
+
 def event_data(event: bytes) -> bytes | None:
     """Return the data of one event, its lines joined by LF; None if it has no data line."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+    if event.startswith(b"data: ") and event.endswith(b"\n\n") and _has_one_line(event):
         return event[6:-2]
     lines = [
         line[6:] if line.startswith(b"data: ") else line[5:]

@@ -1,18 +1,22 @@
 """One log for a process: structlog for ours, the standard library's loggers joined in.
 
 JSON lines, or aligned text on a terminal. Nothing here may hold a key, a prompt or a host path:
-callers pass names and numbers, and JSON escaping keeps a value on its line.
+callers pass names and numbers, of an error only its kind and its places in the code are shown, and
+escaping keeps a value on its line.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import Processor
+
+_MOST_PLACES = 12
 
 
 def configure_logs(
@@ -31,11 +35,12 @@ def configure_logs(
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _show_places,
     ]
-    renderer = _json_renderer() if as_json else structlog.dev.ConsoleRenderer()
+    text: list[Processor] = [_escape_controls, structlog.dev.ConsoleRenderer(colors=target.isatty())]
+    last = [_json_renderer()] if as_json else text
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=False,
@@ -44,7 +49,7 @@ def configure_logs(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     root = logging.getLogger()
@@ -53,6 +58,37 @@ def configure_logs(
     # their information is ours already, or noise
     for name in ("uvicorn.error", "alembic", "httpx", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+def places(error: BaseException) -> list[str]:
+    """Return where an error came through the code, outermost first: `module.function:line`.
+
+    Unlike a traceback, this holds no path of the host and no message, which may quote a request.
+    """
+    found = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        module = trace.tb_frame.f_globals.get("__name__", "?")
+        found.append(f"{module}.{code.co_name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return found[-_MOST_PLACES:]
+
+
+def _show_places(_logger: Any, _name: str, values: MutableMapping[str, Any]) -> Any:
+    given = values.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        values.setdefault("kind", type(error).__name__)
+        values["trace"] = places(error)
+    return values
+
+
+def _escape_controls(_logger: Any, _name: str, values: MutableMapping[str, Any]) -> Any:
+    for key, value in values.items():
+        if isinstance(value, str) and not value.isprintable():
+            values[key] = repr(value)[1:-1]
+    return values
 
 
 def _json_renderer() -> Processor:
