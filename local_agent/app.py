@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 
 import anyio
@@ -60,6 +62,8 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, config: AgentConfig, port: int) -> None:
         self.settings = settings
+        self.drain_s = _drain_s(settings, config)
+        self._port = port
         self._log = structlog.get_logger("agent")
         self._transport = AiohttpTransport()
         self._weights = WeightStore(settings.models_dir)
@@ -80,7 +84,7 @@ class Agent:
                 limits=Limits(stop_grace_s=_STOP_GRACE_S),
                 rule=FailureRule(),
             ),
-            drain_s=settings.agent_drain_s,
+            drain_s=self.drain_s,
             on_event=self._on_event,
         )
         self._supervisor.set_desired(to_deployments(config, self._weights))
@@ -107,6 +111,8 @@ class Agent:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Carry the workers and the lease until the end; then no process is left."""
+        run_file = self.settings.iir_home / "run" / "agent.json"
+        _write_run_file(run_file, self._port)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._supervisor.run)
@@ -121,6 +127,7 @@ class Agent:
             with anyio.CancelScope(shield=True):
                 await self._router.aclose()
                 await self._transport.aclose()
+            run_file.unlink(missing_ok=True)
 
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
@@ -221,7 +228,7 @@ def serve(settings: AgentSettings) -> None:
         raise SystemExit(f"iir-agent: {exc} Set AGENT_PORT to another one.") from exc
     except OSError as exc:
         raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
-    run(agent.asgi(), listener, drain_s=settings.agent_drain_s, on_exit=agent.drain)
+    run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
 
 
 def _read_config(settings: AgentSettings) -> AgentConfig:
@@ -233,6 +240,21 @@ def _read_config(settings: AgentSettings) -> AgentConfig:
     path = settings.config_path
     is_wanted = settings.agent_config is not None or path.exists()
     return load_config(path if is_wanted else None, settings.environment())
+
+
+def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
+    """Return the limit for draining: what was set, else the YAML's, else the default."""
+    if config.drain_s is None or "agent_drain_s" in settings.model_fields_set:
+        return settings.agent_drain_s
+    return config.drain_s
+
+
+def _write_run_file(path: Path, port: int) -> None:
+    """Tell the command line on which port this agent answers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps({"port": port}), encoding="utf-8")
+    draft.replace(path)
 
 
 def _refuse_unreachable(settings: AgentSettings) -> None:
@@ -259,5 +281,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
 
 def _own_url(host: str, port: int) -> str:
     """Return the agent's URL: never `localhost`, which AirPlay may answer on a Mac."""
-    address = "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host  # noqa: S104 - compared
+    address = (
+        "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host
+    )  # noqa: S104 - compared
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
