@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 
 from router.backends import BACKENDS
 from router.domain import Call, Deployment
-from shared.http.errors import UpstreamCredentialRefused
+from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed
 from shared.http.exchange import RETRYABLE_STATUS, Reply, exchange, is_envelope, upstream_error
 from shared.http.headers import retry_after_s
 from shared.http.transport import OutboundRequest, Timeouts, Transport
 from shared.http.wire import encode_object
+
+# An SDK that asked for a stream takes anything else for a stream without events.
+_STREAMED = frozenset({"/chat/completions", "/completions"})
 
 
 @BACKENDS.register("openai")
@@ -29,6 +32,8 @@ class OpenAIBackend:
         async with exchange(self._transport, request) as reply:
             if reply.status >= 400:
                 await _raise_for(reply, deployment)
+            elif call.facts.stream and not reply.is_stream and call.facts.path in _STREAMED:
+                raise UpstreamFailed("The upstream was asked for a stream and did not send one.")
             yield reply
 
     def _request(self, deployment: Deployment, call: Call) -> OutboundRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 import msgspec
 
@@ -11,9 +12,13 @@ from shared.http.errors import ApiError
 from shared.kit.clock import Clock
 
 
+# An upstream may report anything; counters can't go down, and the registry's integers have an end.
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
 
 
 class _WithUsage(msgspec.Struct):

@@ -27,8 +27,9 @@ def check_agent_url(url: str, caller: str, allowed: frozenset[str]) -> str:
         port = parts.port
     except ValueError:
         raise _refused("It is not a URL.") from None
-    bare = parts.scheme in {"http", "https"} and not (parts.path.strip("/") or parts.query)
-    if not bare or parts.username is not None or "\\" in url or port is None:
+    rest = parts.path.strip("/") or parts.query or parts.fragment
+    bare = parts.scheme in {"http", "https"} and not rest
+    if not bare or "@" in parts.netloc or "\\" in url or not port:
         raise _refused("Give http://ADDRESS:PORT and nothing else.")
     try:
         address = ipaddress.ip_address(parts.hostname or "")

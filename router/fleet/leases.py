@@ -83,8 +83,9 @@ class LeaseDesk:
         member = self._fleet.membership.renew(row_id, heartbeat)
         if member is None:
             raise _no_lease()
-        self._fleet.patch()
-        self._unsaved[row_id] = (row_id, heartbeat.lease_id, heartbeat)
+        if member.heartbeat is not None and member.heartbeat.seq == heartbeat.seq:
+            self._fleet.patch()
+            self._unsaved[row_id] = (row_id, heartbeat.lease_id, member.heartbeat)
         return self._grant(heartbeat.lease_id)
 
     async def release(self, row_id: int, agent_id: str) -> None:

@@ -107,6 +107,8 @@ class Membership:
             return None
         if member.heartbeat is not None and heartbeat.seq <= member.heartbeat.seq:
             return member
+        if not heartbeat.models:
+            heartbeat = heartbeat.model_copy(update={"models": member.models})
         member = replace(member, heartbeat=heartbeat, heard_at=self._clock())
         self._members[row_id] = member
         return member

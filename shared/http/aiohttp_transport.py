@@ -60,7 +60,7 @@ class AiohttpTransport:
                 data=request.body,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=limits.connect_s, sock_read=limits.first_byte_s
+                    total=None, connect=limits.connect_s, sock_read=limits.first_byte_s
                 ),
                 skip_auto_headers=_NO_AUTO_HEADERS,
             )
@@ -119,6 +119,7 @@ class _Response:
         connection = self._response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._idle_s
+            connection.protocol.start_timeout()  # the time until the next chunk counts already
 
 
 def _translated(exc: BaseException) -> ApiError:

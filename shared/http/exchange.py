@@ -7,7 +7,8 @@ document is of no use to anybody; event streams are entered at their first event
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -21,7 +22,12 @@ from shared.http.transport import InboundResponse, OutboundRequest, Transport
 # An answer up to this size is held until it is complete; a longer one is passed on as it comes.
 HELD_BYTES = 8 * 1024 * 1024
 
-_decode_error = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# A longer one is not parsed for an error that it may report in spite of its status.
+_PARSED_BYTES = 256 * 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ERROR_NAME = re.compile(rb"(?:^|[\r\n])event: ?error[\r\n]")
+
+_decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(slots=True)
@@ -49,13 +55,15 @@ async def exchange(transport: Transport, request: OutboundRequest) -> AsyncItera
     async with transport.open(request) as response:
         if 300 <= response.status < 400:
             raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
-        content_type = find_header(response.headers, b"content-type") or b""
+        content_type = (find_header(response.headers, b"content-type") or b"").lower()
         is_stream = content_type.startswith(b"text/event-stream") and response.status < 300
         parts = _events(response) if is_stream else response.chunks()
         if is_stream:
             first, is_whole = [await _first_part(parts)], False
         else:
             first, is_whole = await _hold(parts)
+            if is_whole and response.status == 200:
+                _check_whole(first[0], content_type)
         yield Reply(
             response.status,
             pass_on(response.headers),
@@ -88,13 +96,15 @@ async def _hold(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
 
 async def _first_part(events: AsyncIterator[bytes]) -> bytes:
     """Return everything up to the first event with data, so that an error there can fail over."""
-    seen = bytearray()
+    held = bytearray()
     async for part in events:
-        seen += part
-        data = _first_data(bytes(seen))
+        held += part
+        data = _first_data(part)
         if data is not None:
-            _raise_if_error(data)
-            return bytes(seen)
+            _check_first(data)
+            return bytes(held)
+        if len(held) > HELD_BYTES:
+            raise UpstreamFailed("The upstream's stream does not come to its first event.")
     raise UpstreamInterrupted("The upstream ended its stream before the first event.")
 
 
@@ -106,32 +116,76 @@ def _first_data(part: bytes) -> bytes | None:
     return None
 
 
-def _raise_if_error(data: bytes) -> None:
-    if data == b"[DONE]":
+def _check_first(data: bytes) -> None:
+    if data != b"[DONE]" and _decoded(data) is None:
+        raise UpstreamFailed("The upstream's stream does not start with a JSON event.")
+
+
+def _check_whole(body: bytes, content_type: bytes) -> None:
+    """Refuse a 200 that is no answer: SDKs would take it for an empty one."""
+    if not body.strip() or content_type.startswith(b"text/html"):
+        raise UpstreamFailed("The upstream answered with status 200, but without an answer.")
+    if len(body) > _PARSED_BYTES or not content_type.startswith(b"application/json"):
         return
-    try:
-        top = _decode_error(data)
-    except (msgspec.DecodeError, RecursionError):
-        raise UpstreamFailed("The upstream's stream does not start with a JSON event.") from None
-    if bytes(top.get("error", b"null")) not in {b"null", b"false", b'""', b"{}"}:
-        raise upstream_error(500, data)
+    top = _decoded(body)
+    if top is None:
+        raise UpstreamFailed("The upstream's answer is not a JSON object.")
+    if _is_error(top):
+        raise upstream_error(_status_of(body), body)
 
 
 async def _events(response: InboundResponse) -> AsyncIterator[bytes]:
-    """Yield whole events, several at once where they came at once, up to and with `[DONE]`."""
+    """Yield whole events, several at once where they came at once, up to and with `[DONE]`.
+
+    An error event is raised instead, so that the client gets it once and in the one shape that
+    SDKs understand.
+    """
     framer = SseFramer()
+    is_start = True
     async for chunk in response.chunks():
         events = framer.feed(chunk)
+        if is_start and events:
+            events[0] = events[0].removeprefix(_BYTE_ORDER_MARK)  # SDKs would lose the first event
+            is_start = False
         for position, event in enumerate(events):
             if b"[DONE]" in event and event_data(event) == b"[DONE]":
                 yield b"".join(events[: position + 1])
                 return
+            failure = _failure(event) if b"error" in event else None
+            if failure is not None:
+                if position:
+                    yield b"".join(events[:position])
+                raise failure
         if events:
             yield events[0] if len(events) == 1 else b"".join(events)
     if event_data(framer.pending) == b"[DONE]":
         yield b"data: [DONE]\n\n"
         return
     raise UpstreamInterrupted("The upstream ended its stream before it was done.")
+
+
+def _failure(event: bytes) -> UpstreamAnswer | None:
+    """Return the error that an event reports, in whatever shape engines have for it."""
+    data = event_data(event)
+    top = _decoded(data) if data else None
+    if data is None or top is None:
+        return None
+    if _is_error(top) or _ERROR_NAME.search(event):
+        return upstream_error(_status_of(data), data)
+    return None
+
+
+def _decoded(data: bytes) -> dict[str, msgspec.Raw] | None:
+    try:
+        return _decode_top(data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _is_error(top: Mapping[str, msgspec.Raw]) -> bool:
+    if bytes(top.get("object", b"")) == b'"error"':  # older vLLM
+        return True
+    return bytes(top.get("error", b"null")) not in {b"null", b"false", b'""', b"{}"}
 
 
 class _ErrorObject(msgspec.Struct):
@@ -144,7 +198,15 @@ class _Envelope(msgspec.Struct):
     error: _ErrorObject
 
 
+class _AnyShape(msgspec.Struct):
+    error: _ErrorObject | str | None = None
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+
+
 _decode_envelope = msgspec.json.Decoder(_Envelope, strict=False).decode
+_decode_any_shape = msgspec.json.Decoder(_AnyShape, strict=False).decode
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
@@ -153,13 +215,10 @@ def upstream_error(
 ) -> UpstreamAnswer:
     """Translate an upstream's error answer, of whatever shape, into an error of ours.
 
-    An OpenAI-shaped body keeps its message, type and code (vLLM's numeric codes become text);
-    anything else is replaced by a sentence with the status, since it may name internal hosts.
+    A JSON error keeps its message, type and code (vLLM's numeric codes become text); anything else
+    is replaced by a sentence with the status, since it may name internal hosts.
     """
-    try:
-        error = _decode_envelope(body).error
-    except (msgspec.DecodeError, RecursionError):
-        error = _ErrorObject()
+    error = _error_object(body)
     return UpstreamAnswer(
         error.message or f"The upstream answered with status {status} and no readable reason.",
         status=status,
@@ -168,6 +227,24 @@ def upstream_error(
         is_retryable=status in RETRYABLE_STATUS,
         retry_after_s=retry_after_s,
     )
+
+
+def _error_object(body: bytes) -> _ErrorObject:
+    try:
+        found = _decode_any_shape(body)
+    except (msgspec.DecodeError, RecursionError):
+        return _ErrorObject()
+    if isinstance(found.error, _ErrorObject):
+        return found.error
+    return _ErrorObject(found.error or found.message, found.type, found.code)
+
+
+def _status_of(body: bytes) -> int:
+    """Return the status for an error that came without one: what its code says, else 502."""
+    code = str(_error_object(body).code)
+    is_status = len(code) == 3 and code.isascii() and code.isdigit() and 400 <= int(code) < 600
+    # what the upstream thinks of the router's credential is not the client's business
+    return int(code) if is_status and code not in {"401", "403"} else 502
 
 
 def is_envelope(body: bytes) -> bool:

@@ -50,7 +50,7 @@ def pass_upstream(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, st
 
 def retry_after_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
     """Return `retry-after` in seconds; None if it is absent, negative or a date."""
-    value = find_header(headers, b"retry-after")
-    if value is None or not value.isdigit():
+    value = find_header(headers, b"retry-after") or b""
+    if not value.replace(b".", b"", 1).isdigit():
         return None
     return min(float(value), 86400.0)
