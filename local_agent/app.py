@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -21,7 +21,12 @@ from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
-from local_agent.control.identity import load_identity, read_credential
+from local_agent.control.identity import (
+    IdentityTaken,
+    hold_identity,
+    load_identity,
+    read_credential,
+)
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
 from local_agent.domain import WorkerEvent
@@ -50,7 +55,9 @@ _MAX_BODY_BYTES = 32 * 1024 * 1024
 # An engine on this machine answers a connect at once, or is gone.
 _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
 # llama.cpp ends within 1.2 s; the whole agent has to be gone within 5 s of a Ctrl-C.
-_STOP_GRACE_S = 2.5
+_LIMITS = Limits(stop_grace_s=2.5)
+_RULE = FailureRule()
+_DEFECT_PAUSE_S = 10.0
 _DEFAULT_PORT = 5000
 # AirPlay listens on 5000 of a Mac; the ports from here are free as a rule.
 _FIRST_OTHER_PORT = 5055
@@ -60,7 +67,15 @@ _OTHER_PORTS = 40
 class Agent:
     """One agent process: its parts, and what runs beside requests."""
 
-    def __init__(self, settings: AgentSettings, config: AgentConfig, port: int) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        config: AgentConfig,
+        port: int,
+        *,
+        limits: Limits = _LIMITS,
+        rule: FailureRule = _RULE,
+    ) -> None:
         self.settings = settings
         self.drain_s = _drain_s(settings, config)
         self._port = port
@@ -69,7 +84,7 @@ class Agent:
         self._weights = WeightStore(settings.models_dir)
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
-        self._supervisor = Supervisor(
+        self.supervisor = Supervisor(
             engines=ENGINES,
             host=host_facts(),
             around=Surroundings(
@@ -81,17 +96,17 @@ class Agent:
                 prober=TransportProber(self._transport),
                 clock=monotonic,
                 rng=rng,
-                limits=Limits(stop_grace_s=_STOP_GRACE_S),
-                rule=FailureRule(),
+                limits=limits,
+                rule=rule,
             ),
             drain_s=self.drain_s,
             on_event=self._on_event,
         )
-        self._supervisor.set_desired(to_deployments(config, self._weights))
-        self._identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
+        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self._subject = AgentSubject(
-            self._supervisor,
-            self._identity,
+            self.supervisor,
+            self.identity,
             base_url=settings.agent_url or _own_url(settings.agent_host, port),
             engines=tuple(ENGINES),
             labels=config.labels,
@@ -99,9 +114,9 @@ class Agent:
         self._router = httpx.AsyncClient(
             base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
         )
-        self._lease = LeaseClient(
+        self.lease = LeaseClient(
             client=self._router,
-            agent_id=self._identity.agent_id,
+            agent_id=self.identity.agent_id,
             credential=lambda: read_credential(settings.token_path),
             subject=self._subject,
             rng=rng,
@@ -115,13 +130,13 @@ class Agent:
         _write_run_file(run_file, self._port)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._supervisor.run)
-                tasks.start_soon(self._lease.run)
+                tasks.start_soon(self.supervisor.run)
+                tasks.start_soon(self._hold_lease)
                 self._is_ready = True
                 yield
                 self._is_ready = False
-                await self._lease.release()
-                await self._supervisor.drain_and_stop(0)
+                await self.lease.release()
+                await self.supervisor.drain_and_stop(0)
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -132,7 +147,18 @@ class Agent:
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
-        self._subject.is_draining = True
+        self._subject.drain()
+
+    async def _hold_lease(self) -> None:
+        """Hold the lease; a defect there must not end what local clients use."""
+        while True:
+            try:
+                await self.lease.run()
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged and tried again
+                self._log.exception("lease_failed")
+            else:
+                return
+            await anyio.sleep(_DEFECT_PAUSE_S)
 
     def reload(self) -> str | None:
         """Read configuration and weights anew; return what is wrong, if anything."""
@@ -140,17 +166,17 @@ class Agent:
             config = _read_config(self.settings)
         except ConfigError as exc:
             return str(exc)
-        self._supervisor.set_desired(to_deployments(config, self._weights))
+        self.supervisor.set_desired(to_deployments(config, self._weights))
         return None
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
         rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
-        access = AgentAccess(rules, self._identity.access_token)
+        access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
             BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
             proxy=Proxy(
-                self._supervisor,
+                self.supervisor,
                 self._transport,
                 timeouts=_TIMEOUTS,
                 load_wait_s=self.settings.agent_load_wait_s,
@@ -177,15 +203,15 @@ class Agent:
             openapi_url=None,
         )
         install_error_handlers(app, invalid=RequestValidationError)
-        app.include_router(model_routes(self._supervisor, self._identity.incarnation // 1000))
+        app.include_router(model_routes(self.supervisor, self.identity.incarnation // 1000))
         app.include_router(
             health_routes(
                 lambda: self._is_ready,
-                lambda: self._lease.status.value,
-                agent_metrics(self._supervisor),
+                lambda: self.lease.status.value,
+                agent_metrics(self.supervisor),
             )
         )
-        app.include_router(control_routes(self._supervisor, self.reload))
+        app.include_router(control_routes(self.supervisor, self.reload))
         return app
 
     def _on_event(self, event: WorkerEvent) -> None:
@@ -217,18 +243,25 @@ def serve(settings: AgentSettings) -> None:
         SystemExit: the agent can't or must not serve like this; the reason is on stderr.
     """
     configure_logs(level=settings.log_level, json=settings.log_json)
-    try:
-        config = _read_config(settings)
-        _refuse_unreachable(settings)
-        listener = _listen(settings.agent_host, settings.agent_port)
-        agent = Agent(settings, config, listener.getsockname()[1])
-    except ConfigError as exc:
-        raise SystemExit(f"iir-agent: {exc}") from exc
-    except PortTaken as exc:
-        raise SystemExit(f"iir-agent: {exc} Set AGENT_PORT to another one.") from exc
-    except OSError as exc:
-        raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
-    run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
+    with ExitStack() as stack:
+        try:
+            config = _read_config(settings)
+            _refuse_unreachable(settings)
+            stack.enter_context(hold_identity(settings.iir_home / "agent"))
+            listener = _listen(settings.agent_host, settings.agent_port)
+            agent = Agent(settings, config, listener.getsockname()[1])
+        except ConfigError as exc:
+            raise SystemExit(f"iir-agent: {exc}") from exc
+        except IdentityTaken as exc:
+            raise SystemExit(
+                "iir-agent: an agent with this IIR_HOME runs already. Stop it, or set IIR_HOME to "
+                "another folder."
+            ) from exc
+        except PortTaken as exc:
+            raise SystemExit(f"iir-agent: {exc} Set AGENT_PORT to another one.") from exc
+        except OSError as exc:
+            raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
+        run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
 
 
 def _read_config(settings: AgentSettings) -> AgentConfig:
@@ -272,16 +305,12 @@ def _listen(host: str, port: int | None) -> socket.socket:
     if port is not None:
         return bind(host, port)
     for candidate in (_DEFAULT_PORT, *range(_FIRST_OTHER_PORT, _FIRST_OTHER_PORT + _OTHER_PORTS)):
-        try:
+        with suppress(PortTaken):
             return bind(host, candidate)
-        except PortTaken:
-            continue
     raise PortTaken(f"Port {_DEFAULT_PORT} and all from {_FIRST_OTHER_PORT} are taken.")
 
 
 def _own_url(host: str, port: int) -> str:
     """Return the agent's URL: never `localhost`, which AirPlay may answer on a Mac."""
-    address = (
-        "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host
-    )  # noqa: S104 - compared
+    address = "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

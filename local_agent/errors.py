@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from shared.http.errors import Unavailable
+from shared.http.errors import ModelLoading, Unavailable
+
+
+class ModelUnavailable(Unavailable):
+    """The model can't serve now: it failed, it can't run here, or the agent is stopping."""
+
+    origin = "agent"
+
+
+class ModelOnItsWay(ModelLoading):
+    """The model loads, for longer than the request may wait."""
+
+    origin = "agent"
 
 
 class WorkerGone(Unavailable):

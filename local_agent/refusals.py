@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from local_agent.catalog import Entry
 from local_agent.domain import ModelId, WorkerState, WorkerStatus
-from shared.http.errors import ApiError, ModelLoading, ModelNotFound, ModelNotPulled, Unavailable
+from local_agent.errors import ModelOnItsWay, ModelUnavailable
+from shared.http.errors import ApiError, ModelNotFound, ModelNotPulled
 
 _LOAD_GUESS_S = 5.0
 _EXTERNAL_RETRY_S = 5.0
@@ -18,12 +19,12 @@ def unknown(model: str) -> ModelNotFound:
     return ModelNotFound(f"the agent has no model {model!r}; `iir-agent ls` lists its models")
 
 
-def stopping() -> Unavailable:
+def stopping() -> ModelUnavailable:
     """Return the error for requests that come while the agent ends."""
-    return Unavailable("the agent is stopping", retry_after_s=_STOPPING_RETRY_S)
+    return ModelUnavailable("the agent is stopping", retry_after_s=_STOPPING_RETRY_S)
 
 
-def loading(model: ModelId, elapsed_s: float, load_s: float | None) -> ModelLoading:
+def loading(model: ModelId, elapsed_s: float, load_s: float | None) -> ModelOnItsWay:
     """Return the error for a model that needs longer than the caller waits.
 
     Args:
@@ -31,7 +32,7 @@ def loading(model: ModelId, elapsed_s: float, load_s: float | None) -> ModelLoad
         elapsed_s: since when it loads.
         load_s: how long its last load took, if it is known.
     """
-    return ModelLoading(
+    return ModelOnItsWay(
         f"model {model} is loading, for {elapsed_s:.0f} s so far; try again soon",
         retry_after_s=max(1.0, (load_s or _LOAD_GUESS_S) - elapsed_s),
     )
@@ -49,23 +50,23 @@ def refusal(entry: Entry, status: WorkerStatus, now: float) -> ApiError | None:
     if not entry.is_pulled:
         return ModelNotPulled(f"model {model} is not pulled; run: {entry.pull_command}")
     if entry.problem is not None:
-        return Unavailable(f"model {model} can't run here: {entry.problem}", headers=_NO_RETRY)
+        return ModelUnavailable(f"model {model} can't run here: {entry.problem}", headers=_NO_RETRY)
     if status.state is WorkerState.LOADING and status.reason is not None:
-        return Unavailable(f"model {model}: {status.reason}", retry_after_s=_EXTERNAL_RETRY_S)
+        return ModelUnavailable(f"model {model}: {status.reason}", retry_after_s=_EXTERNAL_RETRY_S)
     if status.config_hash != entry.deployment.config_hash:
         return None  # what is known of it is about another configuration
     return _after_failure(model, status, now)
 
 
-def _after_failure(model: str, status: WorkerStatus, now: float) -> Unavailable | None:
+def _after_failure(model: str, status: WorkerStatus, now: float) -> ModelUnavailable | None:
     if status.state is WorkerState.BACKOFF and status.not_before > now:
         wait_s = status.not_before - now
-        return Unavailable(
+        return ModelUnavailable(
             f"model {model} failed ({status.reason}); next start in {wait_s:.0f} s",
             retry_after_s=wait_s,
         )
     if status.state is WorkerState.QUARANTINED:
-        return Unavailable(
+        return ModelUnavailable(
             f"model {model} has failed {len(status.failures)} times and is quarantined"
             f" ({status.reason}); fix the cause, then restart the agent or change the model's"
             " configuration",

@@ -7,10 +7,13 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from shared.kit.environment import BaseServiceSettings
+
+_MOST_URL = 512
 
 
 def _host_name() -> str:
@@ -36,7 +39,10 @@ class AgentSettings(BaseServiceSettings):
         description="URL under which the router reaches the agent. Default: its address and port.",
     )
     agent_name: str = Field(
-        default_factory=_host_name, description="Label of the agent. Default: the host's name."
+        default_factory=_host_name,
+        min_length=1,
+        max_length=128,
+        description="Label of the agent. Default: the host's name.",
     )
     agent_config: Path | None = Field(
         default=None, description="The agent's YAML file. Default: `$IIR_HOME/agent/agent.yaml`."
@@ -62,6 +68,20 @@ class AgentSettings(BaseServiceSettings):
     hf_endpoint: str = Field(
         default="https://huggingface.co", description="The hub, or a mirror of it."
     )
+
+    @field_validator("agent_url", "router_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_good = False
+        if not is_good or len(value) > _MOST_URL or not value.isprintable() or " " in value:
+            raise ValueError("must be an address like http://127.0.0.1:8000")
+        return value.rstrip("/")
 
     @property
     def config_path(self) -> Path:

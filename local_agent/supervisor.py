@@ -112,6 +112,10 @@ class Supervisor:
         """Wait until `version` is over `seen`, and return it."""
         return await self._journal.changed(seen)
 
+    def notify(self) -> None:
+        """Wake who waits in `changed`, for news that is not the supervisor's own."""
+        self._journal.notify()
+
     async def ensure_ready(
         self, model: ModelId, deadline_s: float, *, request_id: str | None = None
     ) -> Upstream:

@@ -7,6 +7,7 @@ chat with one user message. The answer is `{"model", "text", "finish_reason", "u
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
@@ -18,10 +19,14 @@ from shared.http.errors import BadRequest, InvalidJson, UpstreamFailed
 from shared.http.exchange import Reply
 from shared.http.relay import relay
 from shared.http.sse import SseFramer, event_data
+from shared.http.wire import MAX_MODEL_NAME
 
 _NULL = msgspec.Raw(b"null")
 _DONE = b"data: [DONE]\n\n"
 _JSON = (b"content-type", b"application/json")
+# how msgspec names the field: "at `$.prompt`", "missing required field `prompt`"
+_FIELD = re.compile(r"`(?:\$\.)?([a-z_]{1,64})`$")
+_MOST_REASON = 200
 
 
 class InferCall(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,14 +49,15 @@ class InferCall(msgspec.Struct, forbid_unknown_fields=True):
         try:
             call = msgspec.json.decode(body, type=cls)
         except msgspec.ValidationError as exc:
-            # names the field and the types, never the value
-            raise BadRequest(f"Invalid request: {exc}.") from None
-        except (msgspec.DecodeError, RecursionError):
+            raise _invalid(exc) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise InvalidJson(
                 'The body is not valid JSON. Send {"prompt": "…"} in UTF-8.'
             ) from None
         if call.max_tokens < 1:
             raise BadRequest("max_tokens must be at least 1.", param="max_tokens")
+        if not 0 < len(call.model) <= MAX_MODEL_NAME:
+            raise BadRequest(f"model must have 1 to {MAX_MODEL_NAME} characters.", param="model")
         return call
 
     def chat_values(self) -> Mapping[str, object]:
@@ -65,6 +71,15 @@ class InferCall(msgspec.Struct, forbid_unknown_fields=True):
         if self.stream:
             values["stream_options"] = {"include_usage": True}
         return values
+
+
+def _invalid(error: msgspec.ValidationError) -> BadRequest:
+    """Return msgspec's reason, which names the field and the types, never the value."""
+    reason = str(error)
+    field = _FIELD.search(reason)
+    return BadRequest(
+        f"Invalid request: {reason[:_MOST_REASON]}.", param=field[1] if field else None
+    )
 
 
 class _Message(msgspec.Struct):
@@ -119,12 +134,14 @@ async def _texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             finish_reason = choice.finish_reason or finish_reason
             if choice.delta is not None and choice.delta.content:
                 yield b"data: " + _encode({"text": choice.delta.content}) + b"\n\n"
-    yield b"data: " + _encode({"text": "", "finish_reason": finish_reason, "usage": usage}) + b"\n\n"
+    yield b"data: " + _encode(
+        {"text": "", "finish_reason": finish_reason, "usage": usage}
+    ) + b"\n\n"
     yield _DONE
 
 
 def _parsed(data: bytes) -> _Chat:
     try:
         return _decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamFailed("The worker's answer can't be read.") from None

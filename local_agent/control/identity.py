@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,18 +35,59 @@ def load_identity(state_dir: Path, name: str, wall: Clock) -> Identity:
     state_dir.mkdir(parents=True, exist_ok=True)
     path = state_dir / "id"
     try:
-        agent_id = str(uuid.UUID(path.read_text().strip()))
+        agent_id = str(uuid.UUID(path.read_text(encoding="ascii").strip()))
     except (FileNotFoundError, ValueError):
         agent_id = str(uuid.uuid4())
-        draft = path.with_suffix(".new")
-        draft.write_text(agent_id + "\n")
-        draft.replace(path)
-    return Identity(agent_id, name, int(wall() * 1000), secrets.token_urlsafe(32))
+        _write(path, agent_id)
+    incarnation = _next_incarnation(state_dir / "incarnation", wall)
+    return Identity(agent_id, name, incarnation, secrets.token_urlsafe(32))
+
+
+class IdentityTaken(Exception):
+    """Another agent runs with this identity."""
+
+
+@contextmanager
+def hold_identity(state_dir: Path) -> Iterator[None]:
+    """Let no second agent run with the identity in `state_dir` as long as the context is open.
+
+    Two of them would end each other's leases and lose track of each other's workers. The lock goes
+    with the process, however that ends.
+
+    Raises:
+        IdentityTaken: one runs already.
+        OSError: the folder can't be written.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with (state_dir / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IdentityTaken from None
+        yield
+
+
+def _next_incarnation(path: Path, wall: Clock) -> int:
+    """Return milliseconds since 1970, or more: a clock that was set back must not make us older."""
+    try:
+        last = int(path.read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        last = 0
+    incarnation = max(int(wall() * 1000), last + 1)
+    _write(path, str(incarnation))
+    return incarnation
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_suffix(".new")
+    draft.write_text(text + "\n", encoding="ascii")
+    draft.replace(path)
 
 
 def read_credential(path: Path) -> str | None:
-    """Return the credential for the router; None if there is none (yet)."""
+    """Return the credential for the router; None if there is none (yet), or no readable one."""
     try:
-        return path.read_text().strip() or None
-    except OSError:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
         return None
+    return text if text.isprintable() and text and " " not in text else None

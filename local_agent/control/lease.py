@@ -6,7 +6,7 @@ tries again, and registers when it is told to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -16,14 +16,24 @@ from typing import Protocol
 import anyio
 import httpx
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from shared.contracts.agents import AgentModel, AgentState, Heartbeat, LeaseGrant, Queue, Registration
+from shared.contracts.agents import (
+    AgentModel,
+    AgentState,
+    Heartbeat,
+    LeaseGrant,
+    Queue,
+    Registration,
+)
 from shared.kit.backoff import backoff_s
 
 _CREDENTIAL_WAIT_S = 60.0
-_NO_CREDENTIAL_WAIT_S = 2.0
+_LOOK_S = 2.0
 _GOODBYE_S = 2.0
+_NO_CREDENTIAL = -1
+# these of the 4xx say "not now", not "not you"
+_MAY_PASS = frozenset({404, 408, 410, 425, 429})
 
 
 class LeaseStatus(str, Enum):
@@ -64,17 +74,30 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An answer that is not a grant: its status, 0 where there was no answer."""
+    """What came in place of a grant.
+
+    `status` is the answer's; 0 where there was none, -1 where nothing was asked for want of a
+    credential. `code` is the error's.
+    """
 
     status: int
+    code: str | None = None
 
 
 Answer = LeaseGrant | Refused
 
 
+class _Error(BaseModel):
+    code: str
+
+
+class _Envelope(BaseModel):
+    error: _Error
+
+
 def next_wait_s(refused: Refused, failures: int, rng: Random) -> float:
     """Return how long to wait after a refusal: the router's absence is met with short backoff."""
-    if refused.status in {401, 403}:
+    if refused.status in {401, 403, _NO_CREDENTIAL}:
         return _CREDENTIAL_WAIT_S
     return backoff_s(failures, rng, first_s=0.5, most_s=5.0)
 
@@ -90,32 +113,53 @@ class LeaseClient:
         credential: Callable[[], str | None],
         subject: Subject,
         rng: Random,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         """Take what it needs.
 
         Args:
             client: an HTTP client whose base URL is the router's.
             agent_id: the agent's id.
-            credential: reads the credential; asked before each registration, so that one that is
-                made or replaced later is found.
+            credential: reads the credential; asked before each message, so that one that is made
+                or replaced later is found.
             subject: what heartbeats describe.
             rng: spreads heartbeats and tries over time.
+            sleep: waits between tries.
         """
         self._client = client
         self._path = f"/internal/v1/agents/{agent_id}"
         self._credential = credential
         self._subject = subject
         self._rng = rng
+        self._sleep = sleep
         self._seq = 0
+        self._scope = anyio.CancelScope()
         self._log = structlog.get_logger("lease")
         self.status = LeaseStatus.STARTING
 
     async def run(self) -> None:
-        """Hold the lease until cancelled, or until a newer start of this agent took over."""
+        """Hold the lease until it is released, or until a newer start of this agent took over."""
+        if self.status is LeaseStatus.RELEASED:
+            return
+        self._scope = anyio.CancelScope()
+        with self._scope:
+            await self._hold()
+
+    async def release(self) -> None:
+        """Give the lease back; a router that does not answer finds out by itself."""
+        self._scope.cancel()  # one more heartbeat would take the agent in again
+        credential = self._credential()
+        if self.status is LeaseStatus.HELD and credential is not None:
+            with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(httpx.HTTPError):
+                await self._client.delete(f"{self._path}/lease", headers=_headers(credential))
+        self._become(LeaseStatus.RELEASED)
+
+    async def _hold(self) -> None:
         failures = 0
         grant: LeaseGrant | None = None
-        while self.status is not LeaseStatus.SUPERSEDED:
-            answer = await (self._renew(grant) if grant else self._register())
+        while True:
+            credential = self._credential()
+            answer = await self._ask(grant, credential)
             if isinstance(answer, LeaseGrant):
                 failures, grant = 0, answer
                 self._become(LeaseStatus.HELD)
@@ -126,22 +170,20 @@ class LeaseClient:
                 had_lease, grant = grant is not None, None
                 if had_lease:
                     continue  # the router lost it: register at once
-            self._note(answer)
-            await anyio.sleep(self._wait_s(answer, failures))
+            self._become(_meaning(answer), answer)
+            if self.status is LeaseStatus.SUPERSEDED:
+                return
+            await self._wait(next_wait_s(answer, failures, self._rng), credential)
 
-    async def release(self) -> None:
-        """Give the lease back; a router that does not answer finds out by itself."""
-        if self.status is LeaseStatus.HELD:
-            with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(httpx.HTTPError):
-                await self._client.delete(f"{self._path}/lease", headers=self._headers())
-        self._become(LeaseStatus.RELEASED)
+    async def _ask(self, grant: LeaseGrant | None, credential: str | None) -> Answer:
+        if credential is None:
+            return Refused(_NO_CREDENTIAL)
+        if grant is not None:
+            return await self._renew(grant, credential)
+        body = self._subject.registration().model_dump_json()
+        return await self._put(self._path, body, credential)
 
-    async def _register(self) -> Answer:
-        if self._credential() is None:
-            return Refused(-1)
-        return await self._put(self._path, self._subject.registration().model_dump_json())
-
-    async def _renew(self, grant: LeaseGrant) -> Answer:
+    async def _renew(self, grant: LeaseGrant, credential: str) -> Answer:
         self._seq += 1
         heartbeat = Heartbeat(
             lease_id=grant.lease_id,
@@ -151,43 +193,57 @@ class LeaseClient:
             queue=self._subject.queue(),
             models=self._subject.models(),
         )
-        return await self._put(f"{self._path}/lease", heartbeat.model_dump_json())
+        return await self._put(f"{self._path}/lease", heartbeat.model_dump_json(), credential)
 
-    async def _put(self, path: str, body: str) -> Answer:
+    async def _put(self, path: str, body: str, credential: str) -> Answer:
         try:
-            response = await self._client.put(path, content=body, headers=self._headers())
+            response = await self._client.put(path, content=body, headers=_headers(credential))
             if response.status_code == 200:
                 return LeaseGrant.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError):
             return Refused(0)
-        return Refused(response.status_code)
+        return Refused(response.status_code, _code(response.content))
 
     async def _until_due(self, grant: LeaseGrant) -> None:
         with anyio.move_on_after(grant.renew_s * self._rng.uniform(0.9, 1.1)):
             await self._subject.changed()
 
-    def _headers(self) -> dict[str, str]:
-        return {
-            "authorization": f"Bearer {self._credential() or ''}",
-            "content-type": "application/json",
-        }
+    async def _wait(self, wait_s: float, credential: str | None) -> None:
+        """Wait before the next try; no longer than until the credential has changed."""
+        while wait_s > 0 and self._credential() == credential:
+            step_s = min(wait_s, _LOOK_S)
+            await self._sleep(step_s)
+            wait_s -= step_s
 
-    def _wait_s(self, refused: Refused, failures: int) -> float:
-        if self.status is LeaseStatus.NO_CREDENTIAL:
-            return _NO_CREDENTIAL_WAIT_S
-        return next_wait_s(refused, failures, self._rng)
-
-    def _note(self, refused: Refused) -> None:
-        if refused.status == -1:
-            self._become(LeaseStatus.NO_CREDENTIAL)
-        elif refused.status in {401, 403}:
-            self._become(LeaseStatus.REFUSED)
-        elif refused.status == 409:
-            self._become(LeaseStatus.SUPERSEDED)
+    def _become(self, status: LeaseStatus, refused: Refused | None = None) -> None:
+        if status is self.status:
+            return
+        self.status = status
+        if refused is not None and refused.status > 0:
+            self._log.warning(
+                "lease", status=status.value, answer=refused.status, code=refused.code
+            )
         else:
-            self._become(LeaseStatus.ROUTER_AWAY)
-
-    def _become(self, status: LeaseStatus) -> None:
-        if status is not self.status:
-            self.status = status
             self._log.info("lease", status=status.value)
+
+
+def _meaning(refused: Refused) -> LeaseStatus:
+    if refused.status == _NO_CREDENTIAL:
+        return LeaseStatus.NO_CREDENTIAL
+    if refused.status == 409:
+        return LeaseStatus.SUPERSEDED
+    if 400 <= refused.status < 500 and refused.status not in _MAY_PASS:
+        return LeaseStatus.REFUSED
+    return LeaseStatus.ROUTER_AWAY
+
+
+def _headers(credential: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {credential}", "content-type": "application/json"}
+
+
+def _code(body: bytes) -> str | None:
+    """Return the code of an error, which names what is wrong without quoting anything."""
+    try:
+        return _Envelope.model_validate_json(body).error.code[:64]
+    except ValidationError:
+        return None

@@ -29,7 +29,12 @@ class AgentSubject:
         self._engines = engines
         self._labels = dict(labels)
         self._heard = 0
-        self.is_draining = False
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Say from now on, and to the router at once, that nothing new should come."""
+        self._is_draining = True
+        self._supervisor.notify()
 
     def registration(self) -> Registration:
         """See `Subject.registration`."""
@@ -48,7 +53,7 @@ class AgentSubject:
 
     def state(self) -> AgentState:
         """See `Subject.state`."""
-        return "draining" if self.is_draining else "ready"
+        return "draining" if self._is_draining else "ready"
 
     def queue(self) -> Queue:
         """See `Subject.queue`."""

@@ -76,5 +76,5 @@ class LeaseGrant(_Wire):
     """The right to receive traffic for `ttl_s` seconds from when the router saw the message."""
 
     lease_id: str
-    ttl_s: float
-    renew_s: float
+    ttl_s: float = Field(gt=0, allow_inf_nan=False)
+    renew_s: float = Field(gt=0, allow_inf_nan=False)
