@@ -127,8 +127,8 @@ async def until_signal(work: Coroutine[Any, Any, int], hurry: asyncio.Event) -> 
     def on_signal(number: signal.Signals) -> None:
         if not first_at:
             first_at.append(time.monotonic())
-            say("\nstopping")
             task.cancel()
+            say("\nstopping")
         elif number == signal.SIGINT and time.monotonic() - first_at[0] > SECOND_SIGNAL_S:
             hurry.set()
 

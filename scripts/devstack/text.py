@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from scripts.devstack.plan import log_path
@@ -15,8 +16,9 @@ BIG_MODEL = "local_mistral-7b-instruct-q4"
 
 
 def say(line: str) -> None:
-    """Print one line now, also when stdout is a file."""
-    print(line, flush=True)
+    """Print one line now, also when stdout is a file; the terminal may be gone by now."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def curl(router_url: str, *, needs_key: bool = False) -> str:
