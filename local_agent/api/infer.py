@@ -25,7 +25,7 @@ _NULL = msgspec.Raw(b"null")
 _DONE = b"data: [DONE]\n\n"
 _JSON = (b"content-type", b"application/json")
 # how msgspec names the field: "at `$.prompt`", "missing required field `prompt`"
-_FIELD = re.compile(r"`(?:\$\.)?([a-z_]{1,64})`$")
+_FIELD = re.compile(r"(?:field `|at `\$\.)([a-z_]{1,64})`$")
 _MOST_REASON = 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,13 +14,20 @@ from shared.http.serve import bind, server_options
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, *, host: str = "127.0.0.1") -> AsyncIterator[str]:
+async def serving(
+    app: ASGIApp, *, host: str = "127.0.0.1", listener: socket.socket | None = None
+) -> AsyncIterator[str]:
     """Yield `http://HOST:PORT` of the running application; it is stopped at the end.
+
+    Args:
+        app: the application.
+        host: where it listens, on a free port.
+        listener: a listening socket to use instead, for an application that must know its port.
 
     Raises:
         RuntimeError: the application did not start.
     """
-    listener = bind(host, 0)
+    listener = listener or bind(host, 0)
     config = uvicorn.Config(app, **server_options(drain_s=1))  # type: ignore[arg-type] # uvicorn's own
     server = uvicorn.Server(config)
     task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))

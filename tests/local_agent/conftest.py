@@ -16,6 +16,7 @@ from local_agent.lifecycle import FailureRule
 from local_agent.ports import Launch
 from local_agent.supervisor import Supervisor
 from local_agent.worker import Limits, Surroundings
+from tests.local_agent.harness import StartAgent, starter
 
 
 class FakeClock:
@@ -154,3 +155,9 @@ class Stage:
 @pytest.fixture
 def stage() -> Stage:
     return Stage()
+
+
+@pytest.fixture
+def start_agent(tmp_path: Path) -> StartAgent:
+    """Return a function that starts agents; see `tests.local_agent.harness.starter`."""
+    return starter(tmp_path / "agent-home")

@@ -1,0 +1,132 @@
+"""An agent on loopback, with a home of its own and simulated engines behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+
+from local_agent.app import Agent
+from local_agent.config import load_config
+from local_agent.control.lease import LeaseStatus
+from local_agent.domain import WorkerState, WorkerView
+from local_agent.lifecycle import FailureRule
+from local_agent.settings import load_settings
+from local_agent.worker import Limits
+from shared.http.serve import bind
+from shared.testing.engine import EngineOptions, SimulatedEngine, running
+from shared.testing.serving import serving
+
+AWAY = "http://127.0.0.1:9"  # nobody listens on the port `discard`
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hello small world"}]
+PATIENCE_S = 15.0
+
+
+@dataclass(slots=True)
+class RunningAgent:
+    """An agent that serves: its address, its parts, a client for it, and the engine behind it.
+
+    `worker_url` is where the engine itself answers.
+    """
+
+    base_url: str
+    agent: Agent
+    client: httpx.AsyncClient
+    engine: SimulatedEngine
+    worker_url: str
+    home: Path
+
+    def worker(self, model: str) -> WorkerView:
+        """Return what is observed of a model's worker."""
+        return next(view for view in self.agent.supervisor.workers() if view.model == model)
+
+    async def until(self, model: str, state: WorkerState) -> WorkerView:
+        """Wait until a model's worker is in a state."""
+        supervisor = self.agent.supervisor
+        with anyio.fail_after(PATIENCE_S):
+            while [v for v in supervisor.workers() if v.model == model and v.state is state] == []:
+                await supervisor.changed(supervisor.version)
+        return self.worker(model)
+
+    async def until_lease(self, status: LeaseStatus) -> None:
+        """Wait until the agent stands so with its router."""
+        with anyio.fail_after(PATIENCE_S):
+            while self.agent.lease.status is not status:
+                await anyio.sleep(0.01)
+
+    async def until_idle(self) -> None:
+        """Wait until no request is in flight."""
+        with anyio.fail_after(PATIENCE_S):
+            while any(view.in_flight for view in self.agent.supervisor.workers()):
+                await anyio.sleep(0.005)
+
+    def rewrite(self, *models: dict[str, Any], **fields: Any) -> None:
+        """Write another YAML file; the agent does not look at it by itself."""
+        write_yaml(self.home, models, fields)
+
+
+StartAgent = Callable[..., AbstractAsyncContextManager[RunningAgent]]
+
+
+def external(engine_url: str, *, model: str = "tiny", **fields: Any) -> dict[str, Any]:
+    """Return the YAML entry of a model on a server that runs already."""
+    return {"id": model, "engine": "external", "url": engine_url, **fields}
+
+
+def write_yaml(home: Path, models: tuple[dict[str, Any], ...], fields: dict[str, Any]) -> None:
+    """Write the agent's file (JSON is YAML)."""
+    path = home / "agent" / "agent.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"known_models": False, "models": list(models), **fields}))
+
+
+def starter(home: Path) -> StartAgent:
+    """Return `start(*models, engine=…, **settings)`, for agents with the state in `home`.
+
+    Without models there is one, `tiny` (alias `default`), on a simulated engine that knows it as
+    `engine/tiny`.
+    """
+
+    @asynccontextmanager
+    async def start(
+        *models: dict[str, Any],
+        engine: EngineOptions | None = None,
+        fields: dict[str, Any] | None = None,
+        first_s: float = 0.3,
+        **overrides: Any,
+    ) -> AsyncIterator[RunningAgent]:
+        options = engine or EngineOptions(models=("engine/tiny",))
+        simulated = SimulatedEngine(options, wall=lambda: 1.7e9)
+        async with AsyncExitStack() as stack:
+            url = await stack.enter_async_context(running(simulated))
+            if not models:
+                upstream_name = options.models[0]
+                models = (external(url, aliases=["default"], upstream_name=upstream_name),)
+            write_yaml(home, models, fields or {})
+            settings = load_settings(**{"iir_home": home, "router_url": AWAY, **overrides})
+            listener = bind("127.0.0.1", 0)
+            agent = Agent(
+                settings,
+                load_config(settings.config_path, settings.environment()),
+                listener.getsockname()[1],
+                limits=Limits(stop_grace_s=0.5, health_every_s=0.5),
+                rule=FailureRule(first_s=first_s),
+            )
+            base_url = await stack.enter_async_context(serving(agent.asgi(), listener=listener))
+            client = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False)
+            )
+            started = RunningAgent(base_url, agent, client, simulated, url, home)
+            for model in models:
+                if model["engine"] == "external":
+                    await started.until(model["id"], WorkerState.EXTERNAL)
+            yield started
+
+    return start

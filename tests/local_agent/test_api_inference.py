@@ -1,0 +1,204 @@
+"""Inference through the agent: what goes in and comes out, byte by byte."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from shared.http.guard import _SANE_ID
+from shared.testing.engine import EngineOptions
+from shared.testing.personas import LLAMACPP
+from tests.local_agent.harness import CHAT, MESSAGES, RunningAgent, StartAgent, external
+
+ODD = (
+    b'{"model":"%s","messages":[{"role":"user","content":"caf\\u00e9 \xc3\xa9","name":null}],'
+    b'"prompt":"hello small world","input":["a","b"],"top_k":1.50e1,"guided":{"a":[1, 2 ,{}]},'
+    b'"big":123456789012345678901234567890,"chat_template_kwargs":{"x":-0.0}%s}'
+)
+JSON = {"content-type": "application/json", "x-request-id": "same-for-both"}
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+
+
+async def both(agent: RunningAgent, path: str, more: bytes = b"") -> tuple[bytes, bytes, Any]:
+    """Return the engine's own answer, the agent's, and the agent's headers."""
+    url = agent.worker_url + path
+    direct = await agent.client.post(url, content=ODD % (b"engine/tiny", more), headers=JSON)
+    through = await agent.client.post(path, content=ODD % (b"default", more), headers=JSON)
+    assert direct.status_code == through.status_code == 200
+    return direct.content, through.content, through.headers
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_request_and_answer_pass_byte_for_byte(start_agent: StartAgent, path: str) -> None:
+    async with start_agent() as agent:
+        direct, through, headers = await both(agent, path)
+        assert through == direct
+        assert headers["content-type"] == "application/json"
+        assert headers["x-request-id"] == "same-for-both"
+        sent = agent.engine.requests[-1]
+        assert sent.raw == ODD % (b"engine/tiny", b"")
+        assert sent.path == path
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+async def test_a_stream_passes_byte_for_byte(start_agent: StartAgent, path: str) -> None:
+    more = b',"stream":true,"stream_options":{"include_usage":true}'
+    async with start_agent() as agent:
+        direct, through, headers = await both(agent, path, more)
+        assert through == direct
+        assert through.endswith(b"data: [DONE]\n\n")
+        assert headers["content-type"].startswith("text/event-stream")
+        assert headers["cache-control"] == "no-cache"
+        assert "content-length" not in headers
+        assert agent.engine.requests[-1].raw == ODD % (b"engine/tiny", more)
+
+
+async def test_what_a_client_says_of_itself_stays_here(start_agent: StartAgent) -> None:
+    own = {"authorization": "Bearer sk-secret", "cookie": "a=b", "x-stainless-os": "Linux"}
+    async with start_agent() as agent:
+        await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES}, headers=own)
+        sent = agent.engine.requests[-1]
+        names = {name for name, _ in sent.headers}
+        assert not names & {"authorization", "cookie", "x-stainless-os", "user-agent"}
+        made = sent.header("x-request-id")
+        assert made is not None
+        assert _SANE_ID.fullmatch(made.encode())
+
+
+async def test_headers_of_an_engine_do_not_reach_the_client(start_agent: StartAgent) -> None:
+    async with start_agent() as agent:
+        agent.engine.script.add("headers")
+        answer = await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
+        assert answer.status_code == 200
+        assert not {"set-cookie", "server", "x-powered-by", "alt-svc"} & set(answer.headers)
+        assert answer.headers.get_list("x-request-id") != ["req-simulated"]
+        assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.parametrize(("name", "known"), [("tiny", True), ("default", True), ("Tiny", False)])
+async def test_a_model_goes_by_its_id_and_its_aliases(
+    start_agent: StartAgent, name: str, known: bool
+) -> None:
+    async with start_agent() as agent:
+        answer = await agent.client.post(CHAT, json={"model": name, "messages": MESSAGES})
+        assert answer.status_code == (200 if known else 404)
+        if known:
+            assert answer.json()["model"] == "engine/tiny"
+
+
+async def test_an_engine_that_takes_any_name_never_sees_an_unknown_one(
+    start_agent: StartAgent,
+) -> None:
+    """llama.cpp answers 200 whatever the model is called."""
+    async with start_agent(engine=EngineOptions(models=("tiny",), persona=LLAMACPP)) as agent:
+        answer = await agent.client.post(CHAT, json={"model": "gpt-99", "messages": MESSAGES})
+        assert answer.status_code == 404
+        assert answer.json()["error"] == {
+            "message": "This agent does not know the model 'gpt-99'. GET /v1/models lists what it has.",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+        assert [seen.path for seen in agent.engine.requests if "chat" in seen.path] == []
+
+
+async def test_of_two_models_in_one_body_the_checked_one_is_sent(start_agent: StartAgent) -> None:
+    body = b'{"model":"nobody","messages":[{"role":"user","content":"x"}],"model":"tiny"}'
+    async with start_agent() as agent:
+        answer = await agent.client.post(CHAT, content=body, headers=JSON)
+        assert answer.status_code == 200
+        assert agent.engine.requests[-1].raw.count(b'"model"') == 1
+
+
+async def test_each_model_reaches_its_own_engine(start_agent: StartAgent) -> None:
+    async with start_agent() as first, start_agent_beside(start_agent, first) as agent:
+        answer = await agent.client.post(CHAT, json={"model": "a/b:c", "messages": MESSAGES})
+        assert answer.status_code == 200
+        assert first.engine.requests[-1].body is not None
+        assert json.loads(first.engine.requests[-1].raw)["model"] == "engine/tiny"
+
+
+def start_agent_beside(start_agent: StartAgent, first: RunningAgent) -> Any:
+    """Start an agent that knows another agent's engine by another name."""
+    entry = external(first.worker_url, model="a/b:c", upstream_name="engine/tiny")
+    return start_agent(entry, external(f"{first.worker_url}/v1/", model="other"))
+
+
+async def test_the_sdk_chats_streams_completes_and_embeds(start_agent: StartAgent) -> None:
+    messages: Any = MESSAGES
+    async with (
+        start_agent() as agent,
+        openai.AsyncOpenAI(base_url=f"{agent.base_url}/v1", api_key="any") as sdk,
+    ):
+        raw = await sdk.chat.completions.with_raw_response.create(model="tiny", messages=messages)
+        whole = raw.parse().choices[0].message.content
+        stream = await sdk.chat.completions.create(model="tiny", messages=messages, stream=True)
+        parts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        assert whole
+        assert "".join(parts) == whole
+        assert raw.headers["x-request-id"]
+        completed = await sdk.completions.create(model="default", prompt="hello")
+        assert completed.choices[0].text
+        embedded = await sdk.embeddings.create(model="tiny", input=["a", "b"])
+        assert len(embedded.data) == 2
+        assert {model.id async for model in sdk.models.list()} == {"tiny"}
+        with pytest.raises(openai.NotFoundError) as missing:
+            await sdk.chat.completions.create(model="nobody", messages=messages)
+        assert missing.value.code == "model_not_found"
+        assert missing.value.request_id
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ("status:code=500,shape=html", 500, "upstream_error"),
+        ("status:code=400,shape=openai", 400, "simulated"),
+        ("status:code=400,shape=persona", 400, 400),
+        ("status:code=401,shape=openai", 502, "simulated"),
+        ("status:code=403,shape=text", 502, "upstream_error"),
+        ("status:code=429,shape=openai,retry_after=7", 429, "simulated"),
+        ("html_502", 502, "upstream_error"),
+        ("redirect", 502, "upstream_failed"),
+        ("garbage", 502, "upstream_failed"),
+        ("empty_200", 502, "upstream_failed"),
+        ("cut", 503, "worker_gone"),
+        ("cut:reset=true", 503, "worker_gone"),
+        ("cut:after=1", 503, "worker_gone"),
+    ],
+)
+async def test_an_engine_that_fails_gives_a_clear_error(
+    start_agent: StartAgent, fault: str, status: int, code: object
+) -> None:
+    async with start_agent() as agent:
+        agent.engine.script.add(fault)
+        answer = await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (status, code)
+        assert "10.1.2.3" not in answer.text
+        assert answer.headers["x-request-id"]
+        if status == 503 or "retry_after" in fault:
+            assert int(answer.headers["retry-after"]) >= 1
+        await agent.until_idle()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [("cut", 503), ("no_done:after=2", 200), ("cut:after=2", 200)]
+)
+async def test_a_stream_that_breaks_says_so(
+    start_agent: StartAgent, fault: str, status: int
+) -> None:
+    async with start_agent() as agent:
+        agent.engine.script.add(fault)
+        body = {"model": "tiny", "messages": MESSAGES, "stream": True}
+        answer = await agent.client.post(CHAT, json=body)
+        assert answer.status_code == status
+        if status == 200:
+            last = answer.text.strip().split("\n\n")[-1]
+            error = json.loads(last.removeprefix("data: "))["error"]
+            assert error["code"] == "upstream_interrupted"
+            assert set(error) == {"message", "type", "param", "code"}
+            assert "[DONE]" not in answer.text
+        await agent.until_idle()
