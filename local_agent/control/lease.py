@@ -133,7 +133,8 @@ class LeaseClient:
         self._rng = rng
         self._sleep = sleep
         self._seq = 0
-        self._scope = anyio.CancelScope()
+        # made by `run`: anyio makes scopes inside an event loop only
+        self._scope: anyio.CancelScope | None = None
         self._log = structlog.get_logger("lease")
         self.status = LeaseStatus.STARTING
 
@@ -141,13 +142,13 @@ class LeaseClient:
         """Hold the lease until it is released, or until a newer start of this agent took over."""
         if self.status is LeaseStatus.RELEASED:
             return
-        self._scope = anyio.CancelScope()
-        with self._scope:
+        with anyio.CancelScope() as self._scope:
             await self._hold()
 
     async def release(self) -> None:
         """Give the lease back; a router that does not answer finds out by itself."""
-        self._scope.cancel()  # one more heartbeat would take the agent in again
+        if self._scope is not None:
+            self._scope.cancel()  # one more heartbeat would take the agent in again
         credential = self._credential()
         if self.status is LeaseStatus.HELD and credential is not None:
             with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(httpx.HTTPError):
