@@ -1,6 +1,6 @@
 # Everything a developer does here. Works with GNU make 3.81, which macOS ships.
 #   PYTHON=python3.12 make dev    choose the interpreter (default: the newest of 3.10 to 3.14)
-#   VENV=.venv310 make test       choose the environment's folder
+#   VENV=.venv-3.10 make test       choose the environment's folder
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
