@@ -12,6 +12,9 @@ from local_agent.domain import WorkerState
 from local_agent.supervisor import Supervisor
 
 
+_SERVING = frozenset({WorkerState.READY, WorkerState.EXTERNAL})
+
+
 class _Workers(Collector):
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -25,7 +28,7 @@ class _Workers(Collector):
         )
         for view in self._supervisor.workers():
             in_flight.add_metric([view.model], view.in_flight)
-            ready.add_metric([view.model], float(view.state is WorkerState.READY))
+            ready.add_metric([view.model], float(view.state in _SERVING))
         yield in_flight
         yield ready
 

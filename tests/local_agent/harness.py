@@ -29,6 +29,17 @@ MESSAGES = [{"role": "user", "content": "hello small world"}]
 PATIENCE_S = 15.0
 
 
+async def until(is_true: Callable[[], object]) -> None:
+    """Wait until something is so.
+
+    Raises:
+        TimeoutError: it takes too long.
+    """
+    with anyio.fail_after(PATIENCE_S):
+        while not is_true():  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(0.005)
+
+
 @dataclass(slots=True)
 class RunningAgent:
     """An agent that serves: its address, its parts, a client for it, and the engine behind it.
@@ -51,21 +62,18 @@ class RunningAgent:
         """Wait until a model's worker is in a state."""
         supervisor = self.agent.supervisor
         with anyio.fail_after(PATIENCE_S):
-            while [v for v in supervisor.workers() if v.model == model and v.state is state] == []:
+            while not any(v.model == model and v.state is state for v in supervisor.workers()):
                 await supervisor.changed(supervisor.version)
         return self.worker(model)
 
     async def until_lease(self, status: LeaseStatus) -> None:
         """Wait until the agent stands so with its router."""
-        with anyio.fail_after(PATIENCE_S):
-            while self.agent.lease.status is not status:
-                await anyio.sleep(0.01)
+        await until(lambda: self.agent.lease.status is status)
 
     async def until_idle(self) -> None:
         """Wait until no request is in flight."""
-        with anyio.fail_after(PATIENCE_S):
-            while any(view.in_flight for view in self.agent.supervisor.workers()):
-                await anyio.sleep(0.005)
+        workers = self.agent.supervisor.workers
+        await until(lambda: not any(view.in_flight for view in workers()))
 
     def rewrite(self, *models: dict[str, Any], **fields: Any) -> None:
         """Write another YAML file; the agent does not look at it by itself."""
