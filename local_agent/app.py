@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -59,9 +59,8 @@ _LIMITS = Limits(stop_grace_s=2.5)
 _RULE = FailureRule()
 _DEFECT_PAUSE_S = 10.0
 _DEFAULT_PORT = 5000
-# AirPlay listens on 5000 of a Mac; the ports from here are free as a rule.
-_FIRST_OTHER_PORT = 5055
-_OTHER_PORTS = 40
+# AirPlay listens on 5000 of a Mac; the ports from 5055 are free as a rule.
+USUAL_PORTS = (_DEFAULT_PORT, *range(5055, 5095))
 
 
 class Agent:
@@ -248,7 +247,7 @@ def serve(settings: AgentSettings) -> None:
             config = _read_config(settings)
             _refuse_unreachable(settings)
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
-            listener = _listen(settings.agent_host, settings.agent_port)
+            listener = listen(settings.agent_host, settings.agent_port)
             agent = Agent(settings, config, listener.getsockname()[1])
         except ConfigError as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
@@ -300,14 +299,19 @@ def _refuse_unreachable(settings: AgentSettings) -> None:
     )
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    """Listen on `port`; without one on 5000 or, if that is taken, the next free from 5055."""
+def listen(host: str, port: int | None, usual: Sequence[int] = USUAL_PORTS) -> socket.socket:
+    """Listen on `port`; without one on the first of the usual ports that is free.
+
+    Raises:
+        PortTaken: other programs have them.
+        OSError: the address is not this machine's, or may not be used.
+    """
     if port is not None:
         return bind(host, port)
-    for candidate in (_DEFAULT_PORT, *range(_FIRST_OTHER_PORT, _FIRST_OTHER_PORT + _OTHER_PORTS)):
+    for candidate in usual:
         with suppress(PortTaken):
             return bind(host, candidate)
-    raise PortTaken(f"Port {_DEFAULT_PORT} and all from {_FIRST_OTHER_PORT} are taken.")
+    raise PortTaken(f"Port {usual[0]} and {len(usual) - 1} more are taken.")
 
 
 def _own_url(host: str, port: int) -> str:

@@ -49,6 +49,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         self._on_exit()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # which uvicorn takes for leave to skip this
+            await self.lifespan.shutdown()
+
 
 def server_options(*, drain_s: float) -> dict[str, object]:
     """Return the options of uvicorn that both services use."""
