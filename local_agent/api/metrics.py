@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 from local_agent.domain import WorkerState
 from local_agent.supervisor import Supervisor
 
-
 _SERVING = frozenset({WorkerState.READY, WorkerState.EXTERNAL})
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import anyio
 import httpx
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from shared.contracts.agents import (
     AgentModel,
@@ -88,7 +88,7 @@ Answer = LeaseGrant | Refused
 
 
 class _Error(BaseModel):
-    code: str
+    code: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
 
 
 class _Envelope(BaseModel):
@@ -245,6 +245,6 @@ def _headers(credential: str) -> dict[str, str]:
 def _code(body: bytes) -> str | None:
     """Return the code of an error, which names what is wrong without quoting anything."""
     try:
-        return _Envelope.model_validate_json(body).error.code[:64]
+        return _Envelope.model_validate_json(body).error.code
     except ValidationError:
         return None

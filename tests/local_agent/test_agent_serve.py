@@ -26,6 +26,7 @@ from local_agent.control.identity import hold_identity
 from local_agent.process import free_port
 from local_agent.settings import AgentSettings, load_settings
 from shared.http.serve import PortTaken, bind
+from shared.kit.clock import monotonic
 
 ROOT = Path(__file__).parents[2]
 SIMULATED = {"id": "sim", "engine": "simulated", "preload": True}
@@ -165,10 +166,10 @@ def process(
     )
     url = f"http://127.0.0.1:{env['AGENT_PORT']}"
     try:
-        deadline = time.monotonic() + 20
+        deadline = monotonic() + 20
         while loaded(url) != {"sim": "loaded"}:
             assert found.poll() is None, found.communicate()[1]
-            assert time.monotonic() < deadline
+            assert monotonic() < deadline
             time.sleep(0.05)
         yield found, url
     finally:
@@ -206,11 +207,11 @@ def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path)
         )  # fmt: skip
         assert again.returncode == 1
         assert "an agent with this IIR_HOME runs already" in again.stderr
-        started = time.monotonic()
+        started = monotonic()
         agent.send_signal(signal.SIGTERM)
         output = agent.communicate(timeout=10)[1]
         assert agent.returncode == 0
-        assert time.monotonic() - started < 5
+        assert monotonic() - started < 5
         assert not any(child.is_running() for child in children)
         assert not run_file.exists()
         assert str(tmp_path) not in output

@@ -61,7 +61,7 @@ async def test_a_killed_worker_comes_back_while_requests_hear_when(
         first = agent.worker("sim").pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        statuses = set()
+        statuses: set[int] = set()
         with anyio.fail_after(20):
             while (answer := await ask(agent)).status_code != 200 or not statuses:
                 statuses.add(answer.status_code)
@@ -148,12 +148,10 @@ async def test_a_storm_of_leaving_clients_leaks_nothing(start_agent: StartAgent)
 
 
 async def test_stopping_leaves_no_process(start_agent: StartAgent) -> None:
-    pids = []
-    async with start_agent(
-        {**SIMULATED, "preload": True}, {**SIMULATED, "id": "two", "preload": True}
-    ) as agent:
-        for model in ("sim", "two"):
-            pids.append((await agent.until(model, WorkerState.READY)).pid)
+    entry = {**SIMULATED, "preload": True}
+    async with start_agent(entry, {**entry, "id": "two"}) as agent:
+        found = [await agent.until(model, WorkerState.READY) for model in ("sim", "two")]
+        pids = [view.pid for view in found]
         assert all(tree.create_time(pid or 0) for pid in pids)
     assert [tree.create_time(pid or 0) for pid in pids] == [None, None]
 
