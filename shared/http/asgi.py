@@ -64,8 +64,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
 def _too_large(limit: int) -> ApiError:
     return BodyTooLarge(
         f"The request's body is larger than {limit // (1024 * 1024)} MiB. Send less, or raise "
-        "ROUTER_MAX_BODY_MB.",
-        headers=_CLOSE,
+        "ROUTER_MAX_BODY_MB."
     )
 
 

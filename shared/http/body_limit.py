@@ -35,7 +35,4 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
     def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The request's body is larger than {self._limit // 1024} KiB.",
-            headers=(("connection", "close"),),
-        )
+        return BodyTooLarge(f"The request's body is larger than {self._limit // 1024} KiB.")

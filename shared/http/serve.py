@@ -10,6 +10,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from shared.http.protocol import GuardedProtocol
+
 
 class PortTaken(Exception):  # noqa: N818 - reads as what happened
     """Another program listens there."""
@@ -59,7 +61,7 @@ def server_options(*, drain_s: float) -> dict[str, object]:
     """Return the options of uvicorn that both services use."""
     return {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": GuardedProtocol,
         "ws": "none",
         "lifespan": "on",
         "log_config": None,

@@ -1,0 +1,160 @@
+"""uvicorn's HTTP protocol with the limits it lacks: size and time of a head, time of a blocked write.
+
+httptools takes heads of any size, uvicorn waits for the rest of one forever, and both answer broken
+requests in plain text. Here a half-sent head is cut, a large one refused, and every refusal is an
+error in OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from asyncio.events import TimerHandle
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from shared.http.errors import error_body
+
+_REFUSALS = {
+    408: ("request_timeout", "The request's head did not arrive in time."),
+    414: ("url_too_long", "The request's URL is too long."),
+    431: ("headers_too_large", "The request's head is too large."),
+}
+
+
+class _Refused(Exception):
+    """Stops the parser; what to answer stands in the protocol."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection, whose client can neither fill memory nor hold a place for nothing.
+
+    Limits: bytes of a head and of its URL, number of headers, seconds for a head to arrive and for
+    a client to read on after the write buffer filled up, for it to take a refusal; bytes and seconds of a refused body's rest.
+    """
+
+    max_head_bytes = 64 * 1024
+    max_url_bytes = 16 * 1024
+    max_headers = 256
+    head_s = 20.0
+    write_s = 60.0
+    linger_s = 1.0
+    max_discarded_bytes = 64 * 1024 * 1024
+    discard_s = 10.0
+
+    _head_timer: TimerHandle | None = None
+    _write_timer: TimerHandle | None = None
+    _is_in_head = False
+    _is_over = False
+    _head_bytes = 0
+    _discard_timer: TimerHandle | None = None
+    _discarded = 0
+    _refusal: tuple[int, str, str] = (400, "invalid_request", "The request is not valid HTTP.")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's
+        """Start to wait for the first head."""
+        super().connection_made(transport)
+        self._is_in_head = True
+        self._head_timer = self.loop.call_later(self.head_s, self._refuse, 408)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._cancel_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; a head that is not complete must not grow without end."""
+        if self._is_over:
+            return  # what a refused client still sends
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is not None and cycle.response_complete and cycle.more_body:
+            self._discard(len(data))
+        if not self._is_in_head or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > self.max_head_bytes:
+            self._refuse(431)
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_s, self._refuse, 408)
+
+    def _discard(self, size: int) -> None:
+        """Let a client finish a body that was refused, so that it reads the answer; to a limit."""
+        self._discarded += size
+        if self._discarded > self.max_discarded_bytes:
+            self.transport.close()
+        elif self._discard_timer is None:
+            self._discard_timer = self.loop.call_later(self.discard_s, self.transport.close)
+
+    def on_message_begin(self) -> None:
+        """Start to count a head."""
+        super().on_message_begin()
+        self._is_in_head = True
+        self._head_bytes = self._discarded = 0
+        if self._discard_timer is not None:
+            self._discard_timer.cancel()
+            self._discard_timer = None
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the URL."""
+        super().on_url(url)
+        if len(self.url) > self.max_url_bytes:
+            raise self._refused(414)
+
+    def on_headers_complete(self) -> None:
+        """Judge the head, then serve the request."""
+        self._is_in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        size = sum(len(name) + len(value) for name, value in self.headers)
+        if size > self.max_head_bytes or len(self.headers) > self.max_headers:
+            raise self._refused(431)
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """Give a client that does not read a while, then cut it."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer in the envelope instead of uvicorn's text, and close."""
+        self._is_over = True
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            cycle.keep_alive = False  # it ends well; what came behind it is dropped
+            return
+        status, code, text = self._refusal
+        body = error_body(text, type_="invalid_request_error", code=code)
+        head = (
+            b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+            b"x-iir-error-origin: client\r\nx-request-id: req_%s\r\n\r\n"
+        ) % (len(body), secrets.token_hex(12).encode())
+        self.transport.write(STATUS_LINE[status] + head + body)
+        # closing at once would reset the connection under what the client still sends, and with it
+        # the answer
+        self.transport.write_eof()
+        self._head_timer = self.loop.call_later(self.linger_s, self.transport.close)
+
+    def _refused(self, status: int) -> _Refused:
+        self._refusal = (status, *_REFUSALS[status])
+        return _Refused()
+
+    def _refuse(self, status: int) -> None:
+        self._cancel_timers()
+        if not self._is_over and not self.transport.is_closing():
+            self._refused(status)
+            self.send_400_response("")
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._head_timer, self._write_timer, self._discard_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._write_timer = self._discard_timer = None
