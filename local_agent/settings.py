@@ -103,6 +103,6 @@ class AgentSettings(BaseServiceSettings):
         return dict(os.environ)
 
 
-def load_settings(**overrides: Any) -> AgentSettings:  # noqa: ANN401 - of any field
+def load_settings(**overrides: Any) -> AgentSettings:
     """Read the settings; `overrides` are flags and beat every other source (None: not given)."""
     return AgentSettings(**{name: value for name, value in overrides.items() if value is not None})

@@ -13,6 +13,7 @@ import anyio
 import structlog
 import uvicorn
 from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
@@ -20,7 +21,6 @@ from uvicorn.supervisors import Multiprocess
 from router.api.access import Access
 from router.api.agents import agent_routes
 from router.api.docs import docs_routes
-from fastapi.exceptions import RequestValidationError
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -90,9 +90,10 @@ class Router:
         )
         BACKENDS.discover("router.backends")
         POLICIES.discover("router.policies")
+        rng = Random()  # noqa: S311 - spreads load, guards nothing
         return Dispatcher(
             fleet=self.fleet,
-            policy=POLICIES["least_in_flight"](Random()),  # noqa: S311 - spreads load, guards nothing
+            policy=POLICIES["least_in_flight"](rng),
             backends={name: BACKENDS[name](self.transport, timeouts) for name in BACKENDS},
             sinks=(self.metrics, self.ledger),
             clock=self.clock,

@@ -45,10 +45,10 @@ class RoutingPolicy(ABC):
     def rank(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[Ranked]:
         """Return a permutation of a subset of `candidates`."""
 
-    def observe(self, facts: RequestFacts, outcome: Outcome) -> None:
+    def observe(self, facts: RequestFacts, outcome: Outcome) -> None:  # noqa: B027 - optional
         """Learn from one attempt; called once per attempt, after it ended."""
 
-    def forget(self, endpoint: EndpointId) -> None:
+    def forget(self, endpoint: EndpointId) -> None:  # noqa: B027 - optional
         """Drop what was learned of an endpoint that left the fleet."""
 
 

@@ -25,7 +25,9 @@ class Settings(BaseServiceSettings):
         default=None, description="The registry's file. Default: `$IIR_HOME/models.db`."
     )
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL of the registry; beats `SQLITE_DB_PATH`.", repr=False
+        default=None,
+        description="SQLAlchemy URL of the registry; beats `SQLITE_DB_PATH`.",
+        repr=False,
     )
     openai_base_url: str | None = Field(
         default=None,
@@ -72,10 +74,14 @@ class Settings(BaseServiceSettings):
         default=0.25, gt=0, description="How often a router looks for registry changes, in seconds."
     )
     router_lease_ttl_s: float = Field(
-        default=30.0, gt=0, description="How long an agent's lease lasts without a heartbeat, in seconds."
+        default=30.0,
+        gt=0,
+        description="How long an agent's lease lasts without a heartbeat, in seconds.",
     )
     router_lease_renew_s: float = Field(
-        default=10.0, gt=0, description="How often agents are asked to send a heartbeat, in seconds."
+        default=10.0,
+        gt=0,
+        description="How often agents are asked to send a heartbeat, in seconds.",
     )
     router_drain_s: float = Field(
         default=30.0,

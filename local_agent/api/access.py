@@ -48,7 +48,9 @@ class AgentAccess:
                 raise Forbidden("The agent is controlled from its own machine only.")
             return
         if not is_local(scope):
-            raise Unauthorized("This agent answers its router and programs on its own machine only.")
+            raise Unauthorized(
+                "This agent answers its router and programs on its own machine only."
+            )
         self._rules.check_origin(scope)
         if scope["method"] == "POST":
             require_json(scope)

@@ -36,7 +36,12 @@ class Proxy:
     """Calls the worker of a model; loads the model first if it has to."""
 
     def __init__(
-        self, supervisor: Supervisor, transport: Transport, *, timeouts: Timeouts, load_wait_s: float
+        self,
+        supervisor: Supervisor,
+        transport: Transport,
+        *,
+        timeouts: Timeouts,
+        load_wait_s: float,
     ) -> None:
         self._supervisor = supervisor
         self._transport = transport
@@ -59,7 +64,13 @@ class Proxy:
 
     @asynccontextmanager
     async def call(
-        self, model: ModelId, path: str, values: Mapping[str, object], *, stream: bool, request_id: str
+        self,
+        model: ModelId,
+        path: str,
+        values: Mapping[str, object],
+        *,
+        stream: bool,
+        request_id: str,
     ) -> AsyncIterator[Reply]:
         """Enter with the worker's reply.
 

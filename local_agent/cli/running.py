@@ -103,7 +103,7 @@ def _bracketed(host: str) -> str:
     return host
 
 
-def _ask(method: str, url: str) -> Any:  # noqa: ANN401 - JSON of somebody else's
+def _ask(method: str, url: str) -> Any:
     """Return the JSON of a good answer, else None. Proxies are for other hosts than this one."""
     try:
         with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client:

@@ -35,7 +35,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def parameters(options: argparse.Namespace, module: Any) -> Any:  # noqa: ANN401 - native, untyped
+def parameters(options: argparse.Namespace, module: Any) -> Any:
     """Return llama.cpp's parameters; `module` is xllamacpp."""
     params = module.CommonParams()
     params.model.path = options.weights.name

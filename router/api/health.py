@@ -27,9 +27,7 @@ class Readiness:
     registry: str = "ok"
 
 
-def health_routes(
-    fleet: Fleet, readiness: Readiness, registry: CollectorRegistry
-) -> APIRouter:
+def health_routes(fleet: Fleet, readiness: Readiness, registry: CollectorRegistry) -> APIRouter:
     """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
     routes = APIRouter(tags=["operation"])
 

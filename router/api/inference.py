@@ -42,16 +42,16 @@ class InferenceRoutes:
             await self._rest(scope, receive, send)
             return
         if scope["method"] != "POST":
-            raise MethodNotAllowed(
-                f"Use POST for {scope['path']}.", headers=(("allow", "POST"),)
-            )
+            raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         call = await self._call(scope, receive, path)
         context = request_context(scope)
-        async with while_connected(receive) as stop_watching:
-            async with self._dispatcher.dispatch(call) as dispatched:
-                headers = _route_headers(dispatched, context)
-                await relay(dispatched.reply, send, headers)
-                stop_watching()
+        async with (
+            while_connected(receive) as stop_watching,
+            self._dispatcher.dispatch(call) as dispatched,
+        ):
+            headers = _route_headers(dispatched, context)
+            await relay(dispatched.reply, send, headers)
+            stop_watching()
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
         caller = self._access.require(scope, Scope.INFERENCE)
@@ -83,9 +83,7 @@ def _zone(scope: AsgiScope) -> Zone | None:
 def _route_headers(dispatched: Dispatched, context: RequestContext) -> list[tuple[bytes, bytes]]:
     endpoint = dispatched.ranked.candidate.deployment.endpoint
     overhead_ms = (dispatched.sent_at - context.started) * 1000
-    context.notes.update(
-        model=dispatched.model, endpoint=endpoint.id, attempts=dispatched.attempts
-    )
+    context.notes.update(model=dispatched.model, endpoint=endpoint.id, attempts=dispatched.attempts)
     return [
         (b"x-iir-model", header_safe(dispatched.model).encode()),
         (b"x-iir-endpoint", header_safe(endpoint.id).encode()),

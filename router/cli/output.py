@@ -30,7 +30,7 @@ class CommandFailed(Exception):
 class PoliteGroup(TyperGroup):
     """Turns what commands raise into one line and an exit code: 2 for what the user got wrong."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - the type is private to Typer
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)

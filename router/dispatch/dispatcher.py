@@ -66,7 +66,7 @@ class Dispatcher:
                 async with self._attempt(call, ranked, number) as reply:
                     committed = True
                     yield Dispatched(reply, resolution.model, ranked, number, sent_at)
-                return
+                    return
             except ApiError as error:
                 if committed:
                     raise

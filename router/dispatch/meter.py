@@ -11,7 +11,6 @@ from router.domain import EndpointId, Outcome
 from shared.http.errors import ApiError
 from shared.kit.clock import Clock
 
-
 # An upstream may report anything; counters can't go down, and the registry's integers have an end.
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 

@@ -129,4 +129,6 @@ def _no_lease() -> NotFound:
 
 
 def _superseded() -> Conflict:
-    return Conflict("A newer start of this agent has registered. Only one agent may run per identity.")
+    return Conflict(
+        "A newer start of this agent has registered. Only one agent may run per identity."
+    )

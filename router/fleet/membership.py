@@ -138,9 +138,15 @@ class Membership:
                     heartbeat=record.heartbeat,
                     heard_at=self._clock(),
                 )
-            elif record.lease_id is None and known.lease_id is not None:
-                if record.registration.incarnation >= known.registration.incarnation:
-                    self.release(record.row_id)
+            elif _was_released(record, known):
+                self.release(record.row_id)
+
+
+def _was_released(record: AgentRecord, known: Member) -> bool:
+    """Tell whether another process took the lease back, and not one of an earlier start."""
+    if record.registration is None or record.lease_id is not None or known.lease_id is None:
+        return False
+    return record.registration.incarnation >= known.registration.incarnation
 
 
 def _is_newer(record: AgentRecord, known: Member) -> bool:

@@ -133,10 +133,16 @@ class Fleet:
             for row in entry.deployments:
                 found += self._of_row(row, problems)
         if not found:
-            raise problems[0] if problems else NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
+            raise (
+                problems[0]
+                if problems
+                else NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
+            )
         allowed = tuple(c for c in found if zone is None or c.deployment.endpoint.zone is zone)
         if not allowed:
-            raise ZoneRefused(f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}.")
+            raise ZoneRefused(
+                f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}."
+            )
         return Resolution(ModelName(model), allowed)
 
     @contextmanager
@@ -196,7 +202,8 @@ class Fleet:
         rule = next((rule for rule in self._rules if name.startswith(rule.prefix)), None)
         if rule is None or rule.provider not in self._catalog.providers:
             raise ModelNotFound(
-                f"The model {name!r} does not exist. GET /v1/models lists what is there.", param="model"
+                f"The model {name!r} does not exist. GET /v1/models lists what is there.",
+                param="model",
             )
         row = DeploymentEntry(provider=rule.provider, upstream_name=name)
         return ModelEntry(id=ModelName(name), deployments=(row,))
@@ -240,7 +247,10 @@ class Fleet:
         return _no_agent()
 
     def _on_agents(
-        self, agents: dict[int, AgentModel], problems: list[Exception], priority: int = AGENT_PRIORITY
+        self,
+        agents: dict[int, AgentModel],
+        problems: list[Exception],
+        priority: int = AGENT_PRIORITY,
     ) -> list[Candidate]:
         found = []
         for row_id, model in agents.items():

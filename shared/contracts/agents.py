@@ -42,7 +42,9 @@ class Registration(_Wire):
     """What an agent says of itself once per start, and again when its catalog changes."""
 
     protocol: int = PROTOCOL_VERSION
-    incarnation: int = Field(ge=0, description="Grows with each start of the agent (ms since 1970).")
+    incarnation: int = Field(
+        ge=0, description="Grows with each start of the agent (ms since 1970)."
+    )
     name: str = Field(min_length=1, max_length=128)
     base_url: str = Field(max_length=512, description="http://ADDRESS:PORT, an IP literal.")
     access_token: str = Field(min_length=16, max_length=256, description="The router's key to it.")

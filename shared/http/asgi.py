@@ -13,7 +13,7 @@ from shared.http.headers import find_header
 _CLOSE = (("connection", "close"),)
 
 
-class ClientGone(Exception):  # noqa: N818 - an event of the client's, not an error of ours
+class ClientGone(Exception):
     """The client closed its connection."""
 
 

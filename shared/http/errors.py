@@ -57,7 +57,9 @@ class ApiError(Exception):
         ]
         if self.retry_after_s is not None:
             found.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
-        found.extend((name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers)
+        found.extend(
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers
+        )
         return found
 
 

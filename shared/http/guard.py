@@ -70,7 +70,7 @@ class Guard:
             await self._app(scope, receive, tracked)
         except ClientGone:
             context.notes["outcome"] = "abandoned"
-        except Exception as exc:  # noqa: BLE001 - the last handler: whatever it is, the client gets an envelope
+        except Exception as exc:  # noqa: BLE001 - the last handler: the client gets an envelope
             await self._fail(exc, tracked, context)
         self._log.info(
             "request",

@@ -105,7 +105,7 @@ class OriginRules:
 
 
 def _is_wildcard(host: str) -> bool:
-    return host in {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
+    return host in {"0.0.0.0", "::", ""}
 
 
 def _is_address(host: str) -> bool:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from shared.http.protocol import GuardedProtocol
 
 
-class PortTaken(Exception):  # noqa: N818 - reads as what happened
+class PortTaken(Exception):
     """Another program listens there."""
 
 
@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_exit = on_exit
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's hook
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True

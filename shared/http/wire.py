@@ -35,7 +35,9 @@ def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidJson("The body is not a JSON object. Send an object, like {…}.") from None
     except (msgspec.DecodeError, RecursionError):
         hint = "The body is empty." if not body.strip() else "The body is not valid JSON."
-        raise InvalidJson(f"{hint} Send a JSON object with `model` and the fields of the API.") from None
+        raise InvalidJson(
+            f"{hint} Send a JSON object with `model` and the fields of the API."
+        ) from None
 
 
 def encode_object(values: Mapping[str, object]) -> bytes:
@@ -51,7 +53,9 @@ def model_name(values: Mapping[str, msgspec.Raw]) -> str:
     """
     raw = values.get("model")
     if raw is None:
-        raise BadRequest("The field `model` is missing. GET /v1/models lists what is there.", param="model")
+        raise BadRequest(
+            "The field `model` is missing. GET /v1/models lists what is there.", param="model"
+        )
     try:
         name = _decode_text(raw)
     except msgspec.DecodeError:

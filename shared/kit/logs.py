@@ -37,7 +37,10 @@ def configure_logs(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _show_places,
     ]
-    text: list[Processor] = [_escape_controls, structlog.dev.ConsoleRenderer(colors=target.isatty())]
+    text: list[Processor] = [
+        _escape_controls,
+        structlog.dev.ConsoleRenderer(colors=target.isatty()),
+    ]
     last = [_json_renderer()] if as_json else text
     structlog.configure(
         processors=[*shared, *last],

@@ -33,7 +33,9 @@ async def test_the_sdk_chats_and_streams(start_router: StartRouter) -> None:
 
 
 async def test_a_client_that_leaves_ends_the_upstream(start_router: StartRouter) -> None:
-    engine = SimulatedEngine(EngineOptions(models=("tiny",), latency=Latency(itl_s=0.05), tokens=500))
+    engine = SimulatedEngine(
+        EngineOptions(models=("tiny",), latency=Latency(itl_s=0.05), tokens=500)
+    )
     async with (
         running(engine) as upstream,
         start_router(upstream=upstream, models=("tiny",)) as router,
