@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import io
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 
@@ -22,6 +23,7 @@ from shared.http.transport import InboundResponse, OutboundRequest
 _KEEPALIVE_S = 4.0
 # How long a finished stream may take to send its last, empty chunk before its connection is given up.
 _TAIL_S = 0.05
+_WHOLE_BYTES = 512 * 1024
 _NO_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
@@ -36,7 +38,8 @@ class AiohttpTransport:
         """See `Transport.open`."""
         response = await self._send(request)
         try:
-            yield _Response(response, request.timeouts.idle_s)
+            with _told_of_its_end(response):
+                yield _Response(response, request.timeouts.idle_s)
         finally:
             # close() drops the connection at once; it is kept only when the body was read whole
             if not response.content.at_eof():
@@ -51,13 +54,14 @@ class AiohttpTransport:
             self._session = None
 
     async def _send(self, request: OutboundRequest) -> aiohttp.ClientResponse:
-        limits = request.timeouts
+        limits, body = request.timeouts, request.body or b""
         try:
             return await self._open_session().request(
                 request.method,
                 request.url,
                 headers=(*request.headers, ("accept-encoding", "identity")),
-                data=request.body,
+                # a large body is sent in pieces, so that other requests get their turn
+                data=io.BytesIO(body) if len(body) > _WHOLE_BYTES else body,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=limits.connect_s, sock_read=limits.first_byte_s
@@ -120,6 +124,39 @@ class _Response:
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._idle_s
             connection.protocol.start_timeout()  # the time until the next chunk counts already
+
+
+@contextmanager
+def _told_of_its_end(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """Let whoever reads the body learn that the connection is gone.
+
+    When chunks are framed wrongly, aiohttp (3.14, with its C parser) closes the connection and
+    stops its timer, but does not wake the reader: it would wait for ever.
+    """
+    content = response.content
+
+    def wake(_closed: asyncio.Future[None] | None) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection is gone"))
+
+    protocol = response.connection.protocol if response.connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+    if closed is None:
+        wake(None)
+        yield
+        return
+    closed.remove_done_callback(_take_error)
+    closed.add_done_callback(_take_error)
+    closed.add_done_callback(wake)
+    try:
+        yield
+    finally:
+        closed.remove_done_callback(wake)
+
+
+def _take_error(closed: asyncio.Future[None]) -> None:
+    if not closed.cancelled():
+        closed.exception()  # else asyncio logs that nobody asked for it
 
 
 def _translated(exc: BaseException) -> ApiError:

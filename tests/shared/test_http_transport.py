@@ -1,0 +1,489 @@
+"""The contract of `Transport`, for each that there is. A second one joins in `TRANSPORTS`."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from shared.http.aiohttp_transport import AiohttpTransport
+from shared.http.errors import (
+    ApiError,
+    UpstreamFailed,
+    UpstreamInterrupted,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from shared.http.headers import find_header
+from shared.http.transport import InboundResponse, OutboundRequest, Timeouts, Transport
+from shared.testing.wire import Exchange, WireServer
+
+TRANSPORTS: dict[str, Callable[[], Transport]] = {"aiohttp": AiohttpTransport}
+SHORT = Timeouts(connect_s=0.15, first_byte_s=0.15, idle_s=0.15)
+LONG = Timeouts(connect_s=5, first_byte_s=5, idle_s=5)
+
+
+class Upstream:
+    """A server whose answer is a function; it remembers requests and who left."""
+
+    def __init__(self, answer: Callable[[Exchange], Awaitable[None]]) -> None:
+        self.exchanges: list[Exchange] = []
+        self.url = ""
+        self._answer = answer
+        self._left = asyncio.Event()
+
+    async def handle(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        try:
+            await self._answer(exchange)
+        finally:
+            if exchange.client_left:
+                self._left.set()
+
+    async def client_left(self) -> None:
+        with anyio.fail_after(1):
+            await self._left.wait()
+
+    def ask(
+        self, *, body: bytes | None = b"{}", timeouts: Timeouts = LONG, path: str = "/v1/x"
+    ) -> OutboundRequest:
+        headers = (("content-type", "application/json"), ("x-own", "Value"))
+        return OutboundRequest(
+            method="POST", url=self.url + path, headers=headers, body=body, timeouts=timeouts
+        )
+
+
+@asynccontextmanager
+async def upstream_of(answer: Callable[[Exchange], Awaitable[None]]) -> AsyncIterator[Upstream]:
+    upstream = Upstream(answer)
+    server = WireServer(upstream.handle)
+    upstream.url = await server.start("127.0.0.1", 0)
+    try:
+        yield upstream
+    finally:
+        await server.close()
+
+
+@pytest.fixture(params=sorted(TRANSPORTS))
+async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
+    made = TRANSPORTS[request.param]()
+    yield made
+    await made.aclose()
+    await asyncio.sleep(0)
+
+
+async def body_of(response: InboundResponse) -> bytes:
+    return b"".join([chunk async for chunk in response.chunks()])
+
+
+async def hang(_exchange: Exchange | None = None) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def say_hello(exchange: Exchange) -> None:
+    await exchange.send_head(200, [("content-type", "text/plain"), ("X-Twice", "1")], length=5)
+    await exchange.send_body(b"hello")
+    await exchange.end_body()
+
+
+async def stream_ab(exchange: Exchange) -> None:
+    await exchange.send_head(200, [], length=None)
+    await exchange.send_body(b"a")
+    await exchange.send_body(b"b")
+    await exchange.end_body()
+
+
+async def test_a_request_goes_out_as_given_and_the_answer_comes_back(transport: Transport) -> None:
+    async with upstream_of(say_hello) as upstream:
+        async with transport.open(upstream.ask(body=b'{"a":1}')) as response:
+            assert response.status == 200
+            assert find_header(response.headers, b"x-twice") == b"1"
+            assert await body_of(response) == b"hello"
+        request = upstream.exchanges[0].request
+        assert (request.method, request.target, request.body) == ("POST", "/v1/x", b'{"a":1}')
+        sent = dict(request.headers)
+        assert sent["x-own"] == "Value"
+        assert set(sent) == {"host", "content-type", "content-length", "x-own", "accept-encoding"}
+        assert sent["accept-encoding"] == "identity"
+
+
+async def test_a_request_without_a_body(transport: Transport) -> None:
+    async with upstream_of(say_hello) as upstream:
+        request = OutboundRequest(method="GET", url=f"{upstream.url}/v1/models")
+        async with transport.open(request) as response:
+            assert await body_of(response) == b"hello"
+        assert upstream.exchanges[0].request.method == "GET"
+        assert upstream.exchanges[0].request.body == b""
+
+
+async def test_a_connection_is_used_again_after_a_whole_answer(transport: Transport) -> None:
+    async with upstream_of(stream_ab) as upstream:
+        for _ in range(3):
+            async with transport.open(upstream.ask()) as response:
+                assert await body_of(response) == b"ab"
+        assert {exchange.request.connection for exchange in upstream.exchanges} == {1}
+
+
+async def test_a_stream_that_was_finished_keeps_its_connection(transport: Transport) -> None:
+    async def send_done(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        await exchange.send_body(b"data: [DONE]\n\n")
+        await asyncio.sleep(0.01)  # the last, empty chunk comes in a packet of its own
+        await exchange.end_body()
+
+    async with upstream_of(send_done) as upstream:
+        for _ in range(2):
+            async with transport.open(upstream.ask()) as response:
+                async for _chunk in response.chunks():
+                    break
+                await response.finish()
+        assert {exchange.request.connection for exchange in upstream.exchanges} == {1}
+
+
+async def test_finish_waits_for_a_moment_only(transport: Transport) -> None:
+    async def never_end(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        await exchange.send_body(b"data: [DONE]\n\n")
+        await hang()
+
+    async with upstream_of(never_end) as upstream:
+        with anyio.fail_after(1):
+            async with transport.open(upstream.ask()) as response:
+                async for _chunk in response.chunks():
+                    break
+                await response.finish()
+        await upstream.client_left()
+
+
+async def test_an_answer_that_was_not_read_closes_its_connection(transport: Transport) -> None:
+    async def never_end(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        while True:
+            await exchange.send_body(b"more")
+            await asyncio.sleep(0.005)
+
+    async with upstream_of(never_end) as upstream:
+        async with transport.open(upstream.ask()) as response:
+            async for _chunk in response.chunks():
+                break
+        await upstream.client_left()
+
+
+async def test_chunks_come_as_they_arrive(transport: Transport) -> None:
+    go_on = asyncio.Event()
+
+    async def in_two(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        await exchange.send_body(b"first")
+        await go_on.wait()
+        await exchange.send_body(b"last")
+        await exchange.end_body()
+
+    async with upstream_of(in_two) as upstream, transport.open(upstream.ask()) as response:
+        chunks = response.chunks()
+        with anyio.fail_after(1):
+            assert await chunks.__anext__() == b"first"
+            go_on.set()
+            assert await chunks.__anext__() == b"last"
+            assert [chunk async for chunk in chunks] == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 3_000_000])
+@pytest.mark.parametrize("is_chunked", [True, False])
+async def test_bodies_of_any_size(transport: Transport, size: int, is_chunked: bool) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+
+    async def send_all(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None if is_chunked else size)
+        for start in range(0, size, 50_000):
+            await exchange.send_body(body[start : start + 50_000])
+        await exchange.end_body()
+
+    async with upstream_of(send_all) as upstream:
+        for _ in range(2):
+            async with transport.open(upstream.ask(body=body)) as response:
+                assert await body_of(response) == body
+        assert upstream.exchanges[0].request.body == body
+
+
+async def test_an_answer_that_ends_with_its_connection_is_whole(transport: Transport) -> None:
+    async def send_until_close(exchange: Exchange) -> None:
+        await exchange.send_raw(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello")
+        exchange.close()
+
+    async with upstream_of(send_until_close) as upstream, transport.open(upstream.ask()) as response:
+        assert await body_of(response) == b"hello"
+
+
+async def test_a_compressed_answer_is_decoded(transport: Transport) -> None:
+    packed = gzip.compress(b'{"a":1}')
+
+    async def send_packed(exchange: Exchange) -> None:
+        await exchange.send_head(200, [("content-encoding", "gzip")], length=len(packed))
+        await exchange.send_body(packed)
+
+    async with upstream_of(send_packed) as upstream, transport.open(upstream.ask()) as response:
+        assert await body_of(response) == b'{"a":1}'
+
+
+async def test_a_refused_connection(transport: Transport) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        with pytest.raises(UpstreamUnreachable):
+            async with transport.open(OutboundRequest(method="GET", url=url)):
+                pass
+
+
+async def test_a_name_that_does_not_resolve(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(*_args: object, **_kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown, raising=False)
+    with pytest.raises(UpstreamUnreachable) as failed:
+        async with transport.open(OutboundRequest(method="GET", url="http://upstream.invalid/")):
+            pass
+    assert "upstream.invalid" not in failed.value.message
+
+
+async def test_a_connection_that_is_never_taken(transport: Transport) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:  # fill the queue of those who wait to be taken
+            one.setblocking(False)
+            one.connect_ex(address)
+        request = OutboundRequest(
+            method="GET", url=f"http://127.0.0.1:{address[1]}/", timeouts=SHORT
+        )
+        with anyio.fail_after(2), pytest.raises((UpstreamUnreachable, UpstreamTimeout)):
+            async with transport.open(request):
+                pass
+        for one in waiting:
+            one.close()
+
+
+async def test_no_first_byte_in_time(transport: Transport) -> None:
+    async with upstream_of(hang) as upstream:
+        with anyio.fail_after(2), pytest.raises(UpstreamTimeout):
+            async with transport.open(upstream.ask(timeouts=SHORT)):
+                pass
+        await upstream.client_left()
+
+
+@pytest.mark.parametrize("sent", [1, 3])
+async def test_a_pause_in_the_answer_has_its_own_limit(transport: Transport, sent: int) -> None:
+    async def stall(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        for _ in range(sent):
+            await exchange.send_body(b"part")
+            await asyncio.sleep(0.01)
+        await hang()
+
+    timeouts = Timeouts(connect_s=5, first_byte_s=60, idle_s=0.1)
+    async with upstream_of(stall) as upstream:
+        with anyio.fail_after(2), pytest.raises(UpstreamTimeout, match="stopped"):
+            async with transport.open(upstream.ask(timeouts=timeouts)) as response:
+                await body_of(response)
+        await upstream.client_left()
+
+
+async def test_a_long_wait_for_the_first_part_is_no_pause(transport: Transport) -> None:
+    async def think(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        await asyncio.sleep(0.2)
+        await exchange.send_body(b"thought")
+        await exchange.end_body()
+
+    timeouts = Timeouts(connect_s=5, first_byte_s=5, idle_s=0.05)
+    async with upstream_of(think) as upstream:
+        async with transport.open(upstream.ask(timeouts=timeouts)) as response:
+            assert await body_of(response) == b"thought"
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_cut_before_the_first_byte(transport: Transport, reset: bool) -> None:
+    async def cut(exchange: Exchange) -> None:
+        exchange.close(reset=reset)
+
+    async with upstream_of(cut) as upstream:
+        with pytest.raises(UpstreamInterrupted):
+            async with transport.open(upstream.ask()):
+                pass
+        assert len(upstream.exchanges) == 1  # a POST is not sent twice behind our back
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("length", [None, 100])
+async def test_a_cut_in_the_body(transport: Transport, reset: bool, length: int | None) -> None:
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=length)
+        await exchange.send_body(b"part")
+        await asyncio.sleep(0.02)
+        exchange.close(reset=reset)
+
+    async with upstream_of(cut) as upstream, transport.open(upstream.ask()) as response:
+        with pytest.raises(UpstreamInterrupted):
+            await body_of(response)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x16\x03\x01 this is no HTTP\r\n\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"220 mail.example ESMTP\r\n",
+    ],
+    ids=lambda answer: repr(answer[:24]),
+)
+async def test_garbage_is_an_error_of_ours(transport: Transport, answer: bytes) -> None:
+    async def babble(exchange: Exchange) -> None:
+        await exchange.send_raw(answer)
+        exchange.close()
+
+    async with upstream_of(babble) as upstream:
+        with pytest.raises((UpstreamFailed, UpstreamInterrupted)) as failed:
+            async with transport.open(upstream.ask()) as response:
+                await body_of(response)
+        assert failed.value.status == 502
+
+
+@pytest.mark.parametrize("read_after_s", [0, 0.03])
+async def test_broken_chunks_in_the_body(transport: Transport, read_after_s: float) -> None:
+    async def babble(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        await exchange.send_body(b"part")
+        await exchange.send_raw(b"zz\r\nno chunk size\r\n")
+        await asyncio.sleep(0.02)
+        exchange.close()
+
+    async with upstream_of(babble) as upstream:
+        with anyio.fail_after(1), pytest.raises(ApiError) as failed:
+            async with transport.open(upstream.ask()) as response:
+                await asyncio.sleep(read_after_s)
+                await body_of(response)
+        assert isinstance(failed.value, (UpstreamFailed, UpstreamInterrupted))
+
+
+async def test_an_url_that_is_none(transport: Transport) -> None:
+    for url in ("nonsense", "http://", "http://[::1", "ftp://127.0.0.1/"):
+        with pytest.raises(ApiError) as failed:
+            async with transport.open(OutboundRequest(method="GET", url=url)):
+                pass
+        assert failed.value.status == 502
+
+
+async def test_a_redirect_is_an_answer(transport: Transport) -> None:
+    async def elsewhere(exchange: Exchange) -> None:
+        await exchange.send_head(302, [("location", "/elsewhere")], length=0)
+
+    async with upstream_of(elsewhere) as upstream:
+        async with transport.open(upstream.ask()) as response:
+            assert response.status == 302
+        assert len(upstream.exchanges) == 1
+
+
+async def test_no_cookie_is_kept(transport: Transport) -> None:
+    async def set_cookie(exchange: Exchange) -> None:
+        await exchange.send_head(200, [("set-cookie", "session=1; Path=/")], length=0)
+
+    async with upstream_of(set_cookie) as upstream:
+        for _ in range(2):
+            async with transport.open(upstream.ask()) as response:
+                await body_of(response)
+        assert upstream.exchanges[1].request.header("cookie") is None
+
+
+async def test_no_proxy_of_the_environment_is_asked(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with upstream_of(say_hello) as upstream, transport.open(upstream.ask()) as response:
+        assert await body_of(response) == b"hello"
+
+
+async def wait_before_the_head(_exchange: Exchange) -> None:
+    await hang()
+
+
+async def wait_in_the_head(exchange: Exchange) -> None:
+    await exchange.send_raw(b"HTTP/1.1 200 OK\r\nx-half: ")
+    await hang()
+
+
+async def wait_before_the_body(exchange: Exchange) -> None:
+    await exchange.send_head(200, [], length=None)
+    await hang()
+
+
+async def wait_in_the_body(exchange: Exchange) -> None:
+    await exchange.send_head(200, [], length=None)
+    await exchange.send_body(b"part")
+    await hang()
+
+
+@pytest.mark.parametrize(
+    "answer", [wait_before_the_head, wait_in_the_head, wait_before_the_body, wait_in_the_body]
+)
+async def test_a_cancelled_caller_closes_the_connection(
+    transport: Transport, answer: Callable[[Exchange], Awaitable[None]]
+) -> None:
+    async with upstream_of(answer) as upstream:
+
+        async def call() -> None:
+            async with transport.open(upstream.ask()) as response:
+                await body_of(response)
+
+        task = asyncio.create_task(call())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.client_left()
+
+
+async def test_a_cancelled_finish_closes_the_connection(transport: Transport) -> None:
+    async with upstream_of(wait_in_the_body) as upstream:
+
+        async def call() -> None:
+            async with transport.open(upstream.ask()) as response:
+                async for _chunk in response.chunks():
+                    break
+                await response.finish()
+
+        task = asyncio.create_task(call())
+        await asyncio.sleep(0.03)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await upstream.client_left()
+
+
+async def test_finish_never_raises(transport: Transport) -> None:
+    async def cut_at_the_end(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        await exchange.send_body(b"data: [DONE]\n\n")
+        await asyncio.sleep(0.01)
+        exchange.close(reset=True)
+
+    async with upstream_of(cut_at_the_end) as upstream, transport.open(upstream.ask()) as response:
+        async for _chunk in response.chunks():
+            break
+        await response.finish()
+
+
+async def test_closing_twice_and_without_use(transport: Transport) -> None:
+    await transport.aclose()
+    await transport.aclose()
