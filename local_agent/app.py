@@ -83,24 +83,7 @@ class Agent:
         self._weights = WeightStore(settings.models_dir)
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
-        self.supervisor = Supervisor(
-            engines=ENGINES,
-            host=host_facts(),
-            around=Surroundings(
-                launcher=LocalProcessLauncher(
-                    run_dir=settings.iir_home / "run" / "workers",
-                    log_dir=settings.iir_home / "logs",
-                    env=settings.environment(),
-                ),
-                prober=TransportProber(self._transport),
-                clock=monotonic,
-                rng=rng,
-                limits=limits,
-                rule=rule,
-            ),
-            drain_s=self.drain_s,
-            on_event=self._on_event,
-        )
+        self.supervisor = self._build_supervisor(limits, rule, rng)
         self.supervisor.set_desired(to_deployments(config, self._weights))
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self._subject = AgentSubject(
@@ -121,6 +104,27 @@ class Agent:
             rng=rng,
         )
         self._is_ready = False
+
+    def _build_supervisor(self, limits: Limits, rule: FailureRule, rng: Random) -> Supervisor:
+        home = self.settings.iir_home
+        return Supervisor(
+            engines=ENGINES,
+            host=host_facts(),
+            around=Surroundings(
+                launcher=LocalProcessLauncher(
+                    run_dir=home / "run" / "workers",
+                    log_dir=home / "logs",
+                    env=self.settings.environment(),
+                ),
+                prober=TransportProber(self._transport),
+                clock=monotonic,
+                rng=rng,
+                limits=limits,
+                rule=rule,
+            ),
+            drain_s=self.drain_s,
+            on_event=self._on_event,
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

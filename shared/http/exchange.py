@@ -147,21 +147,28 @@ async def _events(response: InboundResponse) -> AsyncIterator[bytes]:
         if is_start and events:
             events[0] = events[0].removeprefix(_BYTE_ORDER_MARK)  # SDKs would lose the first event
             is_start = False
-        for position, event in enumerate(events):
-            if b"[DONE]" in event and event_data(event) == b"[DONE]":
-                yield b"".join(events[: position + 1])
-                return
-            failure = _failure(event) if b"error" in event else None
-            if failure is not None:
-                if position:
-                    yield b"".join(events[:position])
-                raise failure
-        if events:
-            yield events[0] if len(events) == 1 else b"".join(events)
+        passed, failure, is_done = _judged(events)
+        if passed:
+            yield passed
+        if failure is not None:
+            raise failure
+        if is_done:
+            return
     if event_data(framer.pending) == b"[DONE]":
         yield b"data: [DONE]\n\n"
         return
     raise UpstreamInterrupted("The upstream ended its stream before it was done.")
+
+
+def _judged(events: Sequence[bytes]) -> tuple[bytes, UpstreamAnswer | None, bool]:
+    """Return what may pass, the error that follows it, and whether the stream is done with it."""
+    for position, event in enumerate(events):
+        if b"[DONE]" in event and event_data(event) == b"[DONE]":
+            return b"".join(events[: position + 1]), None, True
+        failure = _failure(event) if b"error" in event else None
+        if failure is not None:
+            return b"".join(events[:position]), failure, False
+    return events[0] if len(events) == 1 else b"".join(events), None, False
 
 
 def _failure(event: bytes) -> UpstreamAnswer | None:
