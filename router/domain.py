@@ -43,6 +43,7 @@ class Endpoint:
     backend: str
     zone: Zone
     credential: str | None = field(default=None, repr=False)
+    is_agent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ def _tell_agent(agent: RunningAgent, model: ModelId) -> bool | None:
 _AGENT_SAYS = {
     True: "the running agent has it now",
     False: "the running agent does not know it yet: restart it",
-    None: "the agent serves it once it runs (`iir-agent serve`)",
+    None: "an agent has it from its next start on",
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from router.backends import BACKENDS
 from router.domain import Call, Deployment
-from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed
+from router.errors import AgentUnavailable
+from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed, UpstreamUnreachable
 from shared.http.exchange import RETRYABLE_STATUS, Reply, exchange, is_envelope, upstream_error
 from shared.http.headers import retry_after_s
 from shared.http.transport import OutboundRequest, Timeouts, Transport
@@ -29,12 +30,15 @@ class OpenAIBackend:
     async def send(self, deployment: Deployment, call: Call) -> AsyncIterator[Reply]:
         """See `Backend.send`."""
         request = self._request(deployment, call)
-        async with exchange(self._transport, request) as reply:
-            if reply.status >= 400:
-                await _raise_for(reply, deployment)
-            elif call.facts.stream and not reply.is_stream and call.facts.path in _STREAMED:
-                raise UpstreamFailed("The upstream was asked for a stream and did not send one.")
-            yield reply
+        with _named(deployment):
+            async with exchange(self._transport, request) as reply:
+                if reply.status >= 400:
+                    await _raise_for(reply, deployment)
+                elif call.facts.stream and not reply.is_stream and call.facts.path in _STREAMED:
+                    raise UpstreamFailed(
+                        "The upstream was asked for a stream and did not send one."
+                    )
+                yield reply
 
     def _request(self, deployment: Deployment, call: Call) -> OutboundRequest:
         endpoint = deployment.endpoint
@@ -54,6 +58,21 @@ class OpenAIBackend:
             body=encode_object({**call.body, "model": deployment.upstream_name}),
             timeouts=self._timeouts,
         )
+
+
+@contextmanager
+def _named(deployment: Deployment) -> Iterator[None]:
+    """Say of an agent that can't be reached what it is: on its way back, as a rule."""
+    try:
+        yield
+    except UpstreamUnreachable as error:
+        if not deployment.endpoint.is_agent:
+            raise
+        raise AgentUnavailable(
+            "The agent that has this model does not answer. It comes back by itself once it runs "
+            "again (make dev, or iir-agent serve).",
+            retry_after_s=3,
+        ) from error
 
 
 async def _raise_for(reply: Reply, deployment: Deployment) -> None:

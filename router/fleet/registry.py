@@ -282,6 +282,7 @@ class Fleet:
             backend="openai",
             zone=Zone.LOCAL,
             credential=member.registration.access_token,
+            is_agent=True,
         )
         deployment = Deployment(
             endpoint=endpoint,

@@ -8,6 +8,7 @@ first shows in `Origin` and `Sec-Fetch-Site`, the second in `Host`.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from starlette.types import Scope
 from shared.http.asgi import check_host_header, header
 from shared.http.errors import CrossSiteRefused, HostNotAllowed
 
+_ODD = re.compile(r"[^A-Za-z0-9.:_\[\]-]")  # user info, paths and escapes have no place there
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -47,6 +49,8 @@ def is_local(scope: Scope) -> bool:
 
 def host_of(host_header: str) -> str:
     """Return the host of a Host header in lower case, without port and brackets; "" if odd."""
+    if _ODD.search(host_header):
+        return ""
     try:
         return (urlsplit(f"//{host_header}").hostname or "").rstrip(".")
     except ValueError:
@@ -78,7 +82,7 @@ class OriginRules:
         if host in _LOOPBACK_NAMES or host in self.allowed_hosts or "*" in self.allowed_hosts:
             return
         # a name can be pointed here by anyone (DNS rebinding); an address can't
-        if host == self.bound_host or (_is_wildcard(self.bound_host) and _is_address(host)):
+        if host == self.bound_host.lower() or (_is_wildcard(self.bound_host) and _is_address(host)):
             return
         raise HostNotAllowed(f"This host name is not served here. Add it to {self.setting}.")
 
@@ -98,7 +102,7 @@ class OriginRules:
                 raise CrossSiteRefused(
                     "Web pages of other origins may not use this service without an API key."
                 )
-        if header(scope, b"sec-fetch-site") in {b"cross-site", b"same-site"}:
+        if header(scope, b"sec-fetch-site") not in {None, b"same-origin", b"none"}:
             raise CrossSiteRefused(
                 "Web pages of other sites may not use this service without an API key."
             )
