@@ -161,7 +161,7 @@ def test_pull_list_remove(run: Run, home: Path, gguf: Path) -> None:
     write_config(home, before)
     output = run("pull", "short").output
     assert "pulled m: $IIR_HOME/models/m/mine.gguf (0.1 MB, a link to your file)" in output
-    assert "the agent serves it once it runs" in output
+    assert "an agent has it from its next start on" in output
     (row,) = (row for row in json.loads(run("ls", "--json").output) if row["id"] == "m")
     assert row == {
         "id": "m",
