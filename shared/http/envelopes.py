@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.http.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, internal_error
+from shared.http.errors import ApiError, BadRequest, InvalidJson, MethodNotAllowed, NotFound, internal_error
 
 
 class _Invalid(Protocol):
@@ -57,6 +57,8 @@ def _translated(request: Request, error: HTTPException) -> ApiError:
 
 def _first_problem(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     first = problems[0] if problems else {}
+    if first.get("type") == "json_invalid":
+        return InvalidJson("The body is not valid JSON. Send a JSON object.")
     # the first part of the place says body, query or path
     place = ".".join(str(part) for part in tuple(first.get("loc", ()))[1:])
     reason = first.get("msg", "invalid")
