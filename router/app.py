@@ -54,6 +54,18 @@ from shared.kit.logs import configure_logs
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    *(f"x-iir-{name}" for name in ("model", "endpoint", "zone", "reason", "attempts", "error-origin")),
+    *(
+        f"x-ratelimit-{kind}-{what}"
+        for kind in ("limit", "remaining", "reset")
+        for what in ("requests", "tokens")
+    ),
+)
 
 
 class Router:
@@ -135,11 +147,13 @@ class Router:
         self.metrics.registry_errors.inc(self.sync.failures - before)
 
     async def _flush(self) -> None:
-        try:
-            await self.desk.flush()
-        except OSError as exc:
-            self._log.warning("leases_not_saved", reason=str(exc))
-        await self.ledger.flush()
+        # a transaction goes on when its caller is cancelled: what it wrote must be ticked off
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.desk.flush()
+            except OSError as exc:
+                self._log.warning("leases_not_saved", reason=str(exc))
+            await self.ledger.flush()
 
     def drain(self) -> None:
         """Tell load balancers to send nothing new; called when the process is told to stop."""
@@ -161,15 +175,17 @@ class Router:
             dispatcher=self.dispatcher(),
             max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
         )
-        if rules.allowed_origins:
-            routes = CORSMiddleware(
-                routes,
-                allow_origins=sorted(rules.allowed_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after", "x-iir-model", "x-iir-endpoint"],
-            )
-        return Guard(routes, rules=rules, clock=self.clock)
+        guarded = Guard(routes, rules=rules, clock=self.clock)
+        if not rules.allowed_origins:
+            return guarded
+        # outermost, so that the pages that may call can read errors too
+        return CORSMiddleware(
+            guarded,
+            allow_origins=sorted(rules.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
 
     def _control_app(self, access: Access) -> FastAPI:
         """Return what is not on the hot path: health, models, agents, documentation."""

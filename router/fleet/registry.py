@@ -132,6 +132,8 @@ class Fleet:
             model = entry.id
             for row in entry.deployments:
                 found += self._of_row(row, problems)
+            if agents:
+                found = _distinct(found)
         if not found:
             raise (
                 problems[0]
@@ -294,6 +296,17 @@ class Fleet:
         )
         load = Load(self._in_flight.get(endpoint_id, 0), member.queued)
         return Candidate(deployment, load, is_suspect=state is LeaseState.SUSPECT)
+
+
+def _distinct(found: list[Candidate]) -> list[Candidate]:
+    """Drop the second way to the same place: another attempt there would be none."""
+    best: dict[tuple[EndpointId, str], Candidate] = {}
+    for candidate in found:
+        deployment = candidate.deployment
+        key = (deployment.endpoint.id, deployment.upstream_name)
+        if key not in best or deployment.priority < best[key].deployment.priority:
+            best[key] = candidate
+    return list(best.values())
 
 
 def _names(models: tuple[AgentModel, ...]) -> set[str]:
