@@ -32,7 +32,7 @@ async def ask(router: RunningRouter, **more: object) -> httpx.Response:
 
 async def until_served(router: RunningRouter, **more: object) -> httpx.Response:
     with anyio.fail_after(15):
-        while (answer := await ask(router, **more)).status_code != 200:  # noqa: ASYNC110
+        while (answer := await ask(router, **more)).status_code != 200:
             await anyio.sleep(0.02)
     return answer
 
@@ -88,14 +88,14 @@ async def test_the_router_lists_what_the_agent_has_and_hears_of_changes_at_once(
     async with site.router(**NEVER) as router, site.agent(SIMULATED, NOT_PULLED) as agent:
         await agent.until("sim", WorkerState.READY)
         with anyio.fail_after(5):
-            while await statuses(router) != {"sim": "loaded", "big": "unloaded"}:  # noqa: ASYNC110
+            while await statuses(router) != {"sim": "loaded", "big": "unloaded"}:
                 await anyio.sleep(0.02)
         answer = await ask(router, model="big")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_pulled")
         assert "iir-agent pull big" in answer.json()["error"]["message"]
         os.kill(agent.worker("sim").pid or 0, signal.SIGKILL)
         with anyio.fail_after(5):
-            while (await statuses(router))["sim"] == "loaded":  # noqa: ASYNC110
+            while (await statuses(router))["sim"] == "loaded":
                 await anyio.sleep(0.01)
         agent.rewrite(SIMULATED, {**SIMULATED, "id": "second"})
         await agent.client.post("/internal/reload", json={})
@@ -133,7 +133,7 @@ async def test_an_agent_that_drains_gets_nothing_new(site: Site) -> None:
         assert (await ask(router)).status_code == 200
         agent.agent.drain()
         with anyio.fail_after(5):
-            while (await ask(router)).status_code == 200:  # noqa: ASYNC110
+            while (await ask(router)).status_code == 200:
                 await anyio.sleep(0.02)
         assert (await ask(router)).json()["error"]["code"] == "agent_unavailable"
 

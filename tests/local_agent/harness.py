@@ -36,7 +36,7 @@ async def until(is_true: Callable[[], object]) -> None:
         TimeoutError: it takes too long.
     """
     with anyio.fail_after(PATIENCE_S):
-        while not is_true():  # noqa: ASYNC110 - nothing tells
+        while not is_true():
             await anyio.sleep(0.005)
 
 

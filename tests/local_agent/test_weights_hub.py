@@ -295,7 +295,7 @@ async def test_a_cancelled_pull_keeps_its_bytes(hub: FakeHub, tmp_path: Path) ->
     hub.script.stalls = [300_000]
     task = asyncio.create_task(fetch(hub, tmp_path, patience=Patience(stall_s=30)))
     part = tmp_path / MODEL / "tiny.gguf.part"
-    while not part.is_file() or part.stat().st_size < 300_000:  # noqa: ASYNC110 - a file tells
+    while not part.is_file() or part.stat().st_size < 300_000:
         await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

