@@ -10,7 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.http.errors import ApiError, BadRequest, InvalidJson, MethodNotAllowed, NotFound, internal_error
+from shared.http.errors import (
+    ApiError,
+    BadRequest,
+    InvalidJson,
+    MethodNotAllowed,
+    NotFound,
+    internal_error,
+)
 
 
 class _Invalid(Protocol):

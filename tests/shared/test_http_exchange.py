@@ -274,7 +274,12 @@ async def test_a_200_that_is_no_answer_fails(body: bytes, content_type: bytes) -
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"error":{"message":"broke"}}', b'{"error":"broke"}', b'{"object":"error","message":"broke"}']
+    "body",
+    [
+        b'{"error":{"message":"broke"}}',
+        b'{"error":"broke"}',
+        b'{"object":"error","message":"broke"}',
+    ],
 )
 async def test_a_200_with_an_error_fails(body: bytes) -> None:
     failed = await failure_of(FakeTransport(body, headers=JSON))

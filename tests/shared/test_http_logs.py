@@ -35,10 +35,15 @@ def fail() -> None:
 def test_json_lines_of_both_kinds_of_loggers() -> None:
     stream = io.StringIO()
     configure_logs(stream=stream)
-    structlog.get_logger("x").info("ours", path="/a\nb", number=1, odd={1, 1})
+    structlog.get_logger("x").info("ours", path="/a\nb", number=1, odd={1})
     logging.getLogger("theirs").warning("theirs %s", 1)
     ours, theirs = lines_of(stream)
-    assert (ours["event"], ours["level"], ours["path"], ours["number"]) == ("ours", "info", "/a\nb", 1)
+    assert (ours["event"], ours["level"], ours["path"], ours["number"]) == (
+        "ours",
+        "info",
+        "/a\nb",
+        1,
+    )
     assert (theirs["event"], theirs["level"]) == ("theirs 1", "warning")
     assert ours["timestamp"].endswith("Z")
 

@@ -131,8 +131,6 @@ async def test_nobody_can_name_their_own_address() -> None:
         clients.append(scope["client"][0])
         await send_body(send, 200, [], b"")
 
-
-
     async with serving(app) as base_url, httpx.AsyncClient() as client:
         answer = await client.get(base_url, headers={"x-forwarded-for": "10.9.9.9"})
     assert clients == ["127.0.0.1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ STREAMS = st.lists(st.tuples(LINES, ENDS), max_size=24).map(
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     marks = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(marks)]
 
 
 def framed(chunks: Sequence[bytes]) -> tuple[list[bytes], bytes]:

@@ -216,7 +216,10 @@ async def test_an_answer_that_ends_with_its_connection_is_whole(transport: Trans
         await exchange.send_raw(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello")
         exchange.close()
 
-    async with upstream_of(send_until_close) as upstream, transport.open(upstream.ask()) as response:
+    async with (
+        upstream_of(send_until_close) as upstream,
+        transport.open(upstream.ask()) as response,
+    ):
         assert await body_of(response) == b"hello"
 
 
@@ -305,9 +308,11 @@ async def test_a_long_wait_for_the_first_part_is_no_pause(transport: Transport) 
         await exchange.end_body()
 
     timeouts = Timeouts(connect_s=5, first_byte_s=5, idle_s=0.05)
-    async with upstream_of(think) as upstream:
-        async with transport.open(upstream.ask(timeouts=timeouts)) as response:
-            assert await body_of(response) == b"thought"
+    async with (
+        upstream_of(think) as upstream,
+        transport.open(upstream.ask(timeouts=timeouts)) as response,
+    ):
+        assert await body_of(response) == b"thought"
 
 
 @pytest.mark.parametrize("reset", [True, False])
