@@ -9,7 +9,7 @@ from router.backends import BACKENDS
 from router.domain import Call, Deployment
 from router.errors import AgentUnavailable
 from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed, UpstreamUnreachable
-from shared.http.exchange import RETRYABLE_STATUS, Reply, exchange, is_envelope, upstream_error
+from shared.http.exchange import Reply, exchange, is_envelope, is_retryable, upstream_error
 from shared.http.headers import retry_after_s
 from shared.http.transport import OutboundRequest, Timeouts, Transport
 from shared.http.wire import encode_object
@@ -83,7 +83,7 @@ async def _raise_for(reply: Reply, deployment: Deployment) -> None:
             "operator has to check it: iir doctor."
         )
     body = b"".join([chunk async for chunk in reply.chunks])
-    if reply.status in RETRYABLE_STATUS or reply.status >= 500 or not is_envelope(body):
+    if is_retryable(reply.status) or not is_envelope(body):
         raise upstream_error(reply.status, body, retry_after_s=retry_after_s(reply.headers))
     reply.chunks, reply.is_whole = _once(body), True
 

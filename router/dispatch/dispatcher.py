@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from router.dispatch.meter import Meter
-from router.domain import Call, ModelName, Ranked
+from router.domain import Call, Endpoint, ModelName, Ranked
+from router.errors import NoEndpoint
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
 from shared.http.errors import ApiError
@@ -81,7 +82,7 @@ class Dispatcher:
         meter = Meter(self._clock)
         with self._fleet.track(endpoint.id):
             try:
-                async with self._backends[endpoint.backend].send(deployment, call) as reply:
+                async with self._backend(endpoint).send(deployment, call) as reply:
                     meter.status = reply.status
                     reply.chunks = meter.watch(reply.chunks)
                     yield reply
@@ -97,6 +98,12 @@ class Dispatcher:
                 self._policy.observe(call.facts, outcome)
                 for sink in self._sinks:
                     sink.record(call.facts, outcome)
+
+    def _backend(self, endpoint: Endpoint) -> Backend:
+        found = self._backends.get(endpoint.backend)
+        if found is None:  # its row is a newer version's, or was written by hand
+            raise NoEndpoint(f"Nothing here speaks the dialect {endpoint.backend!r}.")
+        return found
 
 
 def _route_headers(ranked: Ranked, model: ModelName, attempts: int) -> tuple[tuple[str, str], ...]:
