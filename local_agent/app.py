@@ -157,7 +157,7 @@ class Agent:
         """Carry the workers; an agent that can't is ended, and whoever runs it starts it anew."""
         try:
             await self.supervisor.run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, nothing is carried any more
             self._log.exception("supervisor_failed")
             signal.raise_signal(signal.SIGTERM)
 

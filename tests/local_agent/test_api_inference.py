@@ -159,6 +159,8 @@ FAILURES: list[tuple[str, int, object]] = [
     ("html_502", 502, "upstream_error"),
     ("redirect", 502, "upstream_failed"),
     ("garbage", 502, "upstream_failed"),
+    ("bad_utf8", 502, "upstream_failed"),
+    ("bad_json", 502, "upstream_failed"),
     ("empty_200", 502, "upstream_failed"),
     ("cut", 503, "worker_gone"),
     ("cut:reset=true", 503, "worker_gone"),

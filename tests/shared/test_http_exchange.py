@@ -321,6 +321,7 @@ async def test_an_errors_body_is_held_whatever_it_is() -> None:
         (b'{"detail":"internal-host"}', None, "server_error", "upstream_error"),
         (b'{"error":{"message":5}}', None, "server_error", "upstream_error"),
         (b"<html>internal-host</html>", None, "server_error", "upstream_error"),
+        (b'{"error":{"message":"\xff internal-host"}}', None, "server_error", "upstream_error"),
         (b"[" * 100_000, None, "server_error", "upstream_error"),
         (b"", None, "server_error", "upstream_error"),
     ],
@@ -336,7 +337,16 @@ def test_an_error_in_any_shape_becomes_one_of_ours(
 
 @pytest.mark.parametrize(
     ("status", "is_retryable"),
-    [(400, False), (404, False), (408, True), (422, False), (429, True), (500, True), (501, True), (529, True)],
+    [
+        (400, False),
+        (404, False),
+        (408, True),
+        (422, False),
+        (429, True),
+        (500, True),
+        (501, True),
+        (529, True),
+    ],
 )
 def test_what_is_worth_another_attempt(status: int, is_retryable: bool) -> None:
     error = upstream_error(status, b"")
@@ -344,7 +354,18 @@ def test_what_is_worth_another_attempt(status: int, is_retryable: bool) -> None:
     assert error.type == ("invalid_request_error" if status < 500 else "server_error")
 
 
+BAD_TEXT = b'{"error":{"message":"\xff"}}'
+
+
 def test_an_envelope_has_a_message() -> None:
     assert is_envelope(b'{"error":{"message":"m"}}')
-    for body in (b'{"error":"m"}', b'{"error":{}}', b"{}", b"", b"[" * 100_000, b'{"error":null}'):
+    for body in (
+        b'{"error":"m"}',
+        b'{"error":{}}',
+        b"{}",
+        b"",
+        b"[" * 100_000,
+        b'{"error":null}',
+        BAD_TEXT,
+    ):
         assert not is_envelope(body)
