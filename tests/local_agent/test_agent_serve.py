@@ -203,6 +203,12 @@ def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path)
         assert httpx.post(f"{url}/infer", json={"prompt": "a", "model": "sim"}).status_code == 200
         children = family(agent)
         assert len(children) == 1
+        elsewhere = {name: value for name, value in env.items() if name != "AGENT_PORT"}
+        found = subprocess.run(
+            [sys.executable, "-m", "local_agent", "ps", "--json"],
+            env=elsewhere, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+        assert json.loads(found.stdout)[0]["pid"] == children[0].pid
         again = subprocess.run(
             [sys.executable, "-m", "local_agent", "serve", "--port", "0"],
             env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20,

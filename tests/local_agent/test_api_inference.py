@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -199,4 +200,18 @@ async def test_a_stream_that_breaks_says_so(
             assert error["code"] == "upstream_interrupted"
             assert set(error) == {"message", "type", "param", "code"}
             assert "[DONE]" not in answer.text
+        await agent.until_idle()
+
+
+async def test_a_long_answer_that_breaks_off_is_not_taken_for_whole(
+    start_agent: StartAgent,
+) -> None:
+    """Over 8 MiB it is passed on as it comes, so that nothing but the connection can tell."""
+    messages = [{"role": "user", "content": "x" * (20 * 2**20)}]
+    async with start_agent() as agent:
+        body = {"model": "tiny", "messages": messages}
+        assert len((await agent.client.post(CHAT, json=body)).content) > 20 * 2**20
+        agent.engine.script.add("cut:after=1")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await agent.client.post(CHAT, json=body)
         await agent.until_idle()
