@@ -138,19 +138,30 @@ def test_models_are_as_last_described(members: Membership) -> None:
 
 
 def test_a_restarted_router_knows_the_agents_of_before(members: Membership) -> None:
-    members.merge(LeaseBook(1, (record(heartbeat=beat(7)),)))
+    members.merge(LeaseBook(1, (record(heartbeat=beat(7)),)), read_at=1e9)
     assert state_of(members) is LeaseState.LIVE
     assert members.renew(1, beat(8)) is not None
 
 
 def test_agents_that_never_registered_are_passed_over(members: Membership) -> None:
-    members.merge(LeaseBook(1, (record(registration=None, agent_id=None, lease_id=None),)))
+    members.merge(LeaseBook(1, (record(registration=None, agent_id=None, lease_id=None),)), read_at=1e9)
     assert list(members) == []
 
 
 def test_a_revoked_agent_is_gone(members: Membership) -> None:
     members.register(1, "mac", "a", registration(), "l1")
-    members.merge(LeaseBook(2, ()))
+    members.merge(LeaseBook(2, ()), read_at=1e9)
+    assert members.get(1) is None
+
+
+def test_an_agent_whose_credential_was_replaced_is_gone(
+    members: Membership, clock: FakeClock
+) -> None:
+    bare = record(registration=None, agent_id=None, lease_id=None)
+    members.register(1, "mac", "a", registration(), "l1")
+    members.merge(LeaseBook(2, (bare,)), read_at=clock.now)
+    assert members.get(1) is not None
+    members.merge(LeaseBook(2, (bare,)), read_at=clock.now + 1)
     assert members.get(1) is None
 
 
@@ -172,20 +183,45 @@ def test_what_others_wrote_is_taken_if_it_is_newer(
     members.register(1, "mac", "a", registration(), "l1")
     members.renew(1, beat(5))
     clock.now += 35
-    members.merge(LeaseBook(2, (record(**theirs),)))
+    members.merge(LeaseBook(2, (record(**theirs),)), read_at=1e9)
     assert state_of(members) is (LeaseState.LIVE if is_taken else LeaseState.SUSPECT)
 
 
 def test_a_lease_that_another_process_ended_is_over(members: Membership) -> None:
     members.register(1, "mac", "a", registration(2), "l1")
-    members.merge(LeaseBook(2, (record(registration=registration(1), lease_id=None),)))
+    members.merge(LeaseBook(2, (record(registration=registration(1), lease_id=None),)), read_at=1e9)
     assert state_of(members) is LeaseState.LIVE
-    members.merge(LeaseBook(3, (record(registration=registration(2), lease_id=None),)))
+    members.merge(LeaseBook(3, (record(registration=registration(2), lease_id=None),)), read_at=1e9)
     assert state_of(members) is LeaseState.EXPIRED
-    members.merge(LeaseBook(4, (record(registration=registration(2), lease_id=None),)))
+    members.merge(LeaseBook(4, (record(registration=registration(2), lease_id=None),)), read_at=1e9)
     assert state_of(members) is LeaseState.EXPIRED
-    members.merge(LeaseBook(5, (record(registration=registration(2), lease_id="l2"),)))
+    members.merge(LeaseBook(5, (record(registration=registration(2), lease_id="l2"),)), read_at=1e9)
     assert state_of(members) is LeaseState.LIVE
+
+
+def test_a_book_read_before_the_goodbye_does_not_revive_the_lease(members: Membership) -> None:
+    members.register(1, "mac", "a", registration(), "l1")
+    members.release(1)
+    members.release(1)
+    members.merge(LeaseBook(2, (record(),)), read_at=members.now())
+    assert state_of(members) is LeaseState.EXPIRED
+    # nor does one read later, of a registry that could not be written
+    members.merge(LeaseBook(3, (record(heartbeat=beat(9)),)), read_at=1e9)
+    assert state_of(members) is LeaseState.EXPIRED
+    members.merge(LeaseBook(4, (record(lease_id="l2"),)), read_at=1e9)
+    assert state_of(members) is LeaseState.LIVE
+
+
+def test_a_book_read_before_a_new_lease_does_not_end_it(
+    members: Membership, clock: FakeClock
+) -> None:
+    read_at = members.now()
+    clock.now += 0.1
+    members.register(1, "mac", "a", registration(), "l2")
+    members.merge(LeaseBook(2, (record(lease_id=None),)), read_at)
+    assert state_of(members) is LeaseState.LIVE
+    members.merge(LeaseBook(3, (record(lease_id=None),)), members.now() + 1)
+    assert state_of(members) is LeaseState.EXPIRED
 
 
 class Leases(RuleBasedStateMachine):
