@@ -92,7 +92,7 @@ class Settings(BaseServiceSettings):
     @field_validator("router_host")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        return value.strip() or "127.0.0.1"
+        return value.strip().strip("[]") or "127.0.0.1"
 
     @property
     def store_url(self) -> str:

@@ -60,6 +60,8 @@ class Dispatcher:
         """
         resolution = self._fleet.resolve(call.facts.model, call.facts.zone)
         ranking = self._policy.rank(call.facts, resolution.candidates)[: self._max_attempts]
+        if not ranking:
+            raise NoEndpoint("No endpoint of this model is fit for the request now.")
         for number, ranked in enumerate(ranking, 1):
             committed = False
             sent_at = self._clock()
