@@ -59,7 +59,10 @@ EXPOSED_HEADERS = (
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
-    *(f"x-iir-{name}" for name in ("model", "endpoint", "zone", "reason", "attempts", "error-origin")),
+    *(
+        f"x-iir-{name}"
+        for name in ("model", "endpoint", "zone", "reason", "attempts", "error-origin")
+    ),
     *(
         f"x-ratelimit-{kind}-{what}"
         for kind in ("limit", "remaining", "reset")
@@ -91,6 +94,7 @@ class Router:
             allowed_addresses=split_list(settings.router_agent_hosts),
         )
         self._log = structlog.get_logger("router")
+        self._leases_wait = False
 
     def dispatcher(self) -> Dispatcher:
         """Return the dispatcher over all backends."""
@@ -151,8 +155,11 @@ class Router:
         with anyio.CancelScope(shield=True):
             try:
                 await self.desk.flush()
+                self._leases_wait = False
             except OSError as exc:
-                self._log.warning("leases_not_saved", reason=str(exc))
+                if not self._leases_wait:  # once per outage: this comes twice a second
+                    self._log.warning("leases_not_saved", reason=str(exc))
+                self._leases_wait = True
             await self.ledger.flush()
 
     def drain(self) -> None:

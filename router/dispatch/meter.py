@@ -69,12 +69,9 @@ class Meter:
     def _usage(self) -> _Usage | None:
         if not self._last or len(self._last) > _KEPT_BYTES:
             return None
-        for event in reversed(self._last.split(b"\n\n")):
-            text = event.removeprefix(b"data: ")
-            if b'"usage"' not in text:
-                continue
-            try:
-                return _decode_usage(text).usage
-            except (msgspec.DecodeError, RecursionError):
-                return None
-        return None
+        events = reversed(self._last.split(b"\n\n"))
+        last = next(event for event in events if b'"usage"' in event)
+        try:
+            return _decode_usage(last.removeprefix(b"data: ")).usage
+        except (msgspec.DecodeError, RecursionError):
+            return None

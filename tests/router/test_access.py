@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from functools import partial
 from typing import Any
 
 import anyio
@@ -86,7 +87,7 @@ def test_in_open_mode_any_key_or_none_will_do(credential: bytes | None) -> None:
 )
 def test_open_mode_ends_at_this_machine(ends: dict[str, str]) -> None:
     access = Access(fleet_with(is_open=True), RULES, frozenset())
-    scope = scope_of(b"Bearer any", **ends)  # type: ignore[arg-type] # only client and server
+    scope = scope_of(b"Bearer any", **ends)
     assert not access.is_open(scope)
     with pytest.raises(Unauthorized):
         access.require(scope, Scope.INFERENCE)
@@ -96,7 +97,7 @@ def test_open_mode_is_not_for_web_pages() -> None:
     access = Access(fleet_with(is_open=True), RULES, frozenset())
     for headers in ({"origin": "https://evil.example"}, {"sec_fetch_site": "cross-site"}):
         with pytest.raises(CrossSiteRefused):
-            access.require(scope_of(None, **headers), Scope.INFERENCE)  # type: ignore[arg-type]
+            access.require(scope_of(None, **headers), Scope.INFERENCE)
 
 
 def test_a_key_does_what_its_scopes_say() -> None:
@@ -264,7 +265,7 @@ async def test_keys_can_be_revoked_and_that_does_not_open_the_router(
         assert (answer.status_code, error_of(answer)["code"]) == (403, "forbidden")
         assert (await scene.client.get("/metrics", headers=bearer(admin))).status_code == 200
         for credential in (text, admin):
-            scene.router.write(lambda c, which=credential: revoke_key(c, which))
+            scene.router.write(partial(revoke_key, which=credential))
         await scene.router.catch_up()
         for headers in ({}, bearer(text), bearer(admin)):
             answer = await scene.client.post(CHAT, json=chat(), headers=headers)
@@ -407,9 +408,7 @@ async def test_no_trick_with_the_path_reaches_an_engine_without_a_key(
         await scene.router.catch_up()
         for target in TRICKS:
             for host in ("localhost", "evil.example", "localhost/health?", "[::1]:x"):
-                raw = await call_raw(
-                    scene.router.base_url, target, chat(), headers={"host": host}
-                )
+                raw = await call_raw(scene.router.base_url, target, chat(), headers={"host": host})
                 status = int(raw.split(b" ", 2)[1])
                 assert status in {400, 401, 403, 404, 405}, (target, host, raw[:200])
         assert scene.engine.requests == []

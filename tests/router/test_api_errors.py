@@ -99,7 +99,16 @@ async def test_what_only_the_upstream_can_judge_goes_there(start_router: StartRo
             assert raw in scene.engine.requests[-1].raw
 
 
-NAMES = ["unknown", "ünknown 模型", "a\nb", "<script>", "x" * 256, "../../etc/passwd", "tiny ", "TINY"]
+NAMES = [
+    "unknown",
+    "ünknown 模型",
+    "a\nb",
+    "<script>",
+    "x" * 256,
+    "../../etc/passwd",
+    "tiny ",
+    "TINY",
+]
 
 
 async def test_an_unknown_model(start_router: StartRouter) -> None:
@@ -116,7 +125,9 @@ async def test_an_unknown_model(start_router: StartRouter) -> None:
         assert scene.engine.requests == []
 
 
-async def test_a_body_over_the_limit_is_refused_before_it_is_read(start_router: StartRouter) -> None:
+async def test_a_body_over_the_limit_is_refused_before_it_is_read(
+    start_router: StartRouter,
+) -> None:
     async with one_engine(start_router, router_max_body_mb=1) as scene:
         declared = render_request("POST", CHAT, b"{", {"host": "x", "content-length": str(10**10)})
         async with connected(scene.router.base_url) as (reader, writer):
@@ -177,7 +188,7 @@ async def test_a_defect_is_an_envelope_and_its_text_stays_here(start_router: Sta
         def broken(*_: object) -> None:
             raise RuntimeError("secret detail")
 
-        scene.router.router.fleet.resolve = broken  # type: ignore[method-assign] # a defect
+        scene.router.router.fleet.resolve = broken  # type: ignore[method-assign,assignment] # a defect
         scene.router.router.fleet.models = broken  # type: ignore[method-assign,assignment]
         for answer in (
             await scene.client.post(CHAT, json=chat()),

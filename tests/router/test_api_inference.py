@@ -106,7 +106,9 @@ async def test_what_goes_upstream_is_what_came_but_for_the_model(start_router: S
         assert b"secret" not in json.dumps(seen.as_json()).encode()
 
 
-async def test_a_smuggled_second_model_is_the_one_that_is_checked(start_router: StartRouter) -> None:
+async def test_a_smuggled_second_model_is_the_one_that_is_checked(
+    start_router: StartRouter,
+) -> None:
     async with one_engine(start_router) as scene:
         body = b'{"model":"tiny","messages":[],"model":"forbidden"}'
         answer = await scene.client.post(
@@ -159,7 +161,9 @@ async def test_chunks_leave_as_they_arrive(start_router: StartRouter) -> None:
         assert times[-1] - times[0] > 0.15
 
 
-async def test_the_body_ends_with_done_even_if_the_upstream_hangs(start_router: StartRouter) -> None:
+async def test_the_body_ends_with_done_even_if_the_upstream_hangs(
+    start_router: StartRouter,
+) -> None:
     async with one_engine(start_router) as scene:
         for fault in ("hang_after_done", "after_done"):
             scene.engine.script.add(fault)
@@ -294,12 +298,17 @@ async def test_an_upstream_that_fails_before_its_first_event_is_an_error_with_a_
     start_router: StartRouter,
 ) -> None:
     cases = [
-        *((fault, status, stream) for fault, status in NO_ANSWER.items() for stream in (True, False)),
+        *(
+            (fault, status, stream)
+            for fault, status in NO_ANSWER.items()
+            for stream in (True, False)
+        ),
         *((fault, status, True) for fault, status in NO_STREAM.items()),
         *((fault, status, False) for fault, status in NO_WHOLE.items()),
     ]
-    limits = {"router_first_byte_timeout_s": 0.2, "router_idle_timeout_s": 0.2}
-    async with one_engine(start_router, **limits) as scene:
+    async with one_engine(
+        start_router, router_first_byte_timeout_s=0.2, router_idle_timeout_s=0.2
+    ) as scene:
         for fault, status, stream in cases:
             scene.engine.script.add(fault)
             answer = await scene.client.post(CHAT, json=chat(stream=stream))
@@ -392,7 +401,9 @@ async def test_a_large_body_passes(start_router: StartRouter) -> None:
 
 async def test_a_client_that_pipelines_gets_answers_in_order(start_router: StartRouter) -> None:
     async with one_engine(start_router) as scene:
-        one = render_request("POST", CHAT, chat(), {"host": "localhost", "connection": "keep-alive"})
+        one = render_request(
+            "POST", CHAT, chat(), {"host": "localhost", "connection": "keep-alive"}
+        )
         last = render_request("POST", CHAT, chat("unknown"), {"host": "localhost"})
         async with connected(scene.router.base_url) as (reader, writer):
             writer.write(one + one + last)

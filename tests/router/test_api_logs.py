@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from router.domain import Scope
 from shared.kit.logs import configure_logs
 from shared.testing.raw_client import connected, render_request
 from tests.router.harness import StartRouter
-from tests.router.scenes import CHAT, bearer, chat, key, one_engine, settled
+from tests.router.scenes import CHAT, bearer, key, one_engine, settled
 
 PROMPT = "my private prompt 4711"
 ANSWER = "simulated"
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+def log() -> io.StringIO:
     stream = io.StringIO()
     configure_logs(level="debug", json=True, stream=stream)
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    return stream
 
 
 async def test_a_sessions_log(
@@ -70,7 +62,7 @@ async def test_a_sessions_log(
         def broken(*_: object) -> None:
             raise RuntimeError(f"{PROMPT} {keys[0]} {tmp_path}")
 
-        scene.router.router.fleet.resolve = broken  # type: ignore[method-assign] # a defect
+        scene.router.router.fleet.resolve = broken  # type: ignore[method-assign,assignment] # a defect
         await scene.client.post(CHAT, json=body, headers=headers)
         path = Path(scene.router.settings.store_url.removeprefix("sqlite:///"))
         for companion in path.parent.glob(f"{path.name}*"):

@@ -27,7 +27,9 @@ async def test_models_as_the_registry_has_them(start_router: StartRouter) -> Non
         assert listed["object"] == "list"
         assert [model["id"] for model in listed["data"]] == ["org/big:8b", "tiny"]
         big, tiny = listed["data"]
-        assert tiny.items() >= {"object": "model", "owned_by": "engine", "aliases": ["small"]}.items()
+        assert (
+            tiny.items() >= {"object": "model", "owned_by": "engine", "aliases": ["small"]}.items()
+        )
         assert big["context_length"] == 4096
         assert isinstance(tiny["created"], int)
         assert tiny["created"] > 1_700_000_000
@@ -111,8 +113,15 @@ async def test_300_models_of_a_prefix_rule_add_no_series_each(start_router: Star
 async def test_what_an_upstream_claims_to_have_used_breaks_nothing(
     start_router: StartRouter,
 ) -> None:
-    usages = (b'{"prompt_tokens":-5}', b'{"prompt_tokens":1e99}', b'{"completion_tokens":' + b"9" * 40 + b"}")
-    usages += (b'{"prompt_tokens":"x"}', b"[]", b"7", b'{"prompt_tokens":2.5}')
+    usages = [
+        b'{"prompt_tokens":-5}',
+        b'{"prompt_tokens":1e99}',
+        b'{"completion_tokens":' + b"9" * 40 + b"}",
+        b'{"prompt_tokens":"x"}',
+        b"[]",
+        b"7",
+        b'{"prompt_tokens":2.5}',
+    ]
     bodies = [b'{"choices":[],"usage":' + usage + b"}" for usage in usages]
     left = iter(bodies)
 

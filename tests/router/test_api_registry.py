@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import pytest
 
 from router.domain import DeploymentEntry
 from router.store.catalog import add_model
+from shared.kit.logs import configure_logs
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, bearer, chat, error_of, key, one_engine, usage_of
+from tests.router.test_leases import FailingStore, agent_of
 
 
 class Auditor:
@@ -129,6 +132,43 @@ async def test_failed_looks_are_counted(start_router: StartRouter) -> None:
                 await anyio.sleep(0.01)
         ready = (await router.client.get("/readyz")).json()
         assert "iir migrate" in ready["registry"]
+
+
+async def test_an_outage_is_logged_once_and_a_defect_beside_requests_takes_nothing_down(
+    start_router: StartRouter,
+) -> None:
+    stream = io.StringIO()
+    configure_logs(stream=stream, json=True)
+    async with one_engine(start_router, router_catalog_poll_s=0.01) as scene:
+        router = scene.router.router
+        agent = await agent_of(scene.router, scene.upstream)
+        assert (await agent.register()).status_code == 200
+        store = FailingStore()
+        router.desk._store = store
+        await agent.renew()
+        for _ in range(3):
+            await router._flush()
+        store.is_full = False
+        await router._flush()
+        store.is_full = True
+        await agent.renew()
+        await router._flush()
+        look = router.sync.look
+
+        async def defect() -> None:
+            router.sync.look = look  # type: ignore[method-assign] # the next one works
+            raise RuntimeError("secret")
+
+        router.sync.look = defect  # type: ignore[method-assign] # a defect
+        with anyio.fail_after(2):
+            while "background_work_failed" not in stream.getvalue():
+                await anyio.sleep(0.01)
+        scene.router.write(key())
+        with anyio.fail_after(2):
+            while (await scene.client.post(CHAT, json=chat())).status_code != 401:
+                await anyio.sleep(0.01)
+    assert stream.getvalue().count("leases_not_saved") == 2
+    assert "secret" not in stream.getvalue()
 
 
 async def test_a_locked_database_holds_nobody_up(start_router: StartRouter) -> None:

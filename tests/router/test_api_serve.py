@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 import router.app
 from router.app import create_app, serve
@@ -31,14 +29,9 @@ from shared.http.serve import bind
 def own_process() -> Iterator[None]:
     kinds = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(kind) for kind in kinds]
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     yield
     for kind, handler in zip(kinds, before, strict=True):
         signal.signal(kind, handler)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def write(settings: Settings, change: Any) -> Any:

@@ -226,9 +226,7 @@ async def test_a_request_cant_say_where_it_goes(start_router: StartRouter) -> No
     ):
         elsewhere = {"api_base": "http://127.0.0.1:9", "base_url": "http://127.0.0.1:9"}
         headers = {"x-upstream": "http://127.0.0.1:9", "x-forwarded-host": "evil.example"}
-        answer = await router.client.post(
-            CHAT, json=chat("gpt-4.1", **elsewhere), headers=headers
-        )
+        answer = await router.client.post(CHAT, json=chat("gpt-4.1", **elsewhere), headers=headers)
         assert answer.status_code == 200
         assert len(upstream.requests) == 1
 

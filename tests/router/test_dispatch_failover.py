@@ -23,7 +23,16 @@ from tests.router.scenes import (
 WORTH_ANOTHER_TRY = [
     *(f"status:code={code}" for code in (408, 409, 425, 429, 500, 501, 502, 503, 504, 529)),
     *(f"status:code={code}" for code in (401, 403)),
-    *("html_502", "redirect", "empty_200", "error_200", "garbage", "cut", "cut:reset=true", "stall"),
+    *(
+        "html_502",
+        "redirect",
+        "empty_200",
+        "error_200",
+        "garbage",
+        "cut",
+        "cut:reset=true",
+        "stall",
+    ),
 ]
 OF_STREAMS = ["error_event", "error_event:shape=vllm_old", "cut:after=0", "json_200", "bad_chunk"]
 

@@ -81,6 +81,7 @@ USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4}}'
         ((b'{"usage":{"prompt_tokens":1e99}}',), (None, None)),
         ((b'{"usage":{"prompt_tokens":' + b"9" * 30 + b"}}",), (None, None)),
         ((b'{"usage":7}',), (None, None)),
+        ((b"data: {" + USAGE + b"\n\ndata: [DONE]\n\n",), (3, 4)),
         ((b'broken "usage"',), (None, None)),
         ((b'{"usage":' + b"[" * 60_000,), (None, None)),
         ((b"x" * 70_000 + b'"usage"',), (None, None)),
@@ -160,7 +161,11 @@ def fleet_of(*names: str) -> Fleet:
 
 
 def dispatcher_of(
-    fleet: Fleet, backend: Backend, sink: Kept, policy: RoutingPolicy | None = None, attempts: int = 2
+    fleet: Fleet,
+    backend: Backend,
+    sink: Kept,
+    policy: RoutingPolicy | None = None,
+    attempts: int = 2,
 ) -> Dispatcher:
     return Dispatcher(
         fleet=fleet,

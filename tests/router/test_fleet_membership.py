@@ -144,7 +144,9 @@ def test_a_restarted_router_knows_the_agents_of_before(members: Membership) -> N
 
 
 def test_agents_that_never_registered_are_passed_over(members: Membership) -> None:
-    members.merge(LeaseBook(1, (record(registration=None, agent_id=None, lease_id=None),)), read_at=1e9)
+    members.merge(
+        LeaseBook(1, (record(registration=None, agent_id=None, lease_id=None),)), read_at=1e9
+    )
     assert list(members) == []
 
 

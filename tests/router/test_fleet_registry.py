@@ -237,7 +237,7 @@ def test_what_is_on_its_way_counts_as_load(fleet: Fleet) -> None:
         with fleet.track(EndpointId("engine")):
             raise ValueError
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         fail()
     assert fleet.in_flight() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -281,6 +282,21 @@ async def test_two_agents_share_a_model_and_stand_in_for_each_other(
             assert answer.headers["x-iir-endpoint"] == "agent:mac"
 
 
+async def test_an_agent_that_does_not_answer_is_said_to_come_back(
+    start_router: StartRouter,
+) -> None:
+    async with start_router() as router:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
+            agent = await agent_of(router, dead)
+            await agent.register()
+            answer = await router.client.post(CHAT, json=chat())
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "agent_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert dead not in answer.text
+
+
 async def test_a_deployment_on_local_is_whatever_agent_has_the_model(
     start_router: StartRouter,
 ) -> None:
@@ -288,7 +304,9 @@ async def test_a_deployment_on_local_is_whatever_agent_has_the_model(
 
         def deploy(connection: Any) -> None:
             for name, upstream in (("assistant", "tiny"), ("lost", "nowhere"), ("tiny", "tiny")):
-                add_model(connection, name, DeploymentEntry(provider="local", upstream_name=upstream))
+                add_model(
+                    connection, name, DeploymentEntry(provider="local", upstream_name=upstream)
+                )
 
         scene.router.write(deploy)
         await scene.router.catch_up()

@@ -36,9 +36,7 @@ def candidate(
     endpoint = Endpoint(
         id=EndpointId(name), base_url="http://127.0.0.1:1/v1", backend="openai", zone=Zone.LOCAL
     )
-    deployment = Deployment(
-        endpoint=endpoint, upstream_name="m", priority=priority, weight=weight
-    )
+    deployment = Deployment(endpoint=endpoint, upstream_name="m", priority=priority, weight=weight)
     return Candidate(deployment, Load(in_flight, queued), is_suspect)
 
 

@@ -157,6 +157,12 @@ async def test_a_stream_without_an_event_for_too_long_fails() -> None:
     assert transport.read < 6
 
 
+async def test_an_error_in_the_first_chunk_behind_the_first_event_comes_after_it() -> None:
+    found, error = await parts_of(FakeTransport(CHUNK + ERRORS["openai"]))
+    assert found == [CHUNK]
+    assert isinstance(error, UpstreamAnswer)
+
+
 @pytest.mark.parametrize("first", [b"data: {\n\n", b"data: [1]\n\n", b"data: <html>\n\n"])
 async def test_a_stream_that_starts_with_no_json_object_fails(first: bytes) -> None:
     failed = await failure_of(FakeTransport(first, CHUNK, DONE))
