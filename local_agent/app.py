@@ -196,7 +196,7 @@ class Agent:
             access=access,
             max_body_bytes=_MAX_BODY_BYTES,
         )
-        return Guard(routes, rules=rules, clock=monotonic)
+        return Guard(routes, rules=rules, clock=monotonic, origin="agent")
 
     def _control_app(self, access: AgentAccess) -> FastAPI:
         @asynccontextmanager

@@ -43,7 +43,7 @@ class Member:
     @property
     def models(self) -> tuple[AgentModel, ...]:
         """Return the agent's models as it last described them."""
-        if self.heartbeat is not None and self.heartbeat.models:
+        if self.heartbeat is not None and self.heartbeat.models is not None:
             return self.heartbeat.models
         return self.registration.models
 
@@ -109,7 +109,7 @@ class Membership:
             return None
         if member.heartbeat is not None and heartbeat.seq <= member.heartbeat.seq:
             return member
-        if not heartbeat.models:
+        if heartbeat.models is None:
             heartbeat = heartbeat.model_copy(update={"models": member.models})
         member = replace(member, heartbeat=heartbeat, heard_at=self._clock())
         self._members[row_id] = member
