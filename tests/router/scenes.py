@@ -57,7 +57,7 @@ def bearer(credential: str) -> dict[str, str]:
     return {"authorization": f"Bearer {credential}"}
 
 
-async def settled(router: RunningRouter, *, timeout_s: float = 1.0) -> None:
+async def settled(router: RunningRouter, *, timeout_s: float = 3.0) -> None:
     """Wait until nothing is in flight."""
     with anyio.fail_after(timeout_s):
         while router.router.fleet.in_flight():

@@ -167,12 +167,12 @@ async def test_the_body_ends_with_done_even_if_the_upstream_hangs(
     async with one_engine(start_router) as scene:
         for fault in ("hang_after_done", "after_done"):
             scene.engine.script.add(fault)
-            with anyio.fail_after(1):
+            with anyio.fail_after(3):
                 answer = await scene.client.post(CHAT, json=chat(stream=True))
             assert answer.text.endswith("data: [DONE]\n\n")
             assert "after the end" not in answer.text
         # the next request of the same client is served at once, on the same connection
-        with anyio.fail_after(1):
+        with anyio.fail_after(3):
             assert (await scene.client.post(CHAT, json=chat())).status_code == 200
 
 
@@ -414,5 +414,6 @@ async def test_a_client_that_pipelines_gets_answers_in_order(start_router: Start
 async def test_a_router_that_stopped_leaves_no_thread(start_router: StartRouter) -> None:
     async with one_engine(start_router):
         pass
-    names = {thread.name for thread in threading.enumerate()}
-    assert not [name for name in names if name.startswith("registry-")]
+    with anyio.fail_after(5):
+        while any(thread.name.startswith("registry-") for thread in threading.enumerate()):
+            await anyio.sleep(0.01)

@@ -143,7 +143,7 @@ def test_several_workers_agree_and_end_together(tmp_path: Path) -> None:
             log = process.communicate(timeout=20)[1].decode()
     assert process.returncode == 0, log
     assert "Traceback" not in log
-    assert not [worker for worker in workers if worker.is_running() and worker.status() != "zombie"]
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 def statuses(port: int, times: int) -> set[int]:

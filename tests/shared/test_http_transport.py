@@ -45,8 +45,15 @@ class Upstream:
             if exchange.client_left:
                 self._left.set()
 
+    async def asked(self) -> None:
+        """Wait until a request is here and what is answered to it had time to arrive."""
+        with anyio.fail_after(5):
+            while not self.exchanges:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.03)
+
     async def client_left(self) -> None:
-        with anyio.fail_after(1):
+        with anyio.fail_after(5):
             await self._left.wait()
 
     def ask(
@@ -152,7 +159,7 @@ async def test_finish_waits_for_a_moment_only(transport: Transport) -> None:
         await hang()
 
     async with upstream_of(never_end) as upstream:
-        with anyio.fail_after(1):
+        with anyio.fail_after(3):
             async with transport.open(upstream.ask()) as response:
                 async for _chunk in response.chunks():
                     break
@@ -186,7 +193,7 @@ async def test_chunks_come_as_they_arrive(transport: Transport) -> None:
 
     async with upstream_of(in_two) as upstream, transport.open(upstream.ask()) as response:
         chunks = response.chunks()
-        with anyio.fail_after(1):
+        with anyio.fail_after(3):
             assert await chunks.__anext__() == b"first"
             go_on.set()
             assert await chunks.__anext__() == b"last"
@@ -453,7 +460,7 @@ async def test_a_cancelled_caller_closes_the_connection(
                 await body_of(response)
 
         task = asyncio.create_task(call())
-        await asyncio.sleep(0.05)
+        await upstream.asked()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -470,7 +477,7 @@ async def test_a_cancelled_finish_closes_the_connection(transport: Transport) ->
                 await response.finish()
 
         task = asyncio.create_task(call())
-        await asyncio.sleep(0.03)
+        await upstream.asked()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await upstream.client_left()
