@@ -28,6 +28,7 @@ from router.backends import BACKENDS
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.domain import Endpoint, EndpointId, Provider, Zone
+from router.fleet.breaker import Breakers
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
@@ -59,7 +60,10 @@ EXPOSED_HEADERS = (
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
-    *(f"x-iir-{name}" for name in ("model", "endpoint", "zone", "reason", "attempts", "error-origin")),
+    *(
+        f"x-iir-{name}"
+        for name in ("model", "endpoint", "zone", "reason", "attempts", "error-origin")
+    ),
     *(
         f"x-ratelimit-{kind}-{what}"
         for kind in ("limit", "remaining", "reset")
@@ -77,7 +81,9 @@ class Router:
         self.settings = settings
         self.clock = clock
         self.transport: Transport = transport or AiohttpTransport()
-        self.fleet = Fleet(Membership(clock, settings.router_lease_ttl_s), self._endpoint_of)
+        self.fleet = Fleet(
+            Membership(clock, settings.router_lease_ttl_s), self._endpoint_of, Breakers(clock)
+        )
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
         self.metrics = RouterMetrics(self.fleet)
@@ -105,11 +111,12 @@ class Router:
         rng = Random()  # noqa: S311 - spreads load, guards nothing
         return Dispatcher(
             fleet=self.fleet,
-            policy=POLICIES["least_in_flight"](rng),
+            policy=POLICIES[settings.router_policy](rng),
             backends={name: BACKENDS[name](self.transport, timeouts) for name in BACKENDS},
             sinks=(self.metrics, self.ledger),
             clock=self.clock,
             max_attempts=settings.router_attempts,
+            deadline_s=settings.router_deadline_s,
         )
 
     @asynccontextmanager

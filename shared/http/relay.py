@@ -65,5 +65,7 @@ async def relay(reply: Reply, send: Send, headers: Sequence[tuple[bytes, bytes]]
     except ApiError as error:
         if not reply.is_stream:
             raise
-        await send({"type": "http.response.body", "body": error.event(), "more_body": True})
+        await send(
+            {"type": "http.response.body", "body": reply.error_event(error), "more_body": True}
+        )
     await send({"type": "http.response.body", "body": b"", "more_body": False})
