@@ -13,7 +13,7 @@ from shared.http.exchange import Reply, exchange
 from shared.http.headers import retry_after_s
 from shared.http.streams import ChatRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import RETRYABLE_STATUS, is_envelope, upstream_error
+from shared.http.upstream_errors import is_envelope, is_retryable, upstream_error
 from shared.http.wire import encode_object, with_usage
 
 # An SDK that asked for a stream takes anything else for a stream without events.
@@ -98,7 +98,7 @@ async def _raise_for(reply: Reply, deployment: Deployment) -> None:
             "operator has to check it: iir doctor."
         )
     body = b"".join([chunk async for chunk in reply.chunks])
-    if reply.status in RETRYABLE_STATUS or reply.status >= 500 or not is_envelope(body):
+    if is_retryable(reply.status) or not is_envelope(body):
         raise upstream_error(reply.status, body, retry_after_s=retry_after_s(reply.headers))
     reply.chunks, reply.is_whole = _once(body), True
 

@@ -85,7 +85,7 @@ class Guard:
     async def _fail(self, exc: Exception, tracked: _TrackedSend, context: RequestContext) -> None:
         if isinstance(exc, ApiError):
             error = exc
-            context.notes["error"] = exc.code
+            context.notes["error"] = exc.code[:64]
         else:
             # the trace names code, never values: messages of foreign errors may quote the request
             self._log.error("internal_error", kind=type(exc).__name__, trace=places(exc))

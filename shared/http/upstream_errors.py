@@ -33,7 +33,12 @@ class _AnyShape(msgspec.Struct):
 
 _decode_envelope = msgspec.json.Decoder(_Envelope, strict=False).decode
 _decode_any_shape = msgspec.json.Decoder(_AnyShape, strict=False).decode
-RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_RETRYABLE_BELOW_500 = frozenset({408, 409, 425, 429})
+
+
+def is_retryable(status: int) -> bool:
+    """Tell whether another attempt may do better than this answer."""
+    return status >= 500 or status in _RETRYABLE_BELOW_500
 
 
 def upstream_error(
@@ -50,7 +55,7 @@ def upstream_error(
         status=status,
         type_=error.type or ("invalid_request_error" if status < 500 else "server_error"),
         code=None if error.code is None else str(error.code),
-        is_retryable=status in RETRYABLE_STATUS,
+        is_retryable=is_retryable(status),
         retry_after_s=retry_after_s,
     )
 

@@ -417,7 +417,16 @@ def test_an_error_in_any_shape_becomes_one_of_ours(
 
 @pytest.mark.parametrize(
     ("status", "is_retryable"),
-    [(400, False), (404, False), (408, True), (422, False), (429, True), (500, True), (529, True)],
+    [
+        (400, False),
+        (404, False),
+        (408, True),
+        (422, False),
+        (429, True),
+        (500, True),
+        (501, True),
+        (529, True),
+    ],
 )
 def test_what_is_worth_another_attempt(status: int, is_retryable: bool) -> None:
     error = upstream_error(status, b"")
