@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -133,7 +134,7 @@ class Agent:
         _write_run_file(run_file, self._port)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.supervisor.run)
+                tasks.start_soon(self._supervise)
                 tasks.start_soon(self._hold_lease)
                 self._is_ready = True
                 yield
@@ -151,6 +152,14 @@ class Agent:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
         self._subject.drain()
+
+    async def _supervise(self) -> None:
+        """Carry the workers; an agent that can't is ended, and whoever runs it starts it anew."""
+        try:
+            await self.supervisor.run()
+        except Exception:  # noqa: BLE001 - whatever it is, nothing is carried any more
+            self._log.exception("supervisor_failed")
+            signal.raise_signal(signal.SIGTERM)
 
     async def _hold_lease(self) -> None:
         """Hold the lease; a defect there must not end what local clients use."""
@@ -187,7 +196,7 @@ class Agent:
             access=access,
             max_body_bytes=_MAX_BODY_BYTES,
         )
-        return Guard(routes, rules=rules, clock=monotonic)
+        return Guard(routes, rules=rules, clock=monotonic, origin="agent")
 
     def _control_app(self, access: AgentAccess) -> FastAPI:
         @asynccontextmanager

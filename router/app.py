@@ -28,7 +28,7 @@ from router.backends import BACKENDS
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.domain import Endpoint, EndpointId, Provider, Zone
-from router.fleet.breaker import Breakers
+from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
@@ -82,7 +82,9 @@ class Router:
         self.clock = clock
         self.transport: Transport = transport or AiohttpTransport()
         self.fleet = Fleet(
-            Membership(clock, settings.router_lease_ttl_s), self._endpoint_of, Breakers(clock)
+            Membership(clock, settings.router_lease_ttl_s),
+            self._endpoint_of,
+            Breakers(clock, BreakerRule(failures=settings.router_breaker_failures)),
         )
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
@@ -97,6 +99,7 @@ class Router:
             allowed_addresses=split_list(settings.router_agent_hosts),
         )
         self._log = structlog.get_logger("router")
+        self._leases_wait = False
 
     def dispatcher(self) -> Dispatcher:
         """Return the dispatcher over all backends."""
@@ -158,8 +161,11 @@ class Router:
         with anyio.CancelScope(shield=True):
             try:
                 await self.desk.flush()
+                self._leases_wait = False
             except OSError as exc:
-                self._log.warning("leases_not_saved", reason=str(exc))
+                if not self._leases_wait:  # once per outage: this comes twice a second
+                    self._log.warning("leases_not_saved", reason=str(exc))
+                self._leases_wait = True
             await self.ledger.flush()
 
     def drain(self) -> None:

@@ -60,6 +60,13 @@ class Settings(BaseServiceSettings):
         default="power_of_two",
         description="How an endpoint is chosen among those of the best priority.",
     )
+    router_breaker_failures: int = Field(
+        default=5,
+        ge=1,
+        le=1_000_000,
+        description="Failures in a row after which an endpoint, or a model on it, is spared for a "
+        "moment.",
+    )
     router_deadline_s: float = Field(
         default=600.0,
         gt=0,
@@ -102,7 +109,7 @@ class Settings(BaseServiceSettings):
     @field_validator("router_host")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        return value.strip() or "127.0.0.1"
+        return value.strip().strip("[]") or "127.0.0.1"
 
     @property
     def store_url(self) -> str:

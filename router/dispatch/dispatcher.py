@@ -68,6 +68,8 @@ class Dispatcher:
         started = self._clock()
         resolution = self._fleet.resolve(call.facts.model, call.facts.zone)
         ranking = self._policy.rank(call.facts, resolution.candidates)[: self._max_attempts]
+        if not ranking:
+            raise NoEndpoint("No endpoint of this model is fit for the request now.")
         attempt = 0
         # one deadline for all attempts; a stream that has begun may take as long as it takes
         with anyio.move_on_after(self._deadline_s) as limit:

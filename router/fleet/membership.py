@@ -28,6 +28,7 @@ class Member:
     """An agent that registered, with what it last said and when this process heard it.
 
     `name` is the registry's, which is unique; what the agent calls itself is a label.
+    `ended_lease_id` is the lease that it gave back to this process.
     """
 
     row_id: int
@@ -37,11 +38,12 @@ class Member:
     lease_id: str | None
     heartbeat: Heartbeat | None
     heard_at: float
+    ended_lease_id: str | None = None
 
     @property
     def models(self) -> tuple[AgentModel, ...]:
         """Return the agent's models as it last described them."""
-        if self.heartbeat is not None and self.heartbeat.models:
+        if self.heartbeat is not None and self.heartbeat.models is not None:
             return self.heartbeat.models
         return self.registration.models
 
@@ -107,7 +109,7 @@ class Membership:
             return None
         if member.heartbeat is not None and heartbeat.seq <= member.heartbeat.seq:
             return member
-        if not heartbeat.models:
+        if heartbeat.models is None:
             heartbeat = heartbeat.model_copy(update={"models": member.models})
         member = replace(member, heartbeat=heartbeat, heard_at=self._clock())
         self._members[row_id] = member
@@ -117,16 +119,26 @@ class Membership:
         """End a lease: its agent said goodbye."""
         member = self._members.get(row_id)
         if member is not None:
-            self._members[row_id] = replace(member, lease_id=None)
+            ended = member.lease_id or member.ended_lease_id
+            self._members[row_id] = replace(member, lease_id=None, ended_lease_id=ended)
 
-    def merge(self, book: LeaseBook) -> None:
-        """Take what other processes wrote; what this one heard itself and is newer stays."""
+    def now(self) -> float:
+        """Return the time by which leases are judged."""
+        return self._clock()
+
+    def merge(self, book: LeaseBook, read_at: float) -> None:
+        """Take what other processes wrote; what this one heard itself and is newer stays.
+
+        `read_at` is when the book began to be read: it knows nothing of what was heard since.
+        """
         present = {record.row_id for record in book.agents}
         for row_id in [row_id for row_id in self._members if row_id not in present]:
             del self._members[row_id]
         for record in book.agents:
             known = self._members.get(record.row_id)
             if record.registration is None or record.agent_id is None:
+                if known is not None and known.heard_at < read_at:
+                    del self._members[record.row_id]  # its credential was replaced
                 continue
             if known is None or _is_newer(record, known):
                 self._members[record.row_id] = Member(
@@ -138,8 +150,8 @@ class Membership:
                     heartbeat=record.heartbeat,
                     heard_at=self._clock(),
                 )
-            elif _was_released(record, known):
-                self.release(record.row_id)
+            elif known.heard_at < read_at and _was_released(record, known):
+                self._members[record.row_id] = replace(known, lease_id=None)
 
 
 def _was_released(record: AgentRecord, known: Member) -> bool:
@@ -155,7 +167,7 @@ def _is_newer(record: AgentRecord, known: Member) -> bool:
     if record.registration.incarnation != known.registration.incarnation:
         return record.registration.incarnation > known.registration.incarnation
     if record.lease_id != known.lease_id:
-        return known.lease_id is None
+        return known.lease_id is None and record.lease_id != known.ended_lease_id
     theirs = record.heartbeat.seq if record.heartbeat else -1
     ours = known.heartbeat.seq if known.heartbeat else -1
     return theirs > ours

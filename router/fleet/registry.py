@@ -36,6 +36,7 @@ from router.fleet.breaker import Breakers
 from router.fleet.membership import LeaseState, Member, Membership
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotFound, ModelNotPulled
+from shared.kit.clock import monotonic
 
 AGENT_DIALECT = "agent"
 # Rows of the registry have 100 unless the user says otherwise: what runs on one's own machine first.
@@ -68,9 +69,11 @@ class ListedModel:
 class Fleet:
     """All endpoints that this process knows. Methods never await, so each is atomic."""
 
-    def __init__(self, membership: Membership, endpoint_of: EndpointOf, breakers: Breakers) -> None:
+    def __init__(
+        self, membership: Membership, endpoint_of: EndpointOf, breakers: Breakers | None = None
+    ) -> None:
         self._membership = membership
-        self.breakers = breakers
+        self.breakers = Breakers(monotonic) if breakers is None else breakers
         self._endpoint_of = endpoint_of
         self._in_flight: dict[EndpointId, int] = {}
         self._agent_index: dict[str, dict[int, AgentModel]] = {}

@@ -34,10 +34,12 @@ class RegistrySync:
         Raises:
             OSError: the registry can't be read; there is nothing to serve from.
         """
-        self._take(*await self._look())
+        read_at = self._fleet.membership.now()
+        self._take(*await self._look(), read_at)
 
     async def look(self) -> None:
         """Look once, and take what changed; never raises for a registry that can't be read."""
+        read_at = self._fleet.membership.now()
         try:
             found = await self._look()
         except OSError as exc:
@@ -49,7 +51,7 @@ class RegistrySync:
         if self.problem is not None:
             self._log.info("registry_readable_again")
             self.problem = None
-        self._take(*found)
+        self._take(*found, read_at)
 
     async def close(self) -> None:
         """End the thread and its connection."""
@@ -63,12 +65,12 @@ class RegistrySync:
         catalog = self._source.catalog(self._catalog_version)
         return catalog, self._source.leases(self._lease_version)
 
-    def _take(self, catalog: Catalog | None, book: LeaseBook | None) -> None:
+    def _take(self, catalog: Catalog | None, book: LeaseBook | None, read_at: float) -> None:
         if catalog is not None:
             self._catalog_version = catalog.version
             self._fleet.swap(catalog)
             self._log.info("catalog_loaded", version=catalog.version, models=len(catalog.models))
         if book is not None:
             self._lease_version = book.version
-            self._fleet.membership.merge(book)
+            self._fleet.membership.merge(book, read_at)
             self._fleet.patch()

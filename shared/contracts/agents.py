@@ -70,7 +70,7 @@ class Heartbeat(_Wire):
     seq: int = Field(ge=0)
     state: AgentState = "ready"
     queue: Queue = Queue()
-    models: tuple[AgentModel, ...] = ()
+    models: tuple[AgentModel, ...] | None = Field(default=None, description="None: as before.")
     catalog_hash: str = ""
 
 

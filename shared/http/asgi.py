@@ -63,8 +63,8 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
 
 def _too_large(limit: int) -> ApiError:
     return BodyTooLarge(
-        f"The request's body is larger than {limit // (1024 * 1024)} MiB. Send less, or raise "
-        "ROUTER_MAX_BODY_MB."
+        f"The request's body is larger than {limit // (1024 * 1024)} MiB, the limit here. Send less "
+        "in one request."
     )
 
 

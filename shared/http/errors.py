@@ -201,6 +201,12 @@ class ModelLoading(Unavailable):
     code = "model_loading"
 
 
+class ShuttingDown(Unavailable):
+    """The service stops before the answer is complete."""
+
+    code = "shutting_down"
+
+
 class UpstreamUnreachable(ApiError):
     """The endpoint did not take the connection."""
 

@@ -140,8 +140,9 @@ def _check_whole(body: bytes, content_type: bytes) -> bytes | None:
     if len(body) > _PARSED_BYTES or not content_type.startswith(b"application/json"):
         return None
     try:
+        body.decode()  # msgspec does not look into the raw values
         top = _decode_whole(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamFailed("The upstream's answer is not a JSON object.") from None
     if is_error(top.error, top.object):
         raise upstream_error(status_of(body), body)

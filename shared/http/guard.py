@@ -6,16 +6,18 @@ breaks streaming's cancellation.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.http.asgi import ClientGone, header, send_error
-from shared.http.errors import ApiError, internal_error
+from shared.http.errors import ApiError, Origin, ShuttingDown, internal_error
 from shared.http.origin import OriginRules
 from shared.kit.clock import Clock
 from shared.kit.logs import places
@@ -46,10 +48,14 @@ def request_context(scope: Scope) -> RequestContext:
 class Guard:
     """Wraps a service's application; every request passes here first and leaves here last."""
 
-    def __init__(self, app: ASGIApp, *, rules: OriginRules, clock: Clock) -> None:
+    def __init__(
+        self, app: ASGIApp, *, rules: OriginRules, clock: Clock, origin: Origin = "router"
+    ) -> None:
+        """Wrap `app`; `origin` is what this service calls itself in `x-iir-error-origin`."""
         self._app = app
         self._rules = rules
         self._clock = clock
+        self._origin = origin
         self._log = structlog.get_logger("request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +76,11 @@ class Guard:
             await self._app(scope, receive, tracked)
         except ClientGone:
             context.notes["outcome"] = "abandoned"
+        except asyncio.CancelledError:
+            # the server stops; it expects the task to end, and would log its cancellation as a defect
+            context.notes["outcome"] = "cut"
+            with anyio.CancelScope(shield=True):
+                await self._fail(_stopping(), tracked, context)
         except Exception as exc:  # noqa: BLE001 - the last handler: the client gets an envelope
             await self._fail(exc, tracked, context)
         self._log.info(
@@ -90,10 +101,16 @@ class Guard:
             # the trace names code, never values: messages of foreign errors may quote the request
             self._log.error("internal_error", kind=type(exc).__name__, trace=places(exc))
             error = internal_error()
+        if error.origin == "router":
+            error.origin = self._origin
         # an answer that has begun can't be taken back: returning without its end makes the server
         # cut the connection, so that nobody takes it for whole
         if tracked.status is None:
             await send_error(tracked, error)
+
+
+def _stopping() -> ApiError:
+    return ShuttingDown("The service is stopping. Ask again in a moment.", retry_after_s=2)
 
 
 class _TrackedSend:

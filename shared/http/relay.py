@@ -10,9 +10,11 @@ import anyio
 from starlette.types import Receive, Send
 
 from shared.http.asgi import ClientGone, send_body
-from shared.http.errors import ApiError
+from shared.http.errors import ApiError, ShuttingDown
 from shared.http.exchange import Reply
 
+# A client that does not read must not hold up the end of the service.
+_GOODBYE_S = 1.0
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
@@ -65,7 +67,21 @@ async def relay(reply: Reply, send: Send, headers: Sequence[tuple[bytes, bytes]]
     except ApiError as error:
         if not reply.is_stream:
             raise
-        await send(
-            {"type": "http.response.body", "body": reply.error_event(error), "more_body": True}
-        )
+        await _send_part(send, reply.error_event(error))
+    except asyncio.CancelledError:
+        if reply.is_stream:
+            await _say_goodbye(reply, send)
+        raise
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_part(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _say_goodbye(reply: Reply, send: Send) -> None:
+    """End a stream that the service can't finish; a client that left gets nothing of it."""
+    error = ShuttingDown("The service is stopping before the answer is complete. Ask again.")
+    with anyio.move_on_after(_GOODBYE_S, shield=True):
+        await _send_part(send, reply.error_event(error))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

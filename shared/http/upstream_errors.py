@@ -63,7 +63,7 @@ def upstream_error(
 def _error_object(body: bytes) -> _ErrorObject:
     try:
         found = _decode_any_shape(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _ErrorObject()
     if isinstance(found.error, _ErrorObject):
         return found.error
@@ -82,5 +82,5 @@ def is_envelope(body: bytes) -> bool:
     """Tell whether an error's body can go to the client as it is: `{"error": {"message": …}}`."""
     try:
         return bool(_decode_envelope(body).error.message)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False

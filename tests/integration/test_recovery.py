@@ -90,7 +90,7 @@ def test_sigterm_ends_both_within_5_s_and_leaves_no_process_and_no_secret(stack:
         "sk-of-a-user",
         "capital of France",
         str(stack.home),
-        str(stack.home.parent),
+        str((stack.home / "models").resolve()),
     ]
     texts = stack.texts()
     assert {"router.out", "local_agent.out"} < set(texts)

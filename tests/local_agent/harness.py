@@ -129,7 +129,7 @@ def starter(home: Path) -> StartAgent:
             )
             base_url = await stack.enter_async_context(serving(agent.asgi(), listener=listener))
             client = await stack.enter_async_context(
-                httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False)
+                httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False, verify=False)
             )
             started = RunningAgent(base_url, agent, client, simulated, url, home)
             for model in models:

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from local_agent.app import USUAL_PORTS, Agent, create_app, listen, serve
 from local_agent.config import load_config
@@ -27,6 +28,7 @@ from local_agent.process import free_port
 from local_agent.settings import AgentSettings, load_settings
 from shared.http.serve import PortTaken, bind
 from shared.kit.clock import monotonic
+from shared.testing.serving import serving
 
 ROOT = Path(__file__).parents[2]
 SIMULATED = {"id": "sim", "engine": "simulated", "preload": True}
@@ -201,6 +203,12 @@ def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path)
         assert httpx.post(f"{url}/infer", json={"prompt": "a", "model": "sim"}).status_code == 200
         children = family(agent)
         assert len(children) == 1
+        elsewhere = {name: value for name, value in env.items() if name != "AGENT_PORT"}
+        found = subprocess.run(
+            [sys.executable, "-m", "local_agent", "ps", "--json"],
+            env=elsewhere, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+        assert json.loads(found.stdout)[0]["pid"] == children[0].pid
         again = subprocess.run(
             [sys.executable, "-m", "local_agent", "serve", "--port", "0"],
             env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20,
@@ -239,6 +247,52 @@ def test_a_second_signal_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -
         assert agent.returncode == 0
         assert "Traceback" not in output
         assert not any(child.is_running() for child in children)
+
+
+BROKEN = """
+from local_agent.app import serve
+from local_agent.process import LocalProcessLauncher
+from local_agent.settings import load_settings
+
+class Broken(Exception):
+    pass
+
+async def broken(self):
+    raise Broken("/some/path")
+
+LocalProcessLauncher.reap_orphans = broken
+serve(load_settings())
+"""
+
+
+def test_an_agent_that_can_t_carry_workers_ends(tmp_path: Path) -> None:
+    write(tmp_path, SIMULATED)
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert ended.returncode == 0
+    assert '"event":"supervisor_failed"' in ended.stderr
+    assert '"kind":"Broken"' in ended.stderr
+    assert "/some/path" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_defect_of_the_lease_leaves_local_clients_their_models(tmp_path: Path) -> None:
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "credential").write_text("sk-iir-abcdefgh-secret")
+    odd = settings(tmp_path).model_copy(update={"agent_name": "n" * 200})  # no registration fits
+    config = load_config(None, {})
+    with capture_logs() as logs:
+        async with serving(Agent(odd, config, 1).asgi()) as url, httpx.AsyncClient() as client:
+            assert (await client.get(f"{url}/v1/models")).status_code == 200
+            assert (await client.get(f"{url}/readyz")).json()["lease"] == "starting"
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["lease_failed"]
 
 
 def test_uvicorn_serves_the_agent_from_its_folder(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -78,15 +79,13 @@ async def test_headers_of_an_engine_do_not_reach_the_client(start_agent: StartAg
         assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-@pytest.mark.parametrize(("name", "known"), [("tiny", True), ("default", True), ("Tiny", False)])
-async def test_a_model_goes_by_its_id_and_its_aliases(
-    start_agent: StartAgent, name: str, known: bool
-) -> None:
+async def test_a_model_goes_by_its_id_and_its_aliases(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
-        answer = await agent.client.post(CHAT, json={"model": name, "messages": MESSAGES})
-        assert answer.status_code == (200 if known else 404)
-        if known:
-            assert answer.json()["model"] == "engine/tiny"
+        for name, known in [("tiny", True), ("default", True), ("Tiny", False)]:
+            answer = await agent.client.post(CHAT, json={"model": name, "messages": MESSAGES})
+            assert answer.status_code == (200 if known else 404)
+            if known:
+                assert answer.json()["model"] == "engine/tiny"
 
 
 async def test_an_engine_that_takes_any_name_never_sees_an_unknown_one(
@@ -151,37 +150,37 @@ async def test_the_sdk_chats_streams_completes_and_embeds(start_agent: StartAgen
         assert missing.value.request_id
 
 
-@pytest.mark.parametrize(
-    ("fault", "status", "code"),
-    [
-        ("status:code=500,shape=html", 500, "upstream_error"),
-        ("status:code=400,shape=openai", 400, "simulated"),
-        ("status:code=400,shape=persona", 400, 400),
-        ("status:code=401,shape=openai", 502, "simulated"),
-        ("status:code=403,shape=text", 502, "upstream_error"),
-        ("status:code=429,shape=openai,retry_after=7", 429, "simulated"),
-        ("html_502", 502, "upstream_error"),
-        ("redirect", 502, "upstream_failed"),
-        ("garbage", 502, "upstream_failed"),
-        ("empty_200", 502, "upstream_failed"),
-        ("cut", 503, "worker_gone"),
-        ("cut:reset=true", 503, "worker_gone"),
-        ("cut:after=1", 503, "worker_gone"),
-    ],
-)
-async def test_an_engine_that_fails_gives_a_clear_error(
-    start_agent: StartAgent, fault: str, status: int, code: object
-) -> None:
+FAILURES: list[tuple[str, int, object]] = [
+    ("status:code=500,shape=html", 500, "upstream_error"),
+    ("status:code=400,shape=openai", 400, "simulated"),
+    ("status:code=400,shape=persona", 400, 400),
+    ("status:code=401,shape=openai", 502, "simulated"),
+    ("status:code=403,shape=text", 502, "upstream_error"),
+    ("status:code=429,shape=openai,retry_after=7", 429, "simulated"),
+    ("html_502", 502, "upstream_error"),
+    ("redirect", 502, "upstream_failed"),
+    ("garbage", 502, "upstream_failed"),
+    ("bad_utf8", 502, "upstream_failed"),
+    ("bad_json", 502, "upstream_failed"),
+    ("empty_200", 502, "upstream_failed"),
+    ("cut", 503, "worker_gone"),
+    ("cut:reset=true", 503, "worker_gone"),
+    ("cut:after=1", 503, "worker_gone"),
+]
+
+
+async def test_an_engine_that_fails_gives_a_clear_error(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
-        agent.engine.script.add(fault)
-        answer = await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
-        error = answer.json()["error"]
-        assert (answer.status_code, error["code"]) == (status, code)
-        assert "10.1.2.3" not in answer.text
-        assert answer.headers["x-request-id"]
-        if status == 503 or "retry_after" in fault:
-            assert int(answer.headers["retry-after"]) >= 1
-        await agent.until_idle()
+        for fault, status, code in FAILURES:
+            agent.engine.script.add(fault)
+            answer = await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (status, code), fault
+            assert "10.1.2.3" not in answer.text
+            assert answer.headers["x-request-id"]
+            if status == 503 or "retry_after" in fault:
+                assert int(answer.headers["retry-after"]) >= 1
+            await agent.until_idle()
 
 
 @pytest.mark.parametrize(
@@ -201,4 +200,18 @@ async def test_a_stream_that_breaks_says_so(
             assert error["code"] == "upstream_interrupted"
             assert set(error) == {"message", "type", "param", "code"}
             assert "[DONE]" not in answer.text
+        await agent.until_idle()
+
+
+async def test_a_long_answer_that_breaks_off_is_not_taken_for_whole(
+    start_agent: StartAgent,
+) -> None:
+    """Over 8 MiB it is passed on as it comes, so that nothing but the connection can tell."""
+    messages = [{"role": "user", "content": "x" * (20 * 2**20)}]
+    async with start_agent() as agent:
+        body = {"model": "tiny", "messages": messages}
+        assert len((await agent.client.post(CHAT, json=body)).content) > 20 * 2**20
+        agent.engine.script.add("cut:after=1")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await agent.client.post(CHAT, json=body)
         await agent.until_idle()

@@ -332,6 +332,15 @@ async def test_release_before_the_lease_asks_nobody() -> None:
         assert stage.lease.status is LeaseStatus.RELEASED
 
 
+async def test_release_before_the_start_keeps_it_from_starting() -> None:
+    stage = Stage((200, GRANT))
+    async with stage.http:
+        await stage.lease.release()
+        await stage.lease.run()
+    assert stage.seen == []
+    assert stage.lease.status is LeaseStatus.RELEASED
+
+
 async def test_release_from_a_router_that_is_gone_is_no_error() -> None:
     stage = Stage((200, GRANT), httpx.ConnectError("refused"))
     async with stage.running():

@@ -306,8 +306,9 @@ async def test_an_upstream_that_fails_before_its_first_event_is_an_error_with_a_
         *((fault, status, True) for fault, status in NO_STREAM.items()),
         *((fault, status, False) for fault, status in NO_WHOLE.items()),
     ]
-    limits = {"router_first_byte_timeout_s": 0.2, "router_idle_timeout_s": 0.2}
-    async with one_engine(start_router, **limits) as scene:
+    async with one_engine(
+        start_router, router_first_byte_timeout_s=0.2, router_idle_timeout_s=0.2
+    ) as scene:
         for fault, status, stream in cases:
             scene.engine.script.add(fault)
             answer = await scene.client.post(CHAT, json=chat(stream=stream))

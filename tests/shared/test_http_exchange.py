@@ -239,6 +239,12 @@ async def test_a_stream_without_an_event_for_too_long_fails() -> None:
     assert transport.read < 6
 
 
+async def test_an_error_in_the_first_chunk_behind_the_first_event_comes_after_it() -> None:
+    found, error = await parts_of(FakeTransport(CHUNK + ERRORS["openai"]))
+    assert found == [CHUNK]
+    assert isinstance(error, UpstreamAnswer)
+
+
 @pytest.mark.parametrize("first", [b"data: {\n\n", b"data: [1]\n\n", b"data: <html>\n\n"])
 async def test_a_stream_that_starts_with_no_json_object_fails(first: bytes) -> None:
     failed = await failure_of(FakeTransport(first, CHUNK, DONE))
@@ -402,6 +408,7 @@ async def test_an_errors_body_is_held_whatever_it_is() -> None:
         (b'{"detail":"internal-host"}', None, "server_error", "upstream_error"),
         (b'{"error":{"message":5}}', None, "server_error", "upstream_error"),
         (b"<html>internal-host</html>", None, "server_error", "upstream_error"),
+        (b'{"error":{"message":"\xff internal-host"}}', None, "server_error", "upstream_error"),
         (b"[" * 100_000, None, "server_error", "upstream_error"),
         (b"", None, "server_error", "upstream_error"),
     ],
@@ -434,7 +441,18 @@ def test_what_is_worth_another_attempt(status: int, is_retryable: bool) -> None:
     assert error.type == ("invalid_request_error" if status < 500 else "server_error")
 
 
+BAD_TEXT = b'{"error":{"message":"\xff"}}'
+
+
 def test_an_envelope_has_a_message() -> None:
     assert is_envelope(b'{"error":{"message":"m"}}')
-    for body in (b'{"error":"m"}', b'{"error":{}}', b"{}", b"", b"[" * 100_000, b'{"error":null}'):
+    for body in (
+        b'{"error":"m"}',
+        b'{"error":{}}',
+        b"{}",
+        b"",
+        b"[" * 100_000,
+        b'{"error":null}',
+        BAD_TEXT,
+    ):
         assert not is_envelope(body)

@@ -158,3 +158,34 @@ async def test_a_cancellation_from_outside_is_no_client_that_left() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def endless() -> AsyncIterator[bytes]:
+    yield b"data: {}\n\n"
+    await asyncio.sleep(60)
+
+
+async def cut_off(reply: Reply) -> list[Message]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    task = asyncio.ensure_future(relay(reply, send))
+    while len(sent) < 2:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return sent
+
+
+async def test_a_stream_that_the_service_ends_says_so() -> None:
+    sent = await cut_off(Reply(200, [], endless(), is_stream=True))
+    assert b'"code":"shutting_down"' in sent[-2]["body"]
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_another_answer_that_the_service_ends_is_not_passed_off_as_whole() -> None:
+    sent = await cut_off(Reply(200, [], endless(), is_stream=False))
+    assert all(message.get("more_body", True) for message in sent)

@@ -1,0 +1,459 @@
+"""Who may do what: open mode, keys and scopes, and the malicious web page."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from functools import partial
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from router.api import access as access_module
+from router.api.access import Access, Caller
+from router.app import Router
+from router.domain import ApiKey, Catalog, KeyId, Scope
+from router.fleet.membership import Membership
+from router.fleet.registry import Fleet
+from router.settings import load_settings
+from router.store.agents import add_agent, revoke_agent
+from router.store.keys import make_key, revoke_key
+from shared.http.errors import CrossSiteRefused, Forbidden, Unauthorized
+from shared.http.origin import OriginRules
+from shared.testing.raw_client import call_raw
+from tests.router.harness import StartRouter
+from tests.router.scenes import CHAT, bearer, chat, error_of, key, one_engine
+
+OPEN = ("/health", "/livez", "/readyz")
+OPEN_IN_OPEN_MODE = ("/metrics", "/docs", "/openapi.json", "/docs/swagger-ui.css", "/v1/models")
+RULES = OriginRules("127.0.0.1", "X")
+
+
+def fleet_with(*keys: ApiKey, is_open: bool = False) -> Fleet:
+    fleet = Fleet(Membership(lambda: 0.0, 30.0), lambda _: None)
+    fleet.swap(Catalog(keys={key.prefix: key for key in keys}, is_open=is_open))
+    return fleet
+
+
+def made(*scopes: Scope, agent: str | None = None) -> tuple[str, ApiKey]:
+    text, prefix, digest = make_key()
+    found = ApiKey(
+        id=KeyId("key-1"),
+        name="n",
+        prefix=prefix,
+        digest=digest,
+        scopes=frozenset(scopes),
+        agent=agent,
+    )
+    return text, found
+
+
+def scope_of(
+    credential: bytes | None = None,
+    *,
+    client: str = "127.0.0.1",
+    server: str = "127.0.0.1",
+    **headers: str,
+) -> dict[str, Any]:
+    pairs = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
+    if credential is not None:
+        pairs.append((b"authorization", credential))
+    host = (b"host", b"127.0.0.1:8000")
+    return {"client": (client, 1), "server": (server, 8000), "headers": [host, *pairs]}
+
+
+@pytest.mark.parametrize("credential", [None, b"", b"Bearer any", b"Basic eDp5", b"\xff" * 60_000])
+def test_in_open_mode_any_key_or_none_will_do(credential: bytes | None) -> None:
+    access = Access(fleet_with(is_open=True), RULES, frozenset())
+    for needed in (Scope.INFERENCE, Scope.ADMIN):
+        assert access.require(scope_of(credential), needed) == Caller()
+    with pytest.raises(Unauthorized):
+        access.require(scope_of(credential), Scope.AGENT)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"client": "192.168.1.9"},
+        {"server": "192.168.1.8"},
+        {"client": "192.168.1.9", "server": "192.168.1.8"},
+        {"client": "::ffff:192.168.1.9"},
+        {"client": ""},
+    ],
+)
+def test_open_mode_ends_at_this_machine(ends: dict[str, str]) -> None:
+    access = Access(fleet_with(is_open=True), RULES, frozenset())
+    scope = scope_of(b"Bearer any", **ends)
+    assert not access.is_open(scope)
+    with pytest.raises(Unauthorized):
+        access.require(scope, Scope.INFERENCE)
+
+
+def test_open_mode_is_not_for_web_pages() -> None:
+    access = Access(fleet_with(is_open=True), RULES, frozenset())
+    for headers in ({"origin": "https://evil.example"}, {"sec_fetch_site": "cross-site"}):
+        with pytest.raises(CrossSiteRefused):
+            access.require(scope_of(None, **headers), Scope.INFERENCE)
+
+
+def test_a_key_does_what_its_scopes_say() -> None:
+    text, found = made(Scope.INFERENCE)
+    access = Access(fleet_with(found), RULES, frozenset())
+    scope = scope_of(f"Bearer {text}".encode())
+    assert access.require(scope, Scope.INFERENCE).key_id == "key-1"
+    for needed in (Scope.ADMIN, Scope.AGENT):
+        with pytest.raises(Forbidden, match=f"--scope {needed.value}"):
+            access.require(scope, needed)
+
+
+def test_an_agents_credential_says_whose_it_is() -> None:
+    text, found = made(Scope.AGENT, agent="7")
+    access = Access(fleet_with(found), RULES, frozenset())
+    assert access.require(scope_of(f"Bearer {text}".encode()), Scope.AGENT).agent_row == 7
+    with pytest.raises(Forbidden):
+        access.require(scope_of(f"Bearer {text}".encode()), Scope.INFERENCE)
+
+
+def odd_keys(text: str) -> list[bytes]:
+    prefix = text[7:15]
+    return [
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer sk-iir-",
+        b"Bearer " + text[:-1].encode(),
+        b"Bearer " + text.encode() + b"x",
+        b"Bearer " + text.upper().encode(),
+        b"Bearer x" + text.encode(),
+        b"Basic " + text.encode(),
+        text.encode(),
+        f"Bearer sk-iir-{prefix}-{'a' * 40}".encode(),
+        f"Bearer sk-iir-{prefix}".encode(),
+        b"Bearer ' OR 1=1 --",
+        b"Bearer sk-iir-' OR '1'='1'; DROP TABLE api_keys; --",
+        b"Bearer " + b"a" * 50_000,
+        b"Bearer " + text.encode() + b" " * 10 + b"x" * 50_000,
+        b"Bearer \xff\xfe\x00",
+        "Bearer ключ".encode(),
+        b"Bearer null",
+        b"Bearer undefined",
+        b"Bearer " + hashlib.sha256(text.encode()).hexdigest().encode(),
+    ]
+
+
+def test_odd_keys_are_unknown_and_never_repeated() -> None:
+    text, found = made(Scope.INFERENCE)
+    access = Access(fleet_with(found), RULES, frozenset())
+    for odd in odd_keys(text):
+        with pytest.raises(Unauthorized) as refused:
+            access.require(scope_of(odd), Scope.INFERENCE)
+        assert refused.value.status == 401
+        for secret in (text, text[7:15], odd.decode("latin-1").partition(" ")[2][:12]):
+            assert len(secret) < 4 or secret not in refused.value.message
+    access.require(scope_of(b"bearer   " + text.encode() + b" "), Scope.INFERENCE)
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+
+    class Watched:
+        @staticmethod
+        def compare_digest(one: str, other: str) -> bool:
+            compared.append((one, other))
+            return one == other
+
+    monkeypatch.setattr(access_module, "hmac", Watched)
+    text, found = made(Scope.INFERENCE)
+    access = Access(fleet_with(found), RULES, frozenset())
+    for credential in (text, text[:-1] + "a", "unknown"):
+        try:
+            access.require(scope_of(f"Bearer {credential}".encode()), Scope.INFERENCE)
+        except Unauthorized:
+            continue
+    # an unknown prefix costs the same comparison as a known one, and digests are compared, not keys
+    assert len(compared) == 3
+    assert all(len(one) == len(other) == 64 for one, other in compared)
+
+
+async def test_every_route_says_who_may_use_it(start_router: StartRouter) -> None:
+    router = Router(load_settings())
+    access = Access(router.fleet, RULES, frozenset())
+    app = router._control_app(access)
+    routes = [route for route in walk(app.routes) if isinstance(route, APIRoute)]
+    assert len(routes) >= 12
+    for route in routes:
+        mark = getattr(route.endpoint, access_module._MARK, None)
+        assert mark is not None, route.path
+        needed, _ = mark
+        assert needed is not None or route.path in OPEN, route.path
+        assert needed is Scope.AGENT or not route.path.startswith("/internal"), route.path
+
+
+def walk(routes: Any) -> Any:
+    """Yield all routes, those of included routers too."""
+    for route in routes:
+        inner = getattr(route, "routes", None) or getattr(
+            getattr(route, "original_router", None), "routes", None
+        )
+        if inner:
+            yield from walk(inner)
+        else:
+            yield route
+
+
+async def test_a_route_that_declares_nothing_is_refused() -> None:
+    router = Router(load_settings())
+    access = Access(router.fleet, RULES, frozenset())
+    app = router._control_app(access)
+
+    @app.get("/forgotten")
+    async def forgotten() -> str:
+        return "reached"
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        answer = await client.get("/forgotten")
+    assert answer.status_code == 403
+    assert "reached" not in answer.text
+
+
+async def test_a_fresh_install_is_open_and_the_first_key_ends_that(
+    start_router: StartRouter,
+) -> None:
+    async with one_engine(start_router) as scene:
+        for path in (*OPEN, *OPEN_IN_OPEN_MODE):
+            assert (await scene.client.get(path)).status_code == 200, path
+        for headers in ({}, bearer("anything"), bearer("sk-anything")):
+            answer = await scene.client.post(CHAT, json=chat(), headers=headers)
+            assert answer.status_code == 200
+        # an agent's credential does not end open mode
+        scene.router.write(lambda c: add_agent(c, "mac"))
+        await scene.router.catch_up()
+        assert (await scene.client.post(CHAT, json=chat())).status_code == 200
+
+        text = scene.router.write(key())
+        with anyio.fail_after(1):
+            while (await scene.client.post(CHAT, json=chat())).status_code != 401:
+                await asyncio.sleep(0.02)
+        for path in OPEN:
+            assert (await scene.client.get(path)).status_code == 200
+        for path in OPEN_IN_OPEN_MODE:
+            answer = await scene.client.get(path, headers=bearer("sk-anything"))
+            assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+        assert (await scene.client.post(CHAT, json=chat(), headers=bearer(text))).status_code == 200
+        assert (await scene.client.get("/v1/models", headers=bearer(text))).status_code == 200
+        for path in OPEN_IN_OPEN_MODE[:-1]:
+            answer = await scene.client.get(path, headers=bearer(text))
+            assert (answer.status_code, error_of(answer)["code"]) == (403, "forbidden"), path
+        # a page with a key is welcome: it was given one
+        headers = {**bearer(text), "origin": "https://app.example", "content-type": "text/plain"}
+        assert (await scene.client.post(CHAT, json=chat(), headers=headers)).status_code == 200
+
+
+async def test_keys_can_be_revoked_and_that_does_not_open_the_router(
+    start_router: StartRouter,
+) -> None:
+    async with one_engine(start_router) as scene:
+        text, admin = scene.router.write(key()), scene.router.write(key(Scope.ADMIN))
+        await scene.router.catch_up()
+        assert (await scene.client.post(CHAT, json=chat(), headers=bearer(text))).status_code == 200
+        answer = await scene.client.post(CHAT, json=chat(), headers=bearer(admin))
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "forbidden")
+        assert (await scene.client.get("/metrics", headers=bearer(admin))).status_code == 200
+        for credential in (text, admin):
+            scene.router.write(partial(revoke_key, which=credential))
+        await scene.router.catch_up()
+        for headers in ({}, bearer(text), bearer(admin)):
+            answer = await scene.client.post(CHAT, json=chat(), headers=headers)
+            assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+            assert text not in answer.text
+
+
+async def test_docs_and_metrics_can_be_made_public(start_router: StartRouter) -> None:
+    async with start_router(router_public_routes="metrics, Docs") as router:
+        router.write(key())
+        await router.catch_up()
+        for path in ("/metrics", "/docs", "/openapi.json"):
+            assert (await router.client.get(path)).status_code == 200
+        assert (await router.client.get("/v1/models")).status_code == 401
+
+
+async def test_odd_keys_over_the_wire(start_router: StartRouter) -> None:
+    async with one_engine(start_router) as scene:
+        text = scene.router.write(key())
+        await scene.router.catch_up()
+        for odd in odd_keys(text):
+            if b"\x00" in odd:
+                continue  # no HTTP
+            raw = await call_raw(
+                scene.router.base_url,
+                CHAT,
+                chat(),
+                headers={"host": "localhost", "authorization": odd.decode("latin-1")},
+            )
+            assert b" 401 " in raw.partition(b"\r\n")[0], odd[:40]
+            assert text.encode() not in raw
+        assert scene.engine.requests == []
+
+
+PAGES: list[dict[str, str]] = [
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://localhost:3000"},
+    {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"content-type": "text/plain"},
+    {"content-type": "application/x-www-form-urlencoded"},
+    {"content-type": "multipart/form-data; boundary=x"},
+    {"host": "evil.example"},
+    {"host": "evil.example:8000", "origin": "http://evil.example:8000"},
+    {"host": "127.0.0.1.evil.example"},
+]
+
+
+async def test_a_malicious_web_page_reaches_nothing(start_router: StartRouter) -> None:
+    async with one_engine(start_router) as scene:
+        for headers in PAGES:
+            sent = {"content-type": "application/json", **headers}
+            for path in (CHAT, "/v1/completions", "/v1/embeddings"):
+                answer = await scene.client.post(path, json=chat(), headers=sent)
+                assert answer.status_code in {403, 415}, headers
+                error_of(answer)
+                assert "access-control-allow-origin" not in answer.headers
+            if "content-type" not in headers:
+                listed = await scene.client.get("/v1/models", headers=headers)
+                assert listed.status_code == 403, headers
+        preflight = await scene.client.options(
+            CHAT,
+            headers={
+                "origin": "https://evil.example",
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "content-type",
+            },
+        )
+        assert preflight.status_code == 405
+        assert not [name for name in preflight.headers if name.startswith("access-control")]
+        assert scene.engine.requests == []
+        own = {"origin": scene.router.base_url, "sec-fetch-site": "same-origin"}
+        assert (await scene.client.post(CHAT, json=chat(), headers=own)).status_code == 200
+
+
+async def test_a_rebound_name_is_refused_with_a_key_too(start_router: StartRouter) -> None:
+    async with one_engine(start_router) as scene:
+        text = scene.router.write(key())
+        await scene.router.catch_up()
+        for path in (CHAT, "/health", "/internal/v1/agents/x", "/nothing"):
+            headers = {**bearer(text), "host": "evil.example"}
+            answer = await scene.client.post(path, json=chat(), headers=headers)
+            assert (answer.status_code, error_of(answer)["code"]) == (403, "host_not_allowed")
+
+
+async def test_allowed_pages_may_call_and_read_errors(start_router: StartRouter) -> None:
+    page = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    async with one_engine(start_router, router_cors_origins="https://app.example") as scene:
+        preflight = await scene.client.options(
+            CHAT,
+            headers={
+                **page,
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization,content-type,x-stainless-os",
+            },
+        )
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+        for body, status in ((chat(), 200), (chat("unknown"), 404), (chat(stream=True), 200)):
+            answer = await scene.client.post(CHAT, json=body, headers=page)
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert "access-control-allow-credentials" not in answer.headers
+            assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        foreign = {"origin": "https://evil.example"}
+        answer = await scene.client.post(CHAT, json=chat(), headers=foreign)
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+TRICKS = [
+    "/v1//chat/completions",
+    "//v1/chat/completions",
+    "/v1/./chat/completions",
+    "/x/../v1/chat/completions",
+    "/health/../v1/chat/completions",
+    "/v1/%63hat/completions",
+    "/v1/chat%2fcompletions",
+    "/v1/chat/completions%00",
+    "/%2e%2e/v1/chat/completions",
+    "/v1/chat/completions/",
+    "/v1/chat/completions;x",
+    "/v1/chat/completions?x=1",
+    "/V1/chat/completions",
+    "http://evil.example/v1/chat/completions",
+    "http://localhost/health/../v1/chat/completions",
+    "http://localhost/v1/chat/completions",
+    "/livez#/v1/chat/completions",
+]
+
+
+async def test_no_trick_with_the_path_reaches_an_engine_without_a_key(
+    start_router: StartRouter,
+) -> None:
+    async with one_engine(start_router) as scene:
+        scene.router.write(key())
+        await scene.router.catch_up()
+        for target in TRICKS:
+            for host in ("localhost", "evil.example", "localhost/health?", "[::1]:x"):
+                raw = await call_raw(scene.router.base_url, target, chat(), headers={"host": host})
+                status = int(raw.split(b" ", 2)[1])
+                assert status in {400, 401, 403, 404, 405}, (target, host, raw[:200])
+        assert scene.engine.requests == []
+
+
+async def test_two_hosts_are_none(start_router: StartRouter) -> None:
+    async with one_engine(start_router) as scene:
+        raw = await call_raw(
+            scene.router.base_url, CHAT, chat(), headers={"host": "localhost\r\nHost: evil.example"}
+        )
+        assert raw.startswith(b"HTTP/1.1 400")
+
+
+async def test_the_agents_routes_are_closed_in_a_fresh_install(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        for method, path in (
+            ("PUT", "/internal/v1/agents/x"),
+            ("PUT", "/internal/v1/agents/x/lease"),
+            ("DELETE", "/internal/v1/agents/x/lease"),
+        ):
+            for headers in ({}, bearer("sk-anything")):
+                answer = await router.client.request(method, path, json={}, headers=headers)
+                assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+        text = router.write(key())
+        await router.catch_up()
+        answer = await router.client.put("/internal/v1/agents/x", json={}, headers=bearer(text))
+        assert (answer.status_code, error_of(answer)["code"]) == (403, "forbidden")
+
+
+async def test_a_revoked_agent_is_unknown(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        credential = router.write(lambda c: add_agent(c, "mac"))
+        router.write(lambda c: revoke_agent(c, "mac"))
+        await router.catch_up()
+        answer = await router.client.put(
+            "/internal/v1/agents/x", json={}, headers=bearer(credential)
+        )
+        assert answer.status_code == 401
+
+
+def test_looking_up_a_key_takes_microseconds() -> None:
+    text, found = made(Scope.INFERENCE)
+    access = Access(fleet_with(found), RULES, frozenset())
+    scope = scope_of(f"Bearer {text}".encode())
+    started = time.perf_counter()
+    for _ in range(1000):
+        access.require(scope, Scope.INFERENCE)
+    assert time.perf_counter() - started < 0.5

@@ -1,0 +1,88 @@
+"""The router's settings: where they come from, and which one wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from router.settings import load_settings
+
+
+def test_the_defaults_are_for_this_machine_alone() -> None:
+    settings = load_settings()
+    assert (settings.router_host, settings.router_port) == ("127.0.0.1", 8000)
+    assert settings.web_concurrency == 1
+    assert settings.router_max_body_mb == 32
+    assert settings.router_cors_origins == settings.router_allowed_hosts == ""
+    assert settings.openai_base_url is None
+
+
+def test_flag_beats_environment_beats_file_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("ROUTER_PORT=1111\nROUTER_HOST=::1\nUNKNOWN=1\n")
+    assert load_settings().router_port == 1111
+    assert load_settings().router_host == "::1"
+    monkeypatch.setenv("ROUTER_PORT", "2222")
+    assert load_settings().router_port == 2222
+    assert load_settings(router_port=3333, router_host=None).router_port == 3333
+    assert load_settings(router_port=0).router_port == 0
+    monkeypatch.setenv("ROUTER_PORT", "")
+    assert load_settings().router_port == 1111
+
+
+def test_where_the_registry_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IIR_HOME", str(tmp_path / "home"))
+    assert load_settings().store_url == f"sqlite:///{tmp_path}/home/models.db"
+    monkeypatch.setenv("SQLITE_DB_PATH", "here.db")
+    assert load_settings().store_url == f"sqlite:///{tmp_path}/here.db"
+    monkeypatch.setenv("SQLITE_DB_PATH", "~/there.db")
+    assert load_settings().store_url == f"sqlite:///{Path.home()}/there.db"
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@db/iir")
+    assert load_settings().store_url == "postgresql://user:secret@db/iir"
+    assert "secret" not in repr(load_settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ROUTER_PORT", "70000"),
+        ("ROUTER_PORT", "eighty"),
+        ("WEB_CONCURRENCY", "0"),
+        ("ROUTER_MAX_BODY_MB", "0"),
+        ("ROUTER_ATTEMPTS", "0"),
+        ("ROUTER_CONNECT_TIMEOUT_S", "0"),
+        ("ROUTER_LEASE_TTL_S", "-1"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as refused:
+        load_settings()
+    assert name.lower() in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "host"), [(" 0.0.0.0 ", "0.0.0.0"), ("  ", "127.0.0.1"), ("[::1]", "::1")]
+)
+def test_the_address_to_listen_on(value: str, host: str) -> None:
+    assert load_settings(router_host=value).router_host == host
+
+
+def test_credentials_come_from_the_environment_or_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load_settings()
+    assert settings.credential("EXTERNAL_OPENAI_KEY") is None
+    Path(".env").write_text("EXTERNAL_OPENAI_KEY=from-file\nEMPTY=\nBARE\n")
+    assert settings.credential("EXTERNAL_OPENAI_KEY") == "from-file"
+    assert settings.credential("EMPTY") is None
+    assert settings.credential("BARE") is None
+    monkeypatch.setenv("EXTERNAL_OPENAI_KEY", " from-environment\n")
+    assert settings.credential("EXTERNAL_OPENAI_KEY") == "from-environment"
+    monkeypatch.setenv("EXTERNAL_OPENAI_KEY", "  ")
+    assert settings.credential("EXTERNAL_OPENAI_KEY") is None
+    assert "from-file" not in repr(settings)
