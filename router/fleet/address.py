@@ -29,7 +29,9 @@ def check_agent_url(url: str, caller: str, allowed: frozenset[str]) -> str:
         raise _refused("It is not a URL.") from None
     rest = parts.path.strip("/") or parts.query or parts.fragment
     bare = parts.scheme in {"http", "https"} and not rest
-    if not bare or "@" in parts.netloc or "\\" in url or not port:
+    is_v6 = ":" in (parts.hostname or "")
+    odd = "@" in parts.netloc or "\\" in url or ("[" in parts.netloc) is not is_v6
+    if not bare or odd or not port:
         raise _refused("Give http://ADDRESS:PORT and nothing else.")
     try:
         address = ipaddress.ip_address(parts.hostname or "")

@@ -56,7 +56,7 @@ class RegistrySync:
     async def close(self) -> None:
         """End the thread and its connection."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._source.close)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=True)  # idle by now: it ends at once
 
     async def _look(self) -> tuple[Catalog | None, LeaseBook | None]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read)

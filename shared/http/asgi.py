@@ -49,7 +49,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
         with anyio.move_on_after(idle_s) as pause:
             message = await receive()
         if pause.cancelled_caught:
-            raise BodyTimeout("The request's body did not arrive in time.", headers=_CLOSE)
+            raise body_timeout()
         if message["type"] == "http.disconnect":
             raise ClientGone
         body: bytes = message.get("body", b"")
@@ -59,6 +59,11 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
         pieces.append(body)
         if not message.get("more_body", False):
             return b"".join(pieces)
+
+
+def body_timeout() -> BodyTimeout:
+    """Return the error for a client that stopped in the middle of its body."""
+    return BodyTimeout("The request's body did not arrive in time.", headers=_CLOSE)
 
 
 def _too_large(limit: int) -> ApiError:

@@ -6,12 +6,17 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import router.app
@@ -110,6 +115,50 @@ def test_it_serves_until_it_is_told_to_stop(
     assert answers[0]["status"] == "ready"
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["path"] for line in lines if line["event"] == "request"] == ["/readyz"]
+
+
+def test_several_workers_agree_and_end_together(tmp_path: Path) -> None:
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    environment = {
+        "PATH": os.defpath,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "IIR_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "router", "serve", "--workers", "2", "--port", str(port)]
+    settings = load_settings(iir_home=tmp_path)
+    prepare(settings.store_url)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            deadline = time.perf_counter() + 30
+            while statuses(port, 1) != {200}:
+                assert time.perf_counter() < deadline
+                time.sleep(0.05)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            write(settings, lambda c: create_key(c, "k", {Scope.INFERENCE}))
+            time.sleep(0.7)
+            assert statuses(port, 12) == {401}
+        finally:
+            process.terminate()
+            log = process.communicate(timeout=20)[1].decode()
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != "zombie"]
+
+
+def statuses(port: int, times: int) -> set[int]:
+    """Ask for the models over connections of their own."""
+    found = set()
+    for _ in range(times):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
+                found.add(answer.status)
+        except urllib.error.HTTPError as error:
+            found.add(error.code)
+            error.close()
+        except OSError:
+            found.add(0)
+    return found
 
 
 async def test_making_the_application_opens_nothing() -> None:

@@ -270,6 +270,26 @@ async def test_the_body_limit_answers_413(declared: bool) -> None:
     assert (found.status, found.error["code"]) == (413, "request_too_large")
 
 
+async def test_a_body_that_stops_is_given_up() -> None:
+    app = guarded(BodyLimit(framework(), 40, idle_s=0.02))
+    found = await call(
+        app, Channel(b"{", ends=False), method="PUT", path="/items/1", headers=JSON_HEADERS
+    )
+    assert (found.status, found.error["code"]) == (408, "request_timeout")
+    assert found.headers[b"connection"] == b"close"
+
+
+async def test_whoever_waits_for_the_client_to_leave_may_wait_long() -> None:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == b"x"
+        with anyio.move_on_after(0.05) as waited:
+            await receive()
+        assert waited.cancelled_caught
+        await send_body(send, 200, [], b"")
+
+    assert (await call(BodyLimit(app, 40, idle_s=0.01), Channel(b"x"))).status == 200
+
+
 async def test_a_small_body_passes_the_limit() -> None:
     app = guarded(BodyLimit(framework(), 40))
     found = await call(
