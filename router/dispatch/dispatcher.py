@@ -70,23 +70,41 @@ class Dispatcher:
         ranking = self._policy.rank(call.facts, resolution.candidates)[: self._max_attempts]
         if not ranking:
             raise NoEndpoint("No endpoint of this model is fit for the request now.")
-        attempt = 0
+        tried: list[Ranked] = []
         # one deadline for all attempts; a stream that has begun may take as long as it takes
         with anyio.move_on_after(self._deadline_s) as limit:
-            for attempt, ranked in enumerate(ranking, 1):
-                sent_at = self._clock()
-                try:
-                    async with self._attempt(call, ranked, attempt, limit) as reply:
-                        limit.deadline = math.inf
-                        yield Dispatched(reply, resolution.model, ranked, attempt, sent_at)
-                        return
-                except ApiError as error:
-                    if limit.deadline == math.inf:
-                        raise
-                    if not error.is_retryable or attempt == len(ranking):
-                        raise _explained(error, ranked, resolution.model, attempt) from error
+            async with self._first_reply(call, resolution.model, ranking, tried, limit) as found:
+                yield found
         if limit.cancelled_caught:
-            raise _late(self._clock() - started, ranking[attempt - 1], resolution.model, attempt)
+            waited_s = self._clock() - started
+            error = DeadlineExceeded(
+                f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
+            )
+            raise _explained(error, tried[-1], resolution.model, len(tried))
+
+    @asynccontextmanager
+    async def _first_reply(
+        self,
+        call: Call,
+        model: ModelName,
+        ranking: Sequence[Ranked],
+        tried: list[Ranked],
+        limit: anyio.CancelScope,
+    ) -> AsyncIterator[Dispatched]:
+        """Try one after the other, noting each in `tried`; the first reply lifts the limit."""
+        for number, ranked in enumerate(ranking, 1):
+            tried.append(ranked)
+            sent_at = self._clock()
+            try:
+                async with self._attempt(call, ranked, number, limit) as reply:
+                    limit.deadline = math.inf
+                    yield Dispatched(reply, model, ranked, number, sent_at)
+                    return
+            except ApiError as error:
+                if limit.deadline == math.inf:
+                    raise
+                if not error.is_retryable or number == len(ranking):
+                    raise _explained(error, ranked, model, number) from error
 
     @asynccontextmanager
     async def _attempt(
@@ -135,17 +153,6 @@ def _explained(error: ApiError, ranked: Ranked, model: ModelName, attempts: int)
     if attempts > 1:
         error.headers += (("x-should-retry", "false"),)
     return error
-
-
-def _late(waited_s: float, ranked: Ranked, model: ModelName, attempts: int) -> ApiError:
-    return _explained(
-        DeadlineExceeded(
-            f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
-        ),
-        ranked,
-        model,
-        attempts,
-    )
 
 
 def _route_headers(ranked: Ranked, model: ModelName, attempts: int) -> tuple[tuple[str, str], ...]:
