@@ -28,6 +28,7 @@ from router.backends import BACKENDS
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.domain import Endpoint, EndpointId, Provider, Zone
+from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
@@ -80,7 +81,11 @@ class Router:
         self.settings = settings
         self.clock = clock
         self.transport: Transport = transport or AiohttpTransport()
-        self.fleet = Fleet(Membership(clock, settings.router_lease_ttl_s), self._endpoint_of)
+        self.fleet = Fleet(
+            Membership(clock, settings.router_lease_ttl_s),
+            self._endpoint_of,
+            Breakers(clock, BreakerRule(failures=settings.router_breaker_failures)),
+        )
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
         self.metrics = RouterMetrics(self.fleet)
@@ -109,11 +114,12 @@ class Router:
         rng = Random()  # noqa: S311 - spreads load, guards nothing
         return Dispatcher(
             fleet=self.fleet,
-            policy=POLICIES["least_in_flight"](rng),
+            policy=POLICIES[settings.router_policy](rng),
             backends={name: BACKENDS[name](self.transport, timeouts) for name in BACKENDS},
             sinks=(self.metrics, self.ledger),
             clock=self.clock,
             max_attempts=settings.router_attempts,
+            deadline_s=settings.router_deadline_s,
         )
 
     @asynccontextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType
 
+from msgspec import Raw
+
 from shared.contracts.agents import Heartbeat, Registration
 
 EndpointId = NewType("EndpointId", str)
@@ -97,7 +99,7 @@ class Call:
     """
 
     facts: RequestFacts
-    body: Mapping[str, object]
+    body: Mapping[str, Raw]
     headers: tuple[tuple[str, str], ...] = ()
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from shared.http.errors import Forbidden, Unavailable
+from shared.http.errors import ApiError, Forbidden, Unavailable
 
 
 class NoEndpoint(Unavailable):
     """The model is known, but no endpoint that may serve it is there now."""
 
     code = "no_endpoint"
+
+
+class CircuitOpen(Unavailable):
+    """Every endpoint of the model has failed too often just now."""
+
+    code = "circuit_open"
+
+
+class DeadlineExceeded(ApiError):
+    """No endpoint gave a first byte within the time for all attempts together."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class AgentUnavailable(Unavailable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, field_validator
@@ -55,6 +55,23 @@ class Settings(BaseServiceSettings):
     )
     router_max_body_mb: int = Field(
         default=32, ge=1, le=1024, description="Largest request body, in MiB."
+    )
+    router_policy: Literal["power_of_two", "least_in_flight", "round_robin", "priority"] = Field(
+        default="power_of_two",
+        description="How an endpoint is chosen among those of the best priority.",
+    )
+    router_breaker_failures: int = Field(
+        default=5,
+        ge=1,
+        le=1_000_000,
+        description="Failures in a row after which an endpoint, or a model on it, is spared for a "
+        "moment.",
+    )
+    router_deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Limit from a request's arrival to its first byte, all attempts together, in "
+        "seconds.",
     )
     router_attempts: int = Field(
         default=2, ge=1, le=10, description="Attempts per request, on different endpoints."

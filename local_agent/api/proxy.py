@@ -19,11 +19,12 @@ from shared.http.errors import (
     UpstreamInterrupted,
     UpstreamUnreachable,
 )
-from shared.http.exchange import Reply, exchange, is_envelope, upstream_error
+from shared.http.exchange import Reply, exchange
 from shared.http.guard import request_context
 from shared.http.headers import retry_after_s
 from shared.http.relay import relay, while_connected
 from shared.http.transport import OutboundRequest, Timeouts, Transport
+from shared.http.upstream_errors import is_envelope, upstream_error
 from shared.http.wire import decode_object, encode_object, model_name, wants_stream
 
 INFERENCE_PATHS = ("/chat/completions", "/completions", "/embeddings")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from router.backends import BACKENDS
 from router.domain import Call, Deployment
 from router.errors import AgentUnavailable
 from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed, UpstreamUnreachable
-from shared.http.exchange import Reply, exchange, is_envelope, is_retryable, upstream_error
+from shared.http.exchange import Reply, exchange
 from shared.http.headers import retry_after_s
+from shared.http.streams import ChatRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.wire import encode_object
+from shared.http.upstream_errors import is_envelope, is_retryable, upstream_error
+from shared.http.wire import encode_object, with_usage
 
 # An SDK that asked for a stream takes anything else for a stream without events.
 _STREAMED = frozenset({"/chat/completions", "/completions"})
@@ -29,9 +31,10 @@ class OpenAIBackend:
     @asynccontextmanager
     async def send(self, deployment: Deployment, call: Call) -> AsyncIterator[Reply]:
         """See `Backend.send`."""
-        request = self._request(deployment, call)
+        body, rules = _streaming(call)
+        request = self._request(deployment, call, body)
         with _named(deployment):
-            async with exchange(self._transport, request) as reply:
+            async with exchange(self._transport, request, rules) as reply:
                 if reply.status >= 400:
                     await _raise_for(reply, deployment)
                 elif call.facts.stream and not reply.is_stream and call.facts.path in _STREAMED:
@@ -40,7 +43,9 @@ class OpenAIBackend:
                     )
                 yield reply
 
-    def _request(self, deployment: Deployment, call: Call) -> OutboundRequest:
+    def _request(
+        self, deployment: Deployment, call: Call, body: Mapping[str, object]
+    ) -> OutboundRequest:
         endpoint = deployment.endpoint
         headers = [
             ("content-type", "application/json"),
@@ -55,9 +60,19 @@ class OpenAIBackend:
             method="POST",
             url=f"{endpoint.base_url}{call.facts.path}",
             headers=headers,
-            body=encode_object({**call.body, "model": deployment.upstream_name}),
+            body=encode_object({**body, "model": deployment.upstream_name}),
             timeouts=self._timeouts,
         )
+
+
+def _streaming(call: Call) -> tuple[Mapping[str, object], ChatRules]:
+    """Return the body and what its stream may hold: the ledger wants usage, the client may not."""
+    if not call.facts.stream or call.facts.path not in _STREAMED:
+        return call.body, ChatRules()
+    options = with_usage(call.body)
+    if options is None:
+        return call.body, ChatRules()
+    return {**call.body, "stream_options": options}, ChatRules(hides_usage=True)
 
 
 @contextmanager

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import anyio
+
+from router.dispatch.faults import fault_of
 from router.dispatch.meter import Meter
-from router.domain import Call, Endpoint, ModelName, Ranked
-from router.errors import NoEndpoint
+from router.domain import Call, Endpoint, ModelName, Outcome, Ranked
+from router.errors import DeadlineExceeded, NoEndpoint
+from router.fleet.breaker import Fault
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
 from shared.http.errors import ApiError
@@ -43,6 +48,7 @@ class Dispatcher:
         sinks: Sequence[OutcomeSink],
         clock: Clock,
         max_attempts: int = 2,
+        deadline_s: float = 600.0,
     ) -> None:
         self._fleet = fleet
         self._policy = policy
@@ -50,6 +56,7 @@ class Dispatcher:
         self._sinks = sinks
         self._clock = clock
         self._max_attempts = max_attempts
+        self._deadline_s = deadline_s
 
     @asynccontextmanager
     async def dispatch(self, call: Call) -> AsyncIterator[Dispatched]:
@@ -58,54 +65,94 @@ class Dispatcher:
         Raises:
             ApiError: no candidate, or the last attempt's error, with `x-iir-attempts` on it.
         """
+        started = self._clock()
         resolution = self._fleet.resolve(call.facts.model, call.facts.zone)
         ranking = self._policy.rank(call.facts, resolution.candidates)[: self._max_attempts]
         if not ranking:
             raise NoEndpoint("No endpoint of this model is fit for the request now.")
-        for number, ranked in enumerate(ranking, 1):
-            committed = False
-            sent_at = self._clock()
-            try:
-                async with self._attempt(call, ranked, number) as reply:
-                    committed = True
-                    yield Dispatched(reply, resolution.model, ranked, number, sent_at)
-                    return
-            except ApiError as error:
-                if committed:
-                    raise
-                if not error.is_retryable or number == len(ranking):
-                    error.headers += _route_headers(ranked, resolution.model, number)
-                    raise
+        tried: list[Ranked] = []
+        # one deadline for all attempts; a stream that has begun may take as long as it takes
+        with anyio.move_on_after(self._deadline_s) as limit:
+            async with self._first_reply(call, resolution.model, ranking, tried, limit) as found:
+                yield found
+        if limit.cancelled_caught:
+            waited_s = self._clock() - started
+            error = DeadlineExceeded(
+                f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
+            )
+            raise _explained(error, tried[-1], resolution.model, len(tried))
 
     @asynccontextmanager
-    async def _attempt(self, call: Call, ranked: Ranked, number: int) -> AsyncIterator[Reply]:
+    async def _first_reply(
+        self,
+        call: Call,
+        model: ModelName,
+        ranking: Sequence[Ranked],
+        tried: list[Ranked],
+        limit: anyio.CancelScope,
+    ) -> AsyncIterator[Dispatched]:
+        """Try one after the other, noting each in `tried`; the first reply lifts the limit."""
+        for number, ranked in enumerate(ranking, 1):
+            tried.append(ranked)
+            sent_at = self._clock()
+            try:
+                async with self._attempt(call, ranked, number, limit) as reply:
+                    limit.deadline = math.inf
+                    yield Dispatched(reply, model, ranked, number, sent_at)
+                    return
+            except ApiError as error:
+                if limit.deadline == math.inf:
+                    raise
+                if not error.is_retryable or number == len(ranking):
+                    raise _explained(error, ranked, model, number) from error
+
+    @asynccontextmanager
+    async def _attempt(
+        self, call: Call, ranked: Ranked, number: int, limit: anyio.CancelScope
+    ) -> AsyncIterator[Reply]:
         deployment = ranked.candidate.deployment
         endpoint = deployment.endpoint
         meter = Meter(self._clock)
-        with self._fleet.track(endpoint.id):
+        fault: Fault | None = Fault.NONE
+        with self._fleet.track(deployment):
             try:
                 async with self._backend(endpoint).send(deployment, call) as reply:
-                    meter.status = reply.status
-                    reply.chunks = meter.watch(reply.chunks)
+                    meter.take(reply)
                     yield reply
+                fault = fault_of(meter.failure)
             except ApiError as error:
-                meter.error = error.code
-                meter.status = meter.status or error.status
+                meter.fail(error)
+                fault = fault_of(error)
                 raise
             except (asyncio.CancelledError, GeneratorExit):
-                meter.error = "abandoned"
+                meter.error = "deadline_exceeded" if limit.cancel_called else "abandoned"
+                fault = Fault.MODEL if limit.cancel_called else Fault.NONE if meter.status else None
                 raise
             finally:
-                outcome = meter.outcome(endpoint.id, number)
-                self._policy.observe(call.facts, outcome)
-                for sink in self._sinks:
-                    sink.record(call.facts, outcome)
+                self._fleet.breakers.end(endpoint.id, deployment.upstream_name, fault)
+                self._settle(call, meter.outcome(endpoint.id, number))
 
     def _backend(self, endpoint: Endpoint) -> Backend:
         found = self._backends.get(endpoint.backend)
         if found is None:  # its row is a newer version's, or was written by hand
             raise NoEndpoint(f"Nothing here speaks the dialect {endpoint.backend!r}.")
         return found
+
+    def _settle(self, call: Call, outcome: Outcome) -> None:
+        self._policy.observe(call.facts, outcome)
+        for sink in self._sinks:
+            sink.record(call.facts, outcome)
+
+
+def _explained(error: ApiError, ranked: Ranked, model: ModelName, attempts: int) -> ApiError:
+    """Return the error with the way it took.
+
+    After several attempts of ours the client shall not multiply them by its own.
+    """
+    error.headers += _route_headers(ranked, model, attempts)
+    if attempts > 1:
+        error.headers += (("x-should-retry", "false"),)
+    return error
 
 
 def _route_headers(ranked: Ranked, model: ModelName, attempts: int) -> tuple[tuple[str, str], ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 import msgspec
 
 from router.domain import EndpointId, Outcome
 from shared.http.errors import ApiError
+from shared.http.exchange import Reply
 from shared.kit.clock import Clock
 
 # An upstream may report anything; counters can't go down, and the registry's integers have an end.
@@ -20,12 +21,7 @@ class _Usage(msgspec.Struct):
     completion_tokens: _Tokens | None = None
 
 
-class _WithUsage(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-_decode_usage = msgspec.json.Decoder(_WithUsage).decode
-_KEPT_BYTES = 64 * 1024
+_decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
 class Meter:
@@ -35,26 +31,36 @@ class Meter:
         self._clock = clock
         self._started = clock()
         self._ttft_s: float | None = None
-        self._last = b""
+        self._usage: Callable[[], bytes | None] = lambda: None
         self.status = 0
         self.error: str | None = None
+        self.failure: ApiError | None = None
 
-    async def watch(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Pass the chunks on."""
+    def take(self, reply: Reply) -> None:
+        """Watch this reply from now on."""
+        self.status = reply.status
+        self._usage = reply.usage
+        reply.chunks = self._watch(reply.chunks)
+
+    async def _watch(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         try:
             async for chunk in chunks:
                 if self._ttft_s is None:
                     self._ttft_s = self._clock() - self._started
-                if b'"usage"' in chunk:
-                    self._last = chunk
                 yield chunk
         except ApiError as exc:
-            self.error = exc.code
+            self.fail(exc)
             raise
+
+    def fail(self, error: ApiError) -> None:
+        """Note what ended the attempt."""
+        self.failure = error
+        self.error = error.code
+        self.status = self.status or error.status
 
     def outcome(self, endpoint: EndpointId, attempt: int) -> Outcome:
         """Return what became of the attempt."""
-        usage = self._usage()
+        usage = self._reported()
         return Outcome(
             endpoint=endpoint,
             attempt=attempt,
@@ -66,12 +72,11 @@ class Meter:
             error=self.error,
         )
 
-    def _usage(self) -> _Usage | None:
-        if not self._last or len(self._last) > _KEPT_BYTES:
+    def _reported(self) -> _Usage | None:
+        usage = self._usage()
+        if usage is None:
             return None
-        events = reversed(self._last.split(b"\n\n"))
-        last = next(event for event in events if b'"usage"' in event)
         try:
-            return _decode_usage(last.removeprefix(b"data: ")).usage
+            return _decode_usage(usage)
         except (msgspec.DecodeError, RecursionError):
             return None

@@ -8,7 +8,7 @@ import structlog
 
 from router.fleet.address import check_agent_url
 from router.fleet.membership import Member
-from router.fleet.registry import Fleet
+from router.fleet.registry import Fleet, agent_endpoint_id
 from router.ports import LeaseStore
 from shared.contracts.agents import PROTOCOL_VERSION, Heartbeat, LeaseGrant, Registration
 from shared.http.errors import BadRequest, Conflict, NotFound
@@ -67,6 +67,8 @@ class LeaseDesk:
             self._log.warning("registration_not_saved", agent=name, reason=str(exc))
         self._fleet.membership.register(row_id, name, agent_id, registration, lease_id)
         self._fleet.patch()
+        # whatever failed before was another life of it
+        self._fleet.breakers.forget(agent_endpoint_id(name))
         self._log.info("agent_registered", agent=name, models=len(registration.models))
         return self._grant(lease_id)
 

@@ -25,10 +25,18 @@ from router.domain import (
     Provider,
     Zone,
 )
-from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, ZoneRefused
+from router.errors import (
+    AgentUnavailable,
+    CircuitOpen,
+    NoEndpoint,
+    ProviderNotConfigured,
+    ZoneRefused,
+)
+from router.fleet.breaker import Breakers
 from router.fleet.membership import LeaseState, Member, Membership
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotFound, ModelNotPulled
+from shared.kit.clock import monotonic
 
 AGENT_DIALECT = "agent"
 # Rows of the registry have 100 unless the user says otherwise: what runs on one's own machine first.
@@ -61,8 +69,11 @@ class ListedModel:
 class Fleet:
     """All endpoints that this process knows. Methods never await, so each is atomic."""
 
-    def __init__(self, membership: Membership, endpoint_of: EndpointOf) -> None:
+    def __init__(
+        self, membership: Membership, endpoint_of: EndpointOf, breakers: Breakers | None = None
+    ) -> None:
         self._membership = membership
+        self.breakers = Breakers(monotonic) if breakers is None else breakers
         self._endpoint_of = endpoint_of
         self._in_flight: dict[EndpointId, int] = {}
         self._agent_index: dict[str, dict[int, AgentModel]] = {}
@@ -117,6 +128,7 @@ class Fleet:
             ProviderNotConfigured: its provider has no credential here.
             ZoneRefused: candidates exist, but outside the zone.
             NoEndpoint: it has no deployment.
+            CircuitOpen: all candidates are spared after failures.
         """
         problems: list[Exception] = []
         entry = self._entries.get(name)
@@ -145,11 +157,13 @@ class Fleet:
             raise ZoneRefused(
                 f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}."
             )
-        return Resolution(ModelName(model), allowed)
+        return Resolution(ModelName(model), self._sound(allowed))
 
     @contextmanager
-    def track(self, endpoint: EndpointId) -> Iterator[None]:
-        """Count one request in flight."""
+    def track(self, deployment: Deployment) -> Iterator[None]:
+        """Count one request in flight, and tell the breakers that it was sent."""
+        endpoint = deployment.endpoint.id
+        self.breakers.begin(endpoint, deployment.upstream_name)
         self._in_flight[endpoint] = self._in_flight.get(endpoint, 0) + 1
         try:
             yield
@@ -186,6 +200,27 @@ class Fleet:
                         model.context_tokens,
                     )
         return sorted(listed.values(), key=lambda model: model.id)
+
+    def _sound(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        """Return the candidates whose breakers let a request through."""
+        if not self.breakers:
+            return candidates
+        waits: list[float] = []
+        found: list[Candidate] = []
+        for candidate in candidates:
+            deployment = candidate.deployment
+            wait_s = self.breakers.wait_s(deployment.endpoint.id, deployment.upstream_name)
+            if wait_s is None:
+                found.append(candidate)
+            else:
+                waits.append(wait_s)
+        if not found:
+            raise CircuitOpen(
+                "Every endpoint of this model has failed several times in a row, so it is spared for "
+                "a moment. Look at the router's log, or: iir doctor",
+                retry_after_s=min(waits),
+            )
+        return tuple(found)
 
     def _list(self, row_id: int, models: tuple[AgentModel, ...]) -> None:
         self._agent_names[row_id] = models
@@ -277,7 +312,7 @@ class Fleet:
     def _agent_candidate(
         self, member: Member, model: AgentModel, priority: int, state: LeaseState
     ) -> Candidate:
-        endpoint_id = EndpointId(f"agent:{member.name}")
+        endpoint_id = agent_endpoint_id(member.name)
         endpoint = Endpoint(
             id=endpoint_id,
             base_url=f"{member.registration.base_url}/v1",
@@ -307,6 +342,11 @@ def _distinct(found: list[Candidate]) -> list[Candidate]:
         if key not in best or deployment.priority < best[key].deployment.priority:
             best[key] = candidate
     return list(best.values())
+
+
+def agent_endpoint_id(name: str) -> EndpointId:
+    """Return the endpoint of the agent with this name."""
+    return EndpointId(f"agent:{name}")
 
 
 def _names(models: tuple[AgentModel, ...]) -> set[str]:

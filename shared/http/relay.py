@@ -67,17 +67,21 @@ async def relay(reply: Reply, send: Send, headers: Sequence[tuple[bytes, bytes]]
     except ApiError as error:
         if not reply.is_stream:
             raise
-        await send({"type": "http.response.body", "body": error.event(), "more_body": True})
+        await _send_part(send, reply.error_event(error))
     except asyncio.CancelledError:
         if reply.is_stream:
-            await _say_goodbye(send)
+            await _say_goodbye(reply, send)
         raise
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _say_goodbye(send: Send) -> None:
+async def _send_part(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _say_goodbye(reply: Reply, send: Send) -> None:
     """End a stream that the service can't finish; a client that left gets nothing of it."""
     error = ShuttingDown("The service is stopping before the answer is complete. Ask again.")
     with anyio.move_on_after(_GOODBYE_S, shield=True):
-        await send({"type": "http.response.body", "body": error.event(), "more_body": True})
+        await _send_part(send, reply.error_event(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -13,9 +13,11 @@ import msgspec
 from shared.http.errors import BadRequest, InvalidJson
 
 MAX_MODEL_NAME = 256
+_NULL = msgspec.Raw(b"null")
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
+_decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_flag = msgspec.json.Decoder(bool | None).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -80,3 +82,20 @@ def wants_stream(values: Mapping[str, msgspec.Raw]) -> bool:
         return bool(_decode_flag(raw))
     except msgspec.DecodeError:
         raise BadRequest("The field `stream` must be true or false.", param="stream") from None
+
+
+def with_usage(values: Mapping[str, msgspec.Raw]) -> msgspec.Raw | None:
+    """Return `stream_options` that ask for the usage chunk; None if the client asked itself.
+
+    Raises:
+        BadRequest: `stream_options` is no object.
+    """
+    try:
+        options = _decode_options(values.get("stream_options", _NULL)) or {}
+    except msgspec.DecodeError:
+        raise BadRequest(
+            "The field `stream_options` must be an object.", param="stream_options"
+        ) from None
+    if bytes(options.get("include_usage", _NULL)) == b"true":
+        return None
+    return msgspec.Raw(_encode({**options, "include_usage": True}))

@@ -54,7 +54,9 @@ def starter(home: Path) -> StartRouter:
     async def start(
         *, upstream: str | None = None, models: tuple[str, ...] = (), **overrides: Any
     ) -> AsyncIterator[RunningRouter]:
-        settings = load_settings(iir_home=home, **overrides)
+        settings = load_settings(
+            iir_home=home, **{"router_breaker_failures": 1_000_000, **overrides}
+        )
         _install(Path(settings.store_url.removeprefix("sqlite:///")))
         router = Router(settings)
         async with (

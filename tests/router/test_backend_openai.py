@@ -104,7 +104,12 @@ async def test_a_stream_comes_back_byte_for_byte(start_router: StartRouter) -> N
         answer = await router.client.post(CHAT, json=body)
         assert answer.content == load_cassette(cassette("chat_stream"))[0].answer
         messages: Messages = MESSAGES
-        stream = await sdk.chat.completions.create(model="gpt-4.1", messages=messages, stream=True)
+        stream = await sdk.chat.completions.create(
+            model="gpt-4.1",
+            messages=messages,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
         chunks = [chunk async for chunk in stream]
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "Hello!"
         assert chunks[-1].usage is not None
@@ -121,7 +126,8 @@ async def test_a_stream_that_breaks_off_is_no_normal_end(
         replaying(cassette("chat_stream"), cut_after=cut_after) as (url, _),
         start_router(openai_base_url=url) as router,
     ):
-        answer = await router.client.post(CHAT, json=chat("gpt-4.1", stream=True))
+        body = chat("gpt-4.1", stream=True, stream_options={"include_usage": True})
+        answer = await router.client.post(CHAT, json=body)
         recorded = load_cassette(cassette("chat_stream"))[0].pieces()
         assert answer.content.startswith(b"".join(recorded[:cut_after]))
         assert error_event_of(answer.content)["code"] == "upstream_interrupted"

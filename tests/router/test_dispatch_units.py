@@ -55,43 +55,36 @@ async def send(*chunks: bytes, error: ApiError | None = None) -> AsyncIterator[b
         raise error
 
 
-async def metered(*chunks: bytes, error: ApiError | None = None) -> Outcome:
+async def metered(
+    *chunks: bytes, error: ApiError | None = None, usage: bytes | None = None
+) -> Outcome:
     meter = Meter(FakeClock())
+    reply = Reply(200, [], send(*chunks, error=error), is_stream=True, usage=lambda: usage)
+    meter.take(reply)
     try:
-        assert [chunk async for chunk in meter.watch(send(*chunks, error=error))] == list(chunks)
+        assert [chunk async for chunk in reply.chunks] == list(chunks)
     except ApiError as raised:
         assert raised is error
     return meter.outcome(EndpointId("e"), 1)
 
 
-USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4}}'
-
-
 @pytest.mark.parametrize(
-    ("chunks", "tokens"),
+    ("usage", "tokens"),
     [
-        ((b'{"choices":[],' + USAGE,), (3, 4)),
-        ((b'data: {"a":1}\n\n', b"data: {" + USAGE + b"\n\n", b"data: [DONE]\n\n"), (3, 4)),
-        ((b'data: {"a":1}\n\ndata: {' + USAGE + b"\n\ndata: [DONE]\n\n",), (3, 4)),
-        ((b'data: {"usage":null}\n\n', b"data: {" + USAGE + b"\n\n"), (3, 4)),
-        ((b'data: {"usage":null}\n\n',), (None, None)),
-        ((b'data: {"a":1}\n\n',), (None, None)),
-        ((b'{"usage":{"prompt_tokens":3}}',), (3, None)),
-        ((b'{"usage":{"prompt_tokens":-3}}',), (None, None)),
-        ((b'{"usage":{"prompt_tokens":1e99}}',), (None, None)),
-        ((b'{"usage":{"prompt_tokens":' + b"9" * 30 + b"}}",), (None, None)),
-        ((b'{"usage":7}',), (None, None)),
-        ((b"data: {" + USAGE + b"\n\ndata: [DONE]\n\n",), (3, 4)),
-        ((b'broken "usage"',), (None, None)),
-        ((b'{"usage":' + b"[" * 60_000,), (None, None)),
-        ((b"x" * 70_000 + b'"usage"',), (None, None)),
-        ((), (None, None)),
+        (b'{"prompt_tokens":3,"completion_tokens":4}', (3, 4)),
+        (b'{"prompt_tokens":3}', (3, None)),
+        (b'{"prompt_tokens":-3}', (None, None)),
+        (b'{"prompt_tokens":1e99}', (None, None)),
+        (b'{"prompt_tokens":' + b"9" * 30 + b"}", (None, None)),
+        (b"7", (None, None)),
+        (b"[" * 60_000, (None, None)),
+        (None, (None, None)),
     ],
 )
 async def test_the_tokens_that_an_upstream_reports(
-    chunks: tuple[bytes, ...], tokens: tuple[int | None, int | None]
+    usage: bytes | None, tokens: tuple[int | None, int | None]
 ) -> None:
-    outcome = await metered(*chunks)
+    outcome = await metered(b"x", usage=usage)
     assert (outcome.input_tokens, outcome.output_tokens) == tokens
 
 

@@ -14,8 +14,10 @@ from shared.http.errors import (
     UpstreamFailed,
     UpstreamInterrupted,
 )
-from shared.http.exchange import HELD_BYTES, exchange, is_envelope, upstream_error
+from shared.http.exchange import HELD_BYTES, exchange
+from shared.http.streams import ChatRules, MessagesRules, ResponsesRules, StreamRules
 from shared.http.transport import InboundResponse, OutboundRequest, Transport
+from shared.http.upstream_errors import is_envelope, upstream_error
 
 SSE = ((b"Content-Type", b"text/event-stream; charset=utf-8"),)
 JSON = ((b"content-type", b"application/json"),)
@@ -101,7 +103,7 @@ async def test_events_pass_byte_for_byte_up_to_done() -> None:
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 async def test_any_cut_of_a_stream_gives_the_same_bytes(size: int, end: bytes) -> None:
-    odd = b": note\n\nevent: ping\ndata: {}\n\nid: 4\nretry: 1\n\ndata:{}\n\n"
+    odd = b": note\n\nid: 4\ndata: {}x\n\n".replace(b"{}x", CHUNK[6:-2])
     data = (CHUNK + odd + USAGE + DONE).replace(b"\n", end)
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     found, error = await parts_of(FakeTransport(*pieces))
@@ -110,12 +112,92 @@ async def test_any_cut_of_a_stream_gives_the_same_bytes(size: int, end: bytes) -
     assert b"".join(found) in {data, data.removesuffix(b"\n") if end == b"\r\n" else data}
 
 
+BREAKS_SDKS = [
+    b"retry: 3000\n\n",
+    b"id: 1\n\n",
+    b"event: ping\n\n",
+    b"id: 4\nretry: 1\n\n",
+    b"data:\n\n",
+    b"data: \n\n",
+    b"data: {}\n\n",
+    b"event: ping\ndata: {}\n\n",
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("event", BREAKS_SDKS)
+async def test_what_breaks_sdks_is_dropped(event: bytes, size: int) -> None:
+    data = event + CHUNK + event + event + USAGE + DONE
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    found, error = await parts_of(FakeTransport(*pieces))
+    assert (b"".join(found), error) == (CHUNK + USAGE + DONE, None)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: {\n\n",
+        b"data: nonsense\n\n",
+        b"data: [1]\n\n",
+        b'data: {"a":"\xff"}\n\n',
+        b"data: <p>\n\n",
+    ],
+)
+async def test_what_is_no_json_ends_the_stream_with_an_error(event: bytes) -> None:
+    found, error = await parts_of(FakeTransport(CHUNK, event, CHUNK, DONE))
+    assert found == [CHUNK]
+    assert isinstance(error, UpstreamFailed)
+
+
+async def test_usage_is_noted_and_hidden_from_who_did_not_ask() -> None:
+    hiding = ChatRules(hides_usage=True)
+    for rules, seen in ((None, CHUNK + USAGE + DONE), (hiding, CHUNK + DONE)):
+        async with exchange(FakeTransport(CHUNK, USAGE + DONE), REQUEST, rules) as reply:
+            assert b"".join([part async for part in reply.chunks]) == seen
+            assert json.loads(reply.usage() or b"") == {"prompt_tokens": 1, "completion_tokens": 2}
+
+
+RESPONSE_EVENTS = (
+    b'event: response.created\ndata: {"type":"response.created","sequence_number":0}\n\n',
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a"}\n\n',
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"error":null}}\n\n',
+)
+MESSAGE_EVENTS = (
+    b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n',
+    b'event: ping\ndata: {"type": "ping"}\n\n',
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+)
+
+
+@pytest.mark.parametrize(
+    ("rules", "events"), [(ResponsesRules(), RESPONSE_EVENTS), (MessagesRules(), MESSAGE_EVENTS)]
+)
+async def test_other_apis_end_in_their_own_way(
+    rules: StreamRules, events: tuple[bytes, ...]
+) -> None:
+    transport = FakeTransport(*events, DONE, CHUNK)
+    async with exchange(transport, REQUEST, rules) as reply:
+        assert [part async for part in reply.chunks] == list(events)
+    async with exchange(FakeTransport(*events[:-1]), REQUEST, rules) as reply:
+        with pytest.raises(UpstreamInterrupted):
+            _ = [part async for part in reply.chunks]
+    with pytest.raises(UpstreamAnswer, match="broke"):
+        async with exchange(FakeTransport(ERRORS["openai"]), REQUEST, rules):
+            raise AssertionError("committed")
+
+
+def test_anthropic_sdks_get_their_own_error_event() -> None:
+    event = MessagesRules().error_event(UpstreamInterrupted("gone"))
+    assert event.startswith(b"event: error\n")
+    assert json.loads(event.split(b"data: ")[1])["error"]["message"] == "gone"
+
+
 async def test_the_first_part_is_there_before_the_second_arrives() -> None:
     transport = FakeTransport(b": wait\n\n", b"event: x\n\n", CHUNK, CHUNK, DONE)
     async with exchange(transport, REQUEST) as reply:
         assert (reply.status, reply.is_stream, reply.is_whole) == (200, True, False)
         assert transport.read == 3
-        assert await reply.chunks.__anext__() == b": wait\n\nevent: x\n\n" + CHUNK
+        assert await reply.chunks.__anext__() == b": wait\n\n" + CHUNK
         assert await reply.chunks.__anext__() == CHUNK
 
 
@@ -124,7 +206,7 @@ async def test_a_stream_may_be_nothing_but_its_end() -> None:
 
 
 async def test_an_end_without_its_blank_line_is_one() -> None:
-    for last in (b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\r\n"):
+    for last in (b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\n"):
         assert await parts_of(FakeTransport(CHUNK, last)) == ([CHUNK, DONE], None)
 
 
@@ -208,7 +290,6 @@ async def test_an_error_in_a_stream_comes_once_and_ends_it(event: bytes, togethe
         b'data: {"choices":[{"delta":{"content":"an error event: error"}}]}\n\n',
         b'data: {"choices":[{"finish_reason":"error"}]}\n\n',
         b": error\n\n",
-        b'data: {"error\n\n',
     ],
 )
 async def test_what_only_looks_like_an_error_passes(event: bytes) -> None:

@@ -1,0 +1,48 @@
+"""The less loaded of two picked at random: nearly as even as looking at all, and no herd.
+
+Several routers that all pick the endpoint with the least to do pick the same one; two random picks
+spread them (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from router.domain import Candidate, Ranked, RequestFacts
+from router.policies import POLICIES
+from router.ports import RoutingPolicy
+
+
+@POLICIES.register("power_of_two")
+class PowerOfTwo(RoutingPolicy):
+    """Sound before suspect, then by priority; among siblings the less loaded of two random ones."""
+
+    def __init__(self, rng: Random) -> None:
+        """Take the source of chance."""
+        self._rng = rng
+
+    def rank(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[Ranked]:
+        """See `RoutingPolicy.rank`."""
+        if len(candidates) == 1:
+            return (Ranked(candidates[0], "only"),)
+        order = list(candidates)
+        self._rng.shuffle(order)
+        order.sort(key=lambda each: (each.is_suspect, each.deployment.priority))
+        if (
+            len(order) > 1
+            and _class(order[0]) == _class(order[1])
+            and _load(order[1]) < _load(order[0])
+        ):
+            order[0], order[1] = order[1], order[0]
+        return [Ranked(candidate, "power-of-two") for candidate in order]
+
+
+def _class(candidate: Candidate) -> tuple[bool, int]:
+    return candidate.is_suspect, candidate.deployment.priority
+
+
+def _load(candidate: Candidate) -> float:
+    """Return the requests that one of weight 1 would have, this one included."""
+    load = candidate.load.in_flight + candidate.load.queued + 1
+    return load / max(candidate.deployment.weight, 1e-9)

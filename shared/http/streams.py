@@ -1,0 +1,232 @@
+"""What the event stream of each API may hold, and what becomes of the rest.
+
+Events pass as they came. Only what breaks the SDKs is dropped or turned into one error: fields
+without data, empty data, data that is no JSON or no UTF-8, errors in shapes of other engines, an end
+without the API's own end (observed with openai-python 3.54 and openai-node 6.49).
+
+Per event this costs the framing and one partial decode; nothing is serialised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from enum import Enum
+from typing import Protocol
+
+import msgspec
+
+from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted
+from shared.http.sse import SseFramer, event_data
+from shared.http.transport import InboundResponse
+from shared.http.upstream_errors import is_error, status_of, upstream_error
+
+# Comments before the first event are held until it comes, so that an error there can fail over.
+_HELD_BYTES = 8 * 1024 * 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NULL = msgspec.Raw(b"null")
+DONE = b"[DONE]"
+
+
+class Top(msgspec.Struct):
+    """The top level of an event's JSON, as far as anybody here looks at it."""
+
+    error: msgspec.Raw = _NULL
+    object: msgspec.Raw = _NULL
+    type: msgspec.Raw = _NULL
+    choices: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
+
+
+_decode = msgspec.json.Decoder(Top).decode
+
+
+class Verdict(Enum):
+    """What becomes of an event."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    DROP = "drop"
+    LAST = "last"
+
+
+class StreamRules(Protocol):
+    """The rules of one API; an instance serves any number of streams."""
+
+    def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
+        """Judge an event that holds a JSON object.
+
+        Raises:
+            ApiError: it reports an error, which the client has to get in another shape.
+        """
+        ...
+
+    def error_event(self, error: ApiError) -> bytes:
+        """Return the event on which this API's SDKs raise."""
+        ...
+
+
+class ChatRules:
+    """Chat and text completions; `[DONE]` ends them.
+
+    `hides_usage`: the client did not ask for the chunk with the usage, which many would stumble
+    over, since it has no choices.
+    """
+
+    def __init__(self, *, hides_usage: bool = False) -> None:
+        self._hides_usage = hides_usage
+
+    def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
+        """See `StreamRules.judge`."""
+        if is_error(top.error, top.object) or _has_line(event, b"event: error", b"event:error"):
+            raise upstream_error(status_of(data), data)
+        if data == b"{}":
+            return Verdict.DROP  # a ping: SDKs make a chunk without choices of it
+        if self._hides_usage and top.usage != _NULL and bytes(top.choices) == b"[]":
+            return Verdict.DROP
+        return Verdict.PASS
+
+    def error_event(self, error: ApiError) -> bytes:
+        """See `StreamRules.error_event`."""
+        return error.event()
+
+
+class ResponsesRules:
+    """OpenAI's Responses: named events, of which one of three ends the stream."""
+
+    _LAST = frozenset(
+        {b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"'}
+    )
+
+    def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
+        """See `StreamRules.judge`."""
+        del event
+        kind = bytes(top.type)
+        if kind not in self._LAST and is_error(top.error, top.object):
+            raise upstream_error(status_of(data), data)
+        return Verdict.LAST if kind in self._LAST else Verdict.PASS
+
+    def error_event(self, error: ApiError) -> bytes:
+        """See `StreamRules.error_event`: SDKs yield this API's own error events, and raise on this."""
+        return error.event()
+
+
+class MessagesRules:
+    """Anthropic's Messages: named events; `message_stop` ends them."""
+
+    def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
+        """See `StreamRules.judge`."""
+        del event
+        kind = bytes(top.type)
+        if kind in {b'"message_stop"', b'"error"'}:
+            return Verdict.LAST
+        if kind == b"null" and is_error(top.error, top.object):
+            raise upstream_error(status_of(data), data)
+        return Verdict.PASS
+
+    def error_event(self, error: ApiError) -> bytes:
+        """See `StreamRules.error_event`; Anthropic's SDK raises on events of this name only."""
+        body = {"type": "error", "error": {"type": "api_error", "message": error.message}}
+        return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
+
+
+class EventStream:
+    """One stream on its way: whole events, up to and with the last.
+
+    `usage` is the usage object that went by last, as JSON, whether or not the client got it.
+    """
+
+    def __init__(self, response: InboundResponse, rules: StreamRules) -> None:
+        self._response = response
+        self._rules = rules
+        self._framer = SseFramer()
+        self._has_begun = False
+        self.usage: bytes | None = None
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """Yield events, several at once where they came at once; the first part has one with data.
+
+        Raises:
+            ApiError: the upstream reported an error, sent what is no event, or broke off.
+        """
+        held = b""
+        async for chunk in self._response.chunks():
+            passed, failure, is_done = self._judge_all(self._feed(chunk))
+            if not self._has_begun:
+                if failure is not None:
+                    raise failure
+                held += passed
+                if len(held) > _HELD_BYTES:
+                    raise UpstreamFailed("The upstream's stream does not come to its first event.")
+                continue
+            if held or passed:
+                yield held + passed
+                held = b""
+            if failure is not None:
+                raise failure
+            if is_done:
+                return
+        yield self._ending(held)
+
+    def _feed(self, chunk: bytes) -> list[bytes]:
+        events = self._framer.feed(chunk)
+        if events and not self._has_begun:
+            # SDKs would lose the first event with it
+            events[0] = events[0].removeprefix(_BYTE_ORDER_MARK)
+        return events
+
+    def _ending(self, held: bytes) -> bytes:
+        """Return the last event if only its blank line is missing.
+
+        Raises:
+            UpstreamInterrupted: the stream ended before it was done.
+        """
+        passed, failure, is_done = self._judge_all([self._framer.pending])
+        if failure is None and is_done:
+            return held + passed.rstrip(b"\r\n") + b"\n\n"
+        raise UpstreamInterrupted("The upstream ended its stream before it was done.")
+
+    def _judge_all(self, events: Sequence[bytes]) -> tuple[bytes, ApiError | None, bool]:
+        """Return what may pass, the error that follows it, and whether the stream is done with it."""
+        passed: list[bytes] = []
+        for event in events:
+            try:
+                verdict = self._judge(event)
+            except ApiError as error:
+                return b"".join(passed), error, False
+            if verdict is not Verdict.DROP:
+                passed.append(event)
+            if verdict is Verdict.LAST:
+                return b"".join(passed), None, True
+        return passed[0] if len(passed) == 1 else b"".join(passed), None, False
+
+    def _judge(self, event: bytes) -> Verdict:
+        data = event_data(event)
+        if data is None:
+            # `retry:`, `id:` and names without data make the SDKs parse nothing, and fail
+            return Verdict.PASS if _is_comment(event) else Verdict.DROP
+        if data == DONE:
+            self._has_begun = True
+            return Verdict.LAST
+        if not data or data.isspace():
+            return Verdict.DROP
+        top = self._decoded(data)
+        if top.usage != _NULL:
+            self.usage = bytes(top.usage)
+        verdict = self._rules.judge(event, data, top)
+        self._has_begun = True
+        return verdict
+
+    def _decoded(self, data: bytes) -> Top:
+        try:
+            if not data.isascii():
+                data.decode()
+            return _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise UpstreamFailed("The upstream sent an event that is no JSON object.") from None
+
+
+def _is_comment(event: bytes) -> bool:
+    return all(not line or line.startswith(b":") for line in event.splitlines())
+
+
+def _has_line(event: bytes, *lines: bytes) -> bool:
+    return not event.startswith(b"data:") and any(line in event.splitlines() for line in lines)
