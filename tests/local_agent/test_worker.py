@@ -119,7 +119,7 @@ async def test_loading_has_a_limit_that_grows_with_the_weights(
     with weights.open("wb") as file:
         file.truncate(1024**3)  # sparse
     stage.prober.is_up = False
-    stage.limit(loading_s=0.0, loading_s_per_gib=0.02)
+    stage.limit(loading_s=0.0, loading_s_per_gib=0.4)
     async with begun(stage, stage.deployment(weights=weights)) as watched:
         await watched.until(S.BACKOFF)
         assert watched.worker.status.reason == "it was not ready within 0 s"
