@@ -236,7 +236,7 @@ async def test_a_fresh_install_is_open_and_the_first_key_ends_that(
         assert (await scene.client.post(CHAT, json=chat())).status_code == 200
 
         text = scene.router.write(key())
-        with anyio.fail_after(3):
+        with anyio.fail_after(1):
             while (await scene.client.post(CHAT, json=chat())).status_code != 401:
                 await asyncio.sleep(0.02)
         for path in OPEN:
