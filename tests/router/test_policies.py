@@ -103,6 +103,52 @@ def test_a_ranking_is_a_permutation(candidates: list[Candidate], seed: int) -> N
     assert keys == sorted(keys)
 
 
+def ranked(name: str, times: int, *candidates: Candidate) -> list[list[str]]:
+    POLICIES.discover("router.policies")
+    policy = POLICIES[name](Random(0))
+    orders = [policy.rank(FACTS, candidates) for _ in range(times)]
+    return [[one.candidate.deployment.endpoint.id for one in order] for order in orders]
+
+
+def test_priority_is_a_fixed_order() -> None:
+    busy = candidate("b", priority=10, in_flight=99)
+    suspect = candidate("s", priority=1, is_suspect=True)
+    candidates = (suspect, candidate("c", priority=20), candidate("a", priority=10), busy)
+    assert ranked("priority", 2, *candidates) == [["a", "b", "c", "s"]] * 2
+    assert ranked("priority", 1) == [[]]
+
+
+def test_round_robin_lets_siblings_take_turns() -> None:
+    candidates = [candidate(name) for name in "abc"]
+    later = candidate("later", priority=200)
+    suspect = candidate("suspect", priority=1, is_suspect=True)
+    orders = ranked("round_robin", 10, *candidates, later, suspect)
+    assert {order[0] for order in orders} == {"a", "b", "c"}
+    assert all(order[3:] == ["later", "suspect"] for order in orders)
+    assert ranked("round_robin", 1) == [[]]
+
+
+def test_power_of_two_takes_the_less_loaded_of_two() -> None:
+    busy, idle = candidate("busy", in_flight=9), candidate("idle", queued=1)
+    assert ranked("power_of_two", 20, busy, idle) == [["idle", "busy"]] * 20
+    heavy = candidate("heavy", weight=8, in_flight=9)
+    assert ranked("power_of_two", 20, heavy, idle) == [["heavy", "idle"]] * 20
+    crowd = [candidate(str(load), in_flight=load) for load in range(8)]
+    firsts = [order[0] for order in ranked("power_of_two", 200, *crowd)]
+    assert "7" not in firsts
+    assert len(set(firsts)) > 4
+
+
+def test_power_of_two_keeps_to_priority_and_soundness() -> None:
+    preferred = candidate("preferred", priority=1, in_flight=9)
+    later = candidate("later", priority=2)
+    suspect = candidate("suspect", priority=0, is_suspect=True)
+    expected = ["preferred", "later", "suspect"]
+    assert ranked("power_of_two", 20, later, suspect, preferred) == [expected] * 20
+    assert ranked("power_of_two", 1, preferred) == [["preferred"]]
+    assert ranked("power_of_two", 1) == [[]]
+
+
 def test_it_learns_nothing() -> None:
     policy = LeastInFlight(Random(0))
     outcome = Outcome(endpoint=EndpointId("a"), attempt=1, status=200, ttft_s=None, total_s=1.0)

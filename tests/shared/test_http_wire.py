@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.http.errors import BadRequest, InvalidJson
-from shared.http.wire import decode_object, encode_object, model_name, wants_stream
+from shared.http.wire import decode_object, encode_object, model_name, wants_stream, with_usage
 
 JSON = st.recursive(
     st.none()
@@ -160,3 +160,27 @@ def test_any_other_stream_is_refused(raw: bytes) -> None:
     with pytest.raises(BadRequest) as refused:
         wants_stream(decode_object(b'{"stream":' + raw + b"}"))
     assert refused.value.param == "stream"
+
+
+@pytest.mark.parametrize(
+    ("raw", "options"),
+    [
+        (b"", {"include_usage": True}),
+        (b'"stream_options":null', {"include_usage": True}),
+        (b'"stream_options":{}', {"include_usage": True}),
+        (b'"stream_options":{"include_usage":false,"x":1}', {"include_usage": True, "x": 1}),
+        (b'"stream_options":{"include_usage":true}', None),
+    ],
+)
+def test_usage_is_asked_for_unless_the_client_did(
+    raw: bytes, options: dict[str, object] | None
+) -> None:
+    found = with_usage(decode_object(b"{" + raw + b"}"))
+    assert (found if found is None else json.loads(bytes(found))) == options
+
+
+@pytest.mark.parametrize("raw", [b"1", b"[]", b'"x"', b"true"])
+def test_other_stream_options_are_refused(raw: bytes) -> None:
+    with pytest.raises(BadRequest) as refused:
+        with_usage(decode_object(b'{"stream_options":' + raw + b"}"))
+    assert refused.value.param == "stream_options"
