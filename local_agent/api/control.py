@@ -78,6 +78,10 @@ def health_routes(
         body = {"status": "ready" if ready else "starting", "lease": lease_status()}
         return JSONResponse(body, 200 if ready else 503)
 
+    # load balancers and uptime checks ask like this
+    for path, answer in (("/health", health), ("/livez", livez), ("/readyz", readyz)):
+        routes.head(path, include_in_schema=False)(answer)
+
     @routes.get("/metrics", summary="Prometheus metrics")
     @allow(Need.DATA)
     async def metrics() -> Response:

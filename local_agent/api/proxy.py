@@ -21,10 +21,9 @@ from shared.http.errors import (
 )
 from shared.http.exchange import Reply, exchange
 from shared.http.guard import request_context
-from shared.http.headers import retry_after_s
 from shared.http.relay import relay, while_connected
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import is_envelope, upstream_error
+from shared.http.upstream_errors import upstream_error
 from shared.http.wire import decode_object, encode_object, model_name, wants_stream
 
 INFERENCE_PATHS = ("/chat/completions", "/completions", "/embeddings")
@@ -102,7 +101,7 @@ class Proxy:
         try:
             async with exchange(self._transport, request) as reply:
                 if reply.status >= 400:
-                    await _make_readable(reply)
+                    await _raise_for(reply)
                 is_committed = True
                 yield reply
         except (UpstreamUnreachable, UpstreamInterrupted) as error:
@@ -114,17 +113,11 @@ class Proxy:
             ) from error
 
 
-async def _make_readable(reply: Reply) -> None:
-    """Leave an engine's readable error as it is; translate every other shape."""
+async def _raise_for(reply: Reply) -> None:
+    """Raise the engine's error, in the one shape; a refused credential is no business of the client's."""
     body = b"".join([chunk async for chunk in reply.chunks])
-    if not is_envelope(body) or reply.status in {401, 403}:
-        status = 502 if reply.status in {401, 403} else reply.status
-        raise upstream_error(status, body, retry_after_s=retry_after_s(reply.headers))
-    reply.chunks, reply.is_whole = _once(body), True
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+    status = 502 if reply.status in {401, 403} else reply.status
+    raise upstream_error(status, body, reply.headers)
 
 
 class InferenceRoutes:

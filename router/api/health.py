@@ -52,6 +52,10 @@ def health_routes(fleet: Fleet, readiness: Readiness, registry: CollectorRegistr
         }
         return JSONResponse(body, 200 if is_ready else 503)
 
+    # load balancers and uptime checks ask like this
+    for path, answer in (("/health", health), ("/livez", livez), ("/readyz", readyz)):
+        routes.head(path, include_in_schema=False)(answer)
+
     @routes.get("/metrics", summary="Prometheus metrics")
     @allow(Scope.ADMIN, "metrics")
     async def metrics() -> Response:

@@ -10,10 +10,9 @@ from router.domain import Call, Deployment
 from router.errors import AgentUnavailable
 from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed, UpstreamUnreachable
 from shared.http.exchange import Reply, exchange
-from shared.http.headers import retry_after_s
 from shared.http.streams import ChatRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import is_envelope, is_retryable, upstream_error
+from shared.http.upstream_errors import upstream_error
 from shared.http.wire import encode_object, with_usage
 
 # An SDK that asked for a stream takes anything else for a stream without events.
@@ -91,17 +90,15 @@ def _named(deployment: Deployment) -> Iterator[None]:
 
 
 async def _raise_for(reply: Reply, deployment: Deployment) -> None:
-    """Raise what another endpoint may do better; return for an error that is the client's own."""
+    """Raise the endpoint's error; whether another one may do better stands in it."""
+    endpoint = deployment.endpoint
     if reply.status in {401, 403}:
         raise UpstreamCredentialRefused(
-            f"The endpoint {deployment.endpoint.id!r} did not accept the router's credential. Its "
-            "operator has to check it: iir doctor."
+            f"The endpoint {endpoint.id!r} did not accept the router's credential. Its operator has "
+            "to check it: iir doctor."
         )
     body = b"".join([chunk async for chunk in reply.chunks])
-    if is_retryable(reply.status) or not is_envelope(body):
-        raise upstream_error(reply.status, body, retry_after_s=retry_after_s(reply.headers))
-    reply.chunks, reply.is_whole = _once(body), True
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+    error = upstream_error(reply.status, body, reply.headers)
+    if endpoint.is_agent and reply.error_origin is not None:
+        error.origin = reply.error_origin
+    raise error

@@ -150,7 +150,7 @@ def _explained(error: ApiError, ranked: Ranked, model: ModelName, attempts: int)
     After several attempts of ours the client shall not multiply them by its own.
     """
     error.headers += _route_headers(ranked, model, attempts)
-    if attempts > 1:
+    if attempts > 1 and not any(name == "x-should-retry" for name, _ in error.headers):
         error.headers += (("x-should-retry", "false"),)
     return error
 

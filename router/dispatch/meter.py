@@ -55,7 +55,7 @@ class Meter:
     def fail(self, error: ApiError) -> None:
         """Note what ended the attempt."""
         self.failure = error
-        self.error = error.code
+        self.error = error.code[:64]  # an upstream's own codes have no bound
         self.status = self.status or error.status
 
     def outcome(self, endpoint: EndpointId, attempt: int) -> Outcome:

@@ -79,8 +79,10 @@ class RouterMetrics:
 
 def _bounded(outcome: Outcome) -> str:
     """Return an outcome as a label: an upstream's own error codes are not ours to bound."""
+    if 400 <= outcome.status < 500:
+        return "http_4xx"
     if outcome.error is None:
-        return "ok" if outcome.status < 400 else f"http_{outcome.status // 100}xx"
+        return "ok" if outcome.status < 400 else "http_5xx"
     if outcome.error == "abandoned" or outcome.error.startswith("upstream_"):
         return outcome.error
     return "upstream_error"

@@ -15,7 +15,7 @@ import psutil
 
 from scripts.devstack.errors import ServiceEnded
 from scripts.devstack.record import Identity, kill, with_descendants
-from scripts.devstack.text import say, tail
+from scripts.devstack.text import say, shown, tail
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -58,13 +58,13 @@ class Child:
             if code >= 0 and not is_up():
                 raise ServiceEnded(
                     f"the {self.name} ended during its start (exit code {code}); "
-                    f"the end of {self._log}:\n{tail(self._log)}"
+                    f"the end of {shown(self._log)}:\n{tail(self._log)}"
                 )
             if time.monotonic() - started > HEALTHY_S:
                 pause_s = self._first_pause_s
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             say(
-                f"the {self.name} ended ({how}); it starts again in {pause_s:.0f} s; log: {self._log}"
+                f"the {self.name} ended ({how}); it starts again in {pause_s:.0f} s; log: {shown(self._log)}"
             )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -248,9 +248,12 @@ class UpstreamCredentialRefused(ApiError):
 
 
 class UpstreamAnswer(ApiError):
-    """An error that the endpoint answered: its status, type, code and message."""
+    """An error that the endpoint answered: its status, type, code and message, its headers.
 
-    origin = "upstream"
+    `raw` is the body for the client, where the endpoint's own will do.
+    """
+
+    origin: Origin = "upstream"
 
     def __init__(
         self,
@@ -260,14 +263,24 @@ class UpstreamAnswer(ApiError):
         type_: str,
         code: str | None,
         is_retryable: bool,
-        retry_after_s: float | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+        raw: bytes | None = None,
     ) -> None:
         """Take the answer's parts; a missing `code` becomes `upstream_error`."""
-        super().__init__(message, retry_after_s=retry_after_s)
+        super().__init__(message, headers=headers)
+        self._raw = raw
         self.status = status
         self.type = type_
         self.code = code or "upstream_error"
         self.is_retryable = is_retryable
+
+    def body(self) -> bytes:
+        """See `ApiError.body`."""
+        return super().body() if self._raw is None else self._raw
+
+    def event(self) -> bytes:
+        """See `ApiError.event`; a body of several lines would be several lines of an event."""
+        return b"data: " + msgspec.json.format(self.body(), indent=-1) + b"\n\n"
 
 
 class UpstreamInterrupted(ApiError):

@@ -7,13 +7,13 @@ document is of no use to anybody; event streams are entered at their first event
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
 
-from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted
+from shared.http.errors import ApiError, Origin, UpstreamFailed, UpstreamInterrupted
 from shared.http.headers import find_header, pass_on
 from shared.http.streams import ChatRules, EventStream, StreamRules
 from shared.http.transport import InboundResponse, OutboundRequest, Transport
@@ -25,6 +25,7 @@ HELD_BYTES = 8 * 1024 * 1024
 # A longer one is not parsed for an error that it may report in spite of its status.
 _PARSED_BYTES = 256 * 1024
 _NULL = msgspec.Raw(b"null")
+_ORIGINS: Mapping[bytes, Origin] = {b"agent": "agent", b"client": "client", b"upstream": "upstream"}
 
 
 class _Whole(msgspec.Struct):
@@ -43,6 +44,7 @@ class Reply:
     `chunks` raises `ApiError` if the upstream breaks off. `headers` are filtered: safe to pass on.
     `is_whole`: `chunks` is the whole answer, at once, and can't fail any more. `usage` returns the
     usage object as JSON, once it went by. `error_event` renders an error for the open stream.
+    `error_origin` is whom an agent names as the cause of its error.
     """
 
     status: int
@@ -52,6 +54,7 @@ class Reply:
     is_whole: bool = False
     usage: Callable[[], bytes | None] = lambda: None
     error_event: Callable[[ApiError], bytes] = ApiError.event
+    error_origin: Origin | None = None
 
 
 @asynccontextmanager
@@ -107,6 +110,7 @@ async def _held(response: InboundResponse, content_type: bytes) -> Reply:
         is_stream=False,
         is_whole=is_whole,
         usage=lambda: usage,
+        error_origin=_ORIGINS.get(find_header(response.headers, b"x-iir-error-origin") or b""),
     )
 
 

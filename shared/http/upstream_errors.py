@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from shared.http.errors import UpstreamAnswer
@@ -20,10 +22,6 @@ class _ErrorObject(msgspec.Struct):
     code: str | int | None = None
 
 
-class _Envelope(msgspec.Struct):
-    error: _ErrorObject
-
-
 class _AnyShape(msgspec.Struct):
     error: _ErrorObject | str | None = None
     message: str = ""
@@ -31,7 +29,9 @@ class _AnyShape(msgspec.Struct):
     code: str | int | None = None
 
 
-_decode_envelope = msgspec.json.Decoder(_Envelope, strict=False).decode
+_decode_objects = msgspec.json.Decoder(dict[str, dict[str, msgspec.Raw]]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_NULL = msgspec.Raw(b"null")
 _decode_any_shape = msgspec.json.Decoder(_AnyShape, strict=False).decode
 _RETRYABLE_BELOW_500 = frozenset({408, 409, 425, 429})
 
@@ -42,26 +42,56 @@ def is_retryable(status: int) -> bool:
 
 
 def upstream_error(
-    status: int, body: bytes, *, retry_after_s: float | None = None
+    status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> UpstreamAnswer:
     """Translate an upstream's error answer, of whatever shape, into an error of ours.
 
-    A JSON error keeps its message, type and code (vLLM's numeric codes become text); anything else
-    is replaced by a sentence with the status, since it may name internal hosts.
+    A whole envelope goes on byte for byte. One that lacks keys, or has a number for its code (vLLM,
+    llama.cpp), is completed and keeps whatever else it says. Anything else is replaced by a sentence
+    with the status, since it may name internal hosts.
+
+    Args:
+        status: the answer's status.
+        body: its body.
+        headers: those of its headers that the client may get.
     """
     error = _error_object(body)
+    type_ = error.type or ("invalid_request_error" if status < 500 else "server_error")
+    code = None if error.code is None else str(error.code)
     return UpstreamAnswer(
         error.message or f"The upstream answered with status {status} and no readable reason.",
         status=status,
-        type_=error.type or ("invalid_request_error" if status < 500 else "server_error"),
-        code=None if error.code is None else str(error.code),
+        type_=type_,
+        code=code,
         is_retryable=is_retryable(status),
-        retry_after_s=retry_after_s,
+        headers=tuple(
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in headers
+            if name != b"content-type"
+        ),
+        raw=_completed(body, type_, code),
     )
+
+
+def _completed(body: bytes, type_: str, code: str | None) -> bytes | None:
+    """Return the envelope with all its keys; the body itself if nothing is missing, None if alien."""
+    try:
+        found = _decode_objects(body)["error"]
+        message = _decode_text(found["message"])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return None
+    is_number = bytes(found.get("code", _NULL))[:1] not in {b'"', b"n"}
+    if not message:
+        return None
+    if not is_number and found.keys() >= {"message", "type", "param", "code"}:
+        return body
+    error = {"param": None, **found, "type": type_, "code": code}
+    return msgspec.json.encode({"error": error})
 
 
 def _error_object(body: bytes) -> _ErrorObject:
     try:
+        body.decode()  # msgspec does not look into the raw values
         found = _decode_any_shape(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _ErrorObject()
@@ -76,11 +106,3 @@ def status_of(body: bytes) -> int:
     is_status = len(code) == 3 and code.isascii() and code.isdigit() and 400 <= int(code) < 600
     # what the upstream thinks of the router's credential is not the client's business
     return int(code) if is_status and code not in {"401", "403"} else 502
-
-
-def is_envelope(body: bytes) -> bool:
-    """Tell whether an error's body can go to the client as it is: `{"error": {"message": …}}`."""
-    try:
-        return bool(_decode_envelope(body).error.message)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False

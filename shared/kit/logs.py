@@ -55,12 +55,18 @@ def configure_logs(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
     # their information is ours already, or noise
     for name in ("uvicorn.error", "alembic", "httpx", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Pass all but uvicorn's words for a stop that took as long as it may: the requests say it."""
+    return "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 def places(error: BaseException) -> list[str]:

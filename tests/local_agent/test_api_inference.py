@@ -153,7 +153,7 @@ async def test_the_sdk_chats_streams_completes_and_embeds(start_agent: StartAgen
 FAILURES: list[tuple[str, int, object]] = [
     ("status:code=500,shape=html", 500, "upstream_error"),
     ("status:code=400,shape=openai", 400, "simulated"),
-    ("status:code=400,shape=persona", 400, 400),
+    ("status:code=400,shape=persona", 400, "400"),
     ("status:code=401,shape=openai", 502, "simulated"),
     ("status:code=403,shape=text", 502, "upstream_error"),
     ("status:code=429,shape=openai,retry_after=7", 429, "simulated"),
