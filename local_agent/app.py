@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from random import Random
 
 import anyio
@@ -50,6 +48,7 @@ from shared.http.serve import PortTaken, bind, run
 from shared.http.transport import Timeouts
 from shared.kit.clock import monotonic, wall_time
 from shared.kit.logs import configure_logs
+from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -131,22 +130,21 @@ class Agent:
     async def running(self) -> AsyncIterator[None]:
         """Carry the workers and the lease until the end; then no process is left."""
         run_file = self.settings.iir_home / "run" / "agent.json"
-        _write_run_file(run_file, self._port)
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._supervise)
-                tasks.start_soon(self._hold_lease)
-                self._is_ready = True
-                yield
-                self._is_ready = False
-                await self.lease.release()
-                await self.supervisor.drain_and_stop(0)
-                tasks.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._router.aclose()
-                await self._transport.aclose()
-            run_file.unlink(missing_ok=True)
+        with announced(run_file, host=self.settings.agent_host, port=self._port):
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._supervise)
+                    tasks.start_soon(self._hold_lease)
+                    self._is_ready = True
+                    yield
+                    self._is_ready = False
+                    await self.lease.release()
+                    await self.supervisor.drain_and_stop(0)
+                    tasks.cancel_scope.cancel()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._router.aclose()
+                    await self._transport.aclose()
 
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
@@ -292,14 +290,6 @@ def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
     if config.drain_s is None or "agent_drain_s" in settings.model_fields_set:
         return settings.agent_drain_s
     return config.drain_s
-
-
-def _write_run_file(path: Path, port: int) -> None:
-    """Tell the command line on which port this agent answers."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({"port": port}), encoding="utf-8")
-    draft.replace(path)
 
 
 def _refuse_unreachable(settings: AgentSettings) -> None:

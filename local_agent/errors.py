@@ -18,7 +18,7 @@ class ModelOnItsWay(ModelLoading):
 
 
 class WorkerGone(Unavailable):
-    """The worker ended under the request; another one is on its way."""
+    """The worker ended, under the request or before it; another one is on its way."""
 
     code = "worker_gone"
     origin = "agent"

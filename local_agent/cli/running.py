@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
 # The agent's default, and where it goes when that is taken.
@@ -82,7 +83,7 @@ def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
     Args:
         host: the agent's own host setting; an address that means all becomes loopback.
         port: the agent's own port setting; None or 0: not known.
-        run_file: JSON with the `port` of the running agent, if it wrote one.
+        run_file: what the running agent wrote of its address, if it did.
     """
     ports = (port,) if port else _known_ports(run_file)
     name = _bracketed(_ANY_ADDRESS.get(host, host))
@@ -90,11 +91,8 @@ def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
 
 
 def _known_ports(run_file: Path) -> tuple[int, ...]:
-    try:
-        port = json.loads(run_file.read_text(encoding="utf-8"))["port"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return _USUAL_PORTS
-    return (port,) if isinstance(port, int) else _USUAL_PORTS
+    found = read_run_file(run_file)
+    return _USUAL_PORTS if found is None else (found.port,)
 
 
 def _bracketed(host: str) -> str:

@@ -37,7 +37,7 @@ class ChecksumMismatch(PullError):
 
 
 class NotGguf(PullError):
-    """A `.gguf` file without GGUF's magic bytes."""
+    """Not a `.gguf` file, or one without GGUF's magic bytes."""
 
 
 class NotEnoughSpace(PullError):

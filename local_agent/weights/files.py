@@ -54,12 +54,16 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """What a source gave: a file (or a link) in the model's folder, not yet under its name."""
+    """What a source gave: a file (or a link) in the model's folder, not yet under its name.
+
+    `is_checked` says whether there was a checksum to compare with.
+    """
 
     path: Path
     name: str
     sha256: str | None
     size_bytes: int
+    is_checked: bool
 
 
 def disk_free(folder: Path) -> int:
@@ -116,14 +120,23 @@ def check_digest(actual: str, expected: str, what: str) -> None:
         )
 
 
-def check_gguf(path: Path, name: str) -> None:
-    """Check a `.gguf` file's magic bytes; other kinds pass.
+def check_gguf_name(name: str) -> None:
+    """Check, before anything is downloaded, that an engine here could run the file.
 
     Raises:
-        NotGguf: it starts with something else.
+        NotGguf: it is of another kind.
     """
     if not name.lower().endswith(".gguf"):
-        return
+        raise NotGguf(f"{name} can't be run here: the engines of this agent load .gguf files only")
+
+
+def check_gguf(path: Path, name: str) -> None:
+    """Check a file's ending and its magic bytes.
+
+    Raises:
+        NotGguf: it is not named, or does not start, like one.
+    """
+    check_gguf_name(name)
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise NotGguf(f"{name} is not a GGUF file (its first bytes are not 'GGUF')")

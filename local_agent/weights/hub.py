@@ -24,7 +24,7 @@ from local_agent.weights.errors import (
     SourceNotFound,
     SourceUnreachable,
 )
-from local_agent.weights.files import Fetched, Workspace, check_digest, hash_steps
+from local_agent.weights.files import Fetched, Workspace, check_digest, check_gguf_name, hash_steps
 from local_agent.weights.part import Part
 from local_agent.weights.progress import Meter, Phase, in_thread
 from local_agent.weights.source import HubSource
@@ -104,6 +104,7 @@ class Hub:
         Raises:
             PullError: by cause.
         """
+        check_gguf_name(source.file_name)
         part = Part(work.folder / f"{source.file_name}.part")
         try:
             async with self._client() as client:
@@ -115,7 +116,13 @@ class Hub:
         work.meter.begin(Phase.VERIFYING, total=part.size())
         digest = await in_thread(hash_steps(part.path), work.meter)
         self._check(part, digest, (source.sha256, facts.sha256), source.file_name)
-        return Fetched(path=part.path, name=source.file_name, sha256=digest, size_bytes=part.size())
+        return Fetched(
+            path=part.path,
+            name=source.file_name,
+            sha256=digest,
+            size_bytes=part.size(),
+            is_checked=(source.sha256 or facts.sha256) is not None,
+        )
 
     def _prepare(self, source: HubSource, facts: HubFile, part: Part, work: Workspace) -> None:
         """Decide from the part that is there what is left to download, and check the disk."""

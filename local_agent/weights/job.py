@@ -162,6 +162,7 @@ class Puller:
                 file=fetched.name,
                 sha256=fetched.sha256,
                 size_bytes=fetched.size_bytes,
+                is_checked=fetched.is_checked,
                 pulled_at=when.isoformat(timespec="seconds"),
             )
         )

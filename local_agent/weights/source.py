@@ -144,7 +144,10 @@ def _package(
     if found is None:
         raise SourceInvalid(f"{text!r} is not package:NAME==VERSION (the version must be exact)")
     if sha256 is None:
-        raise SourceInvalid(f"{text} needs the wheel's sha256")
+        raise SourceInvalid(
+            f"{text} needs the wheel's sha256: `--sha256 HEX` on the command line, `sha256: HEX` "
+            "in the YAML"
+        )
     if member is not None:
         _relative(member)
     return PackageSource(

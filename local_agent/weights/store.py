@@ -25,7 +25,10 @@ _SAFE = re.compile(r"[a-z0-9_][a-z0-9._-]{0,99}")
 
 
 class Manifest(BaseModel):
-    """What is known of pulled weights; `source` is the text that they were pulled by."""
+    """What is known of pulled weights; `source` is the text that they were pulled by.
+
+    `is_checked`: whether there was a checksum to compare with; None where it was not noted.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -34,6 +37,7 @@ class Manifest(BaseModel):
     file: str
     sha256: str | None = None
     size_bytes: int = Field(ge=0)
+    is_checked: bool | None = None
     pulled_at: str
 
 

@@ -19,6 +19,7 @@ from router.store.errors import StoreError
 from router.store.reader import RegistryReader, load_catalog
 from shared.http.origin import is_loopback
 from shared.kit.clock import wall_time
+from shared.kit.run_file import read_run_file
 
 Level = Literal["ok", "warning", "error"]
 
@@ -161,10 +162,30 @@ def _agents(registry: Registry, oldest: float) -> Iterator[Finding]:
 
 
 def _router(settings: Settings, ask: Callable[[str, int], Answer]) -> Finding:
-    if settings.router_port == 0:
-        return Finding("router", "ok", "ROUTER_PORT is 0: any free port; not looked for")
-    where = f"port {settings.router_port}"
-    answer = ask(settings.router_host, settings.router_port)
+    configured = Answer("nobody")
+    if settings.router_port:
+        configured = ask(settings.router_host, settings.router_port)
+    if configured.kind in {"nobody", "stranger"}:
+        running = _running_router(settings, ask)
+        if running is not None:
+            return running
+        if settings.router_port == 0:
+            return Finding("router", "ok", "ROUTER_PORT is 0 (any free port), and none runs")
+    return _judged(configured, f"port {settings.router_port}")
+
+
+def _running_router(settings: Settings, ask: Callable[[str, int], Answer]) -> Finding | None:
+    """Look where the router itself says that it listens, which flags may have chosen."""
+    found = read_run_file(settings.iir_home / "run" / "router.json")
+    if found is None:
+        return None
+    answer = ask(found.host or settings.router_host, found.port)
+    if answer.kind in {"nobody", "stranger"}:
+        return None  # it was killed, and left its file behind
+    return _judged(answer, f"port {found.port} (here ROUTER_PORT is {settings.router_port})")
+
+
+def _judged(answer: Answer, where: str) -> Finding:
     if answer.kind == "nobody":
         return Finding("router", "warning", f"nothing answers on {where}", "iir serve")
     if answer.kind == "stranger":

@@ -10,9 +10,9 @@ from router.cli.output import AsJson, date, write_json, write_table
 from router.cli.session import read, write
 from router.domain import Scope
 from router.store import keys
-from router.store.agents import add_agent
+from router.store.agents import add_agent, credentials_in_force, name_in_force
 from router.store.database import Connection
-from router.store.errors import InvalidValue
+from router.store.errors import InvalidValue, UnknownName
 
 app = typer.Typer(help="API keys: made, listed, revoked.", no_args_is_help=True)
 
@@ -45,14 +45,17 @@ def create(
         write_json({"name": name, "prefix": keys.parse_prefix(key), "scopes": names, "key": key})
     else:
         typer.echo(f"key of {name} ({', '.join(names)}); it is shown only now:\n{key}")
+        if Scope.AGENT in scopes:
+            text = f"`iir agents list` shows it, `iir agents revoke {name}` ends it."
+            typer.echo(text, err=True)
         if is_first:
             typer.echo("From now on the router takes no request without a key.", err=True)
 
 
 @app.command("list")
 def list_command(as_json: AsJson = False) -> None:
-    """List all keys by their public prefixes, revoked ones too."""
-    found = read(keys.list_keys)
+    """List all keys by their public prefixes, revoked ones too; agents' are not among them."""
+    found, of_agents = read(lambda c: (keys.list_keys(c), len(credentials_in_force(c))))
     if as_json:
         write_json(
             [
@@ -81,6 +84,8 @@ def list_command(as_json: AsJson = False) -> None:
         ],
         empty="no keys: the router is open to programs on this machine",
     )
+    if of_agents:
+        typer.echo(f"agents' credentials in force: {of_agents}; see `iir agents list`")
 
 
 @app.command()
@@ -88,5 +93,17 @@ def revoke(
     which: Annotated[str, typer.Argument(help="The key's prefix, or its name.")],
 ) -> None:
     """Revoke a key; running routers refuse it within a second."""
-    info = write(lambda c: keys.revoke_key(c, which))
+
+    def end(connection: Connection) -> keys.KeyInfo:
+        try:
+            return keys.revoke_key(connection, which)
+        except UnknownName:
+            agent = name_in_force(connection, which)
+            if agent is None:
+                raise
+            raise UnknownName(
+                f"this is the credential of the agent {agent}; `iir agents revoke {agent}` ends it"
+            ) from None
+
+    info = write(end)
     typer.echo(f"key {info.prefix} of {info.name} revoked")

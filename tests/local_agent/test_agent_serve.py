@@ -199,7 +199,10 @@ def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path)
     env = environment(tmp_path)
     with process(["-m", "local_agent", "serve"], env, tmp_path) as (agent, url):
         run_file = tmp_path / "run" / "agent.json"
-        assert json.loads(run_file.read_text()) == {"port": int(env["AGENT_PORT"])}
+        assert json.loads(run_file.read_text()) == {
+            "port": int(env["AGENT_PORT"]),
+            "host": "127.0.0.1",
+        }
         assert httpx.post(f"{url}/infer", json={"prompt": "a", "model": "sim"}).status_code == 200
         children = family(agent)
         assert len(children) == 1

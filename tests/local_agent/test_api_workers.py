@@ -66,6 +66,7 @@ async def test_a_killed_worker_comes_back_while_requests_hear_when(
             while (answer := await ask(agent)).status_code != 200 or not statuses:
                 statuses.add(answer.status_code)
                 if answer.status_code == 503:
+                    assert answer.json()["error"]["code"] in {"worker_gone", "model_loading"}
                     assert int(answer.headers["retry-after"]) >= 1
                     assert answer.headers["x-iir-error-origin"] == "agent"
                 await anyio.sleep(0.02)

@@ -13,6 +13,7 @@ import pytest
 
 from local_agent.domain import ModelId, Upstream, WorkerEvent, WorkerState
 from local_agent.engines import ENGINES
+from local_agent.errors import WorkerGone
 from local_agent.lifecycle import FailureRule
 from local_agent.supervisor import Supervisor
 from shared.http.errors import ModelLoading, ModelNotFound, ModelNotPulled, Unavailable
@@ -172,8 +173,12 @@ async def test_a_killed_worker_comes_back_after_its_backoff(stage: Stage) -> Non
         await settled(supervisor, S.READY)
         stage.launcher.processes[0].end(-9)
         await settled(supervisor, S.BACKOFF)
-        with pytest.raises(Unavailable, match=r"ended by SIGKILL\); next start in") as raised:
+        words = (
+            r"ended by SIGKILL\); next start in \d+ s: ask again then; `iir-agent ps` shows why$"
+        )
+        with pytest.raises(WorkerGone, match=words) as raised:
             await supervisor.ensure_ready(M, 5)
+        assert raised.value.code == "worker_gone"
         assert raised.value.retry_after_s is not None
         assert 8 <= raised.value.retry_after_s <= 12
         assert statuses(supervisor) == {"m": "failed"}

@@ -108,6 +108,7 @@ async def test_the_only_gguf_of_a_package_needs_no_name(tmp_path: Path) -> None:
         ({"a.gguf": GGUF, "b.gguf": GGUF}, None, SourceNotFound, "exactly one"),
         (None, "tiny_weights/other.gguf", SourceNotFound, "does not hold tiny_weights/other.gguf"),
         ({MEMBER: b"no weights"}, MEMBER, NotGguf, "not a GGUF file"),
+        (None, "tiny_weights/__init__.py", NotGguf, "__init__.py can't be run here"),
         ({"x/../../../.gguf": GGUF}, None, PullError, "can't be a file's name"),
     ],
 )
@@ -273,6 +274,10 @@ async def test_local_files_that_can_not_be_used(
     mine.write_bytes(GGUF)
     with pytest.raises(ChecksumMismatch):
         await pull(puller(tmp_path), [LocalSource(path=mine, sha256="0" * 64)])
+    notes = tmp_path / "notes.md"
+    notes.write_bytes(GGUF)
+    with pytest.raises(NotGguf, match=r"notes\.md can't be run here"):
+        await pull(puller(tmp_path), [LocalSource(path=notes)])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(SourceFailed, match="permissions"):
         await pull(puller(tmp_path), [LocalSource(path=mine)])

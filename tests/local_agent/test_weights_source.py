@@ -105,7 +105,7 @@ def test_other_text_is_refused(text: str) -> None:
 
 
 def test_what_goes_with_a_source_is_checked() -> None:
-    with pytest.raises(SourceInvalid, match="needs the wheel's sha256"):
+    with pytest.raises(SourceInvalid, match=r"wheel's sha256: `--sha256 HEX`.*`sha256: HEX`"):
         parse_source("package:llm-x==1", base=BASE)
     with pytest.raises(SourceInvalid, match="64 hexadecimal digits"):
         parse_source("package:llm-x==1", base=BASE, sha256="abc")

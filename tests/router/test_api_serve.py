@@ -93,6 +93,8 @@ def test_it_serves_until_it_is_told_to_stop(
         write(settings, lambda c: revoke_key(c, key))
     ports: list[int] = []
     answers: list[dict[str, Any]] = []
+    announced: list[dict[str, Any]] = []
+    run_file = settings.iir_home / "run" / "router.json"
 
     def bound(host: str, port: int) -> socket.socket:
         found = bind(host, port)
@@ -105,6 +107,7 @@ def test_it_serves_until_it_is_told_to_stop(
             time.sleep(0.01)
         with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/readyz", timeout=10) as answer:
             answers.append(json.load(answer))
+        announced.append(json.loads(run_file.read_text()))
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(router.app, "bind", bound)
@@ -113,6 +116,8 @@ def test_it_serves_until_it_is_told_to_stop(
     serve(settings)
     client.join()
     assert answers[0]["status"] == "ready"
+    assert announced == [{"port": ports[0], "host": host}]
+    assert not run_file.exists()
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["path"] for line in lines if line["event"] == "request"] == ["/readyz"]
 
@@ -134,6 +139,8 @@ def test_several_workers_agree_and_end_together(tmp_path: Path) -> None:
             while statuses(port, 1) != {200}:
                 assert time.perf_counter() < deadline
                 time.sleep(0.05)
+            run_file = tmp_path / "run" / "router.json"
+            assert json.loads(run_file.read_text())["port"] == port
             workers = psutil.Process(process.pid).children(recursive=True)
             write(settings, lambda c: create_key(c, "k", {Scope.INFERENCE}))
             time.sleep(0.7)
@@ -143,6 +150,7 @@ def test_several_workers_agree_and_end_together(tmp_path: Path) -> None:
             log = process.communicate(timeout=20)[1].decode()
     assert process.returncode == 0, log
     assert "Traceback" not in log
+    assert not run_file.exists()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 

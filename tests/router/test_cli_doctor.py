@@ -23,6 +23,7 @@ from router.store.migrate import migrate
 from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Registration
+from shared.kit.run_file import announced
 
 NOW = 2_000_000_000.0
 
@@ -163,6 +164,31 @@ def test_router(settings: Settings, answer: Answer, level: str, text: str) -> No
     assert found.level == level
     assert text in found.message
     assert found.fix is not None or level == "ok"
+
+
+@pytest.mark.parametrize("configured", ["nobody", "stranger"])
+def test_a_router_on_another_port_is_found_by_what_it_wrote(
+    settings: Settings, configured: str
+) -> None:
+    on_port = settings.model_copy(update={"router_port": 8123})
+    asked: list[tuple[str, int]] = []
+    answers = {8123: Answer(configured), 8321: Answer("ready")}  # type: ignore[arg-type]  # a kind
+
+    def ask(host: str, port: int) -> Answer:
+        asked.append((host, port))
+        return answers[port]
+
+    def look(settings: Settings) -> Finding:
+        return list(examine(settings, now=NOW, ask=ask))[-1]
+
+    with announced(settings.iir_home / "run" / "router.json", host="::1", port=8321):
+        found = look(on_port)
+        assert (found.level, "ready on port 8321" in found.message) == ("ok", True)
+        assert asked == [("127.0.0.1", 8123), ("::1", 8321)]
+        assert "ready on port 8321" in look(settings).message
+        answers[8321] = Answer("nobody")  # it was killed
+        assert "port 8123" in look(on_port).message
+        assert look(settings).message.startswith("ROUTER_PORT is 0")
 
 
 def test_command_exits_1_on_errors_only(writer: RegistryWriter, settings: Settings) -> None:

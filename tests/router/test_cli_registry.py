@@ -295,7 +295,19 @@ def test_scope_agent_makes_an_agents_credential(iir: Iir) -> None:
     assert catalog is not None
     assert catalog.is_open
     assert catalog.keys[keys.parse_prefix(credential) or ""].scopes == {Scope.AGENT}
-    assert iir("keys", "list").startswith("no keys")
+    listed = iir("keys", "list")
+    assert listed.startswith("no keys")
+    assert "agents' credentials in force: 1; see `iir agents list`" in listed
+    for which in ("mac", keys.parse_prefix(credential) or "", credential):
+        refused = iir("keys", "revoke", which, code=2)
+        assert "`iir agents revoke mac` ends it" in refused
+        assert credential not in refused
+    iir("agents", "revoke", credential)
+    assert "no key in force" in iir("keys", "revoke", "mac", code=2)
+    assert "agents" not in iir("keys", "list")
+    made = CliRunner().invoke(app, ["keys", "create", "--name", "nas", "--scope", "agent"])
+    assert "`iir agents list`" in made.stderr
+    assert "`iir agents revoke nas`" in made.stderr
     both = ("--scope", "agent", "--scope", "admin")
     assert "alone" in iir("keys", "create", "--name", "x", *both, code=2)
 
