@@ -14,12 +14,12 @@ import structlog
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from router.api.access import Access
 from router.api.agents import agent_routes
+from router.api.cors import Pages
 from router.api.docs import docs_routes
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
@@ -56,21 +56,6 @@ from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
-EXPOSED_HEADERS = (
-    "x-request-id",
-    "retry-after",
-    "retry-after-ms",
-    "x-should-retry",
-    *(
-        f"x-iir-{name}"
-        for name in ("model", "endpoint", "zone", "reason", "attempts", "error-origin")
-    ),
-    *(
-        f"x-ratelimit-{kind}-{what}"
-        for kind in ("limit", "remaining", "reset")
-        for what in ("requests", "tokens")
-    ),
-)
 
 
 class Router:
@@ -190,16 +175,7 @@ class Router:
             max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
         )
         guarded = Guard(routes, rules=rules, clock=self.clock)
-        if not rules.allowed_origins:
-            return guarded
-        # outermost, so that the pages that may call can read errors too
-        return CORSMiddleware(
-            guarded,
-            allow_origins=sorted(rules.allowed_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )
+        return Pages(guarded, rules) if rules.allowed_origins else guarded
 
     def _control_app(self, access: Access) -> FastAPI:
         """Return what is not on the hot path: health, models, agents, documentation."""

@@ -26,6 +26,7 @@ _MARK = "iir_access"
 _PREFIX_LENGTH = 8
 _KEY_START = "sk-iir-"
 _LONGEST_KEY = 256
+_HINTS = {Scope.ADMIN: " --scope admin (or open the page: ROUTER_PUBLIC_ROUTES=docs,metrics)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Access:
         if needed is not Scope.AGENT and self.is_open(scope):
             self._rules.check_origin(scope)
             return Caller()
-        key = self._key(scope)
+        key = self._key(scope, needed)
         if needed not in key.scopes:
             raise Forbidden(
                 f"This key may not do that: it lacks the scope {needed.value!r}. Make one with: "
@@ -76,18 +77,19 @@ class Access:
         if needed is not None and name not in self._public:
             request.state.caller = self.require(request.scope, needed)
 
-    def _key(self, scope: AsgiScope) -> ApiKey:
+    def _key(self, scope: AsgiScope, needed: Scope) -> ApiKey:
         given = header(scope, b"authorization")
         if given is None:
             raise Unauthorized(
                 "An API key is needed: send `Authorization: Bearer sk-iir-…`. Make one on the "
-                "router's machine with: iir keys create --name NAME"
+                f"router's machine with: iir keys create --name NAME{_HINTS.get(needed, '')}"
             )
         scheme, _, token = given.partition(b" ")
         key = self._find(token.strip()) if scheme.lower() == b"bearer" else None
         if key is None:
             raise Unauthorized(
-                "This API key is not known here, or it was revoked. List keys with: iir keys list"
+                "This API key is not known here, or it was revoked. List keys with: iir keys list; "
+                f"make one with: iir keys create --name NAME{_HINTS.get(needed, '')}"
             )
         return key
 

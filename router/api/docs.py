@@ -30,6 +30,10 @@ def docs_routes(app: FastAPI) -> APIRouter:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             for path, summary in _SUMMARIES.items():
                 schema["paths"][f"/v1{path}"] = {"post": _operation(summary)}
+            # for the page's button: a browser sends no key by itself
+            bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "sk-iir-…"}
+            schema.setdefault("components", {})["securitySchemes"] = {"key": bearer}
+            schema["security"] = [{"key": []}]
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -92,7 +92,8 @@ class Dispatcher:
         limit: anyio.CancelScope,
     ) -> AsyncIterator[Dispatched]:
         """Try one after the other, noting each in `tried`; the first reply lifts the limit."""
-        for number, ranked in enumerate(ranking, 1):
+        for number, choice in enumerate(ranking, 1):
+            ranked = choice if number == 1 else replace(choice, reason="failover")
             tried.append(ranked)
             sent_at = self._clock()
             try:

@@ -143,7 +143,10 @@ class Fleet:
         if entry is not None:
             model = entry.id
             for row in entry.deployments:
-                found += self._of_row(row, problems)
+                # what an agent offers is private work: a row of the same name must not send it
+                # elsewhere when the agent is away; that takes a name of its own
+                if agents is None or self._is_local(row):
+                    found += self._of_row(row, problems)
             if agents:
                 found = _distinct(found)
         if not found:
@@ -200,6 +203,10 @@ class Fleet:
                         model.context_tokens,
                     )
         return sorted(listed.values(), key=lambda model: model.id)
+
+    def _is_local(self, row: DeploymentEntry) -> bool:
+        provider = self._catalog.providers.get(row.provider)
+        return provider is not None and provider.zone is Zone.LOCAL
 
     def _sound(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
         """Return the candidates whose breakers let a request through."""

@@ -29,13 +29,10 @@ class PowerOfTwo(RoutingPolicy):
         order = list(candidates)
         self._rng.shuffle(order)
         order.sort(key=lambda each: (each.is_suspect, each.deployment.priority))
-        if (
-            len(order) > 1
-            and _class(order[0]) == _class(order[1])
-            and _load(order[1]) < _load(order[0])
-        ):
+        is_alone = len(order) < 2 or _class(order[0]) != _class(order[1])
+        if not is_alone and _load(order[1]) < _load(order[0]):
             order[0], order[1] = order[1], order[0]
-        return [Ranked(candidate, "power-of-two") for candidate in order]
+        return [Ranked(each, "priority" if is_alone else "power-of-two") for each in order]
 
 
 def _class(candidate: Candidate) -> tuple[bool, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from router.store.errors import StoreError, damaged, not_migrated, translated
+from router.store.errors import StoreError, not_migrated, translated
 
 __all__ = ["Connection", "Pinned", "file_of", "open_database", "use_wal"]
 
@@ -82,9 +81,6 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-_MAGIC = b"SQLite format 3\0"
-
-
 class Pinned:
     """One connection to the registry, kept until it fails or its file is replaced.
 
@@ -128,11 +124,9 @@ class Pinned:
             return None
         with translated():
             try:
-                with path.open("rb") as file:
-                    found, start = os.fstat(file.fileno()), file.read(len(_MAGIC))
+                # never opened: closing it would drop this process's locks on it (SQLite's "How To
+                # Corrupt", 2.2), and other processes' last close would delete the log under us
+                found = path.stat()
             except FileNotFoundError:
                 raise not_migrated() from None
-        # SQLite itself goes on reading its log, and would not see that the file was overwritten
-        if start not in {_MAGIC, b""}:
-            raise damaged()
         return found.st_dev, found.st_ino

@@ -41,7 +41,7 @@ def snippet(router_url: str, *, needs_key: bool = False) -> str:
     messages = json.dumps([{"role": "user", "content": QUESTION}])
     ask = f'client.chat.completions.create(model="default", temperature=0, messages={messages})'
     return (
-        "from openai import OpenAI\n"
+        "from openai import OpenAI  # pip install openai\n"
         f'client = OpenAI(base_url="{router_url}/v1", api_key="{key}")\n'
         f"print({ask}.choices[0].message.content)"
     )

@@ -24,6 +24,8 @@ from shared.kit.logs import places
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _KEY = "iir"
+# asked several times a second while others wait; worth a line only when something is wrong
+_PROBES = frozenset({"/health", "/livez", "/readyz"})
 
 
 @dataclass(slots=True)
@@ -83,7 +85,8 @@ class Guard:
                 await self._fail(_stopping(), tracked, context)
         except Exception as exc:  # noqa: BLE001 - the last handler: the client gets an envelope
             await self._fail(exc, tracked, context)
-        self._log.info(
+        is_probe = scope["path"] in _PROBES and tracked.status == 200
+        (self._log.debug if is_probe else self._log.info)(
             "request",
             request_id=context.request_id,
             method=scope["method"],

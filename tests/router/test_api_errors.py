@@ -38,16 +38,19 @@ async def test_what_does_not_exist(start_router: StartRouter) -> None:
         assert error_of(model)["param"] == "model"
 
 
+PROBES = {"/health", "/livez", "/readyz"}  # uptime checks ask them by HEAD
+
+
 async def test_other_methods(start_router: StartRouter) -> None:
     async with one_engine(start_router) as scene:
         for paths, allowed in ((GETS, "GET"), (POSTS, "POST")):
             for path in paths:
                 for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "POST", "TRACE"):
-                    if method == allowed:
+                    if method == allowed or (method == "HEAD" and path in PROBES):
                         continue
                     answer = await scene.client.request(method, path)
                     assert answer.status_code == 405, (method, path)
-                    assert answer.headers["allow"] == allowed
+                    assert allowed in answer.headers["allow"]
                     assert answer.headers["x-request-id"]
                     if method == "HEAD":
                         assert answer.content == b""

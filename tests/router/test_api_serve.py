@@ -119,7 +119,7 @@ def test_it_serves_until_it_is_told_to_stop(
     assert announced == [{"port": ports[0], "host": host}]
     assert not run_file.exists()
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert [line["path"] for line in lines if line["event"] == "request"] == ["/readyz"]
+    assert [line["path"] for line in lines if line["event"] == "request"] == []
 
 
 def test_several_workers_agree_and_end_together(tmp_path: Path) -> None:

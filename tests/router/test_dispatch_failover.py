@@ -49,7 +49,7 @@ async def test_what_fails_before_the_first_byte_is_tried_elsewhere(
             assert answer.status_code == 200, fault
             assert answer.headers["x-iir-endpoint"] == "second", fault
             assert answer.headers["x-iir-attempts"] == "2"
-            assert answer.headers["x-iir-reason"] == "power-of-two"
+            assert answer.headers["x-iir-reason"] == "failover"
         assert len(scene.first.requests) == len(scene.second.requests) == len(cases)
 
 

@@ -175,7 +175,7 @@ async def test_attempts_end_with_the_first_reply() -> None:
     backend = FakeBackend(a=Unavailable("no"), b=[b"x"], c=[b"y"])
     async with dispatcher_of(fleet, backend, sink, policy).dispatch(CALL) as found:
         assert [chunk async for chunk in found.reply.chunks] == [b"x"]
-        assert (found.attempts, found.ranked.reason, found.model) == (2, "in-order", "m")
+        assert (found.attempts, found.ranked.reason, found.model) == (2, "failover", "m")
         assert fleet.in_flight() == 1
     assert fleet.in_flight() == 0
     assert [(o.endpoint, o.attempt, o.error) for o in sink.outcomes] == [

@@ -216,6 +216,24 @@ def test_a_lost_agent_is_unavailable_not_unknown(fleet: Fleet, clock: FakeClock)
     assert refused.value.retry_after_s is not None
 
 
+@pytest.mark.parametrize("name", ["tiny", "default"])
+def test_what_an_agent_offers_never_goes_to_a_cloud_by_a_row_of_its_name(
+    fleet: Fleet, clock: FakeClock, name: str
+) -> None:
+    join(fleet, 1, AgentModel(id="tiny", aliases=("default",)))
+    fleet.swap(catalog(entry(name, row("cloud"))))
+    assert endpoints(fleet, name) == ["agent:mac1"]
+    clock.now += 61
+    with pytest.raises(AgentUnavailable):
+        fleet.resolve(name)
+
+
+def test_a_name_of_its_own_may_span_an_agent_and_a_cloud(fleet: Fleet) -> None:
+    join(fleet, 1, AgentModel(id="tiny"))
+    fleet.swap(catalog(entry("either", row("local", "tiny"), row("cloud"))))
+    assert set(endpoints(fleet, "either")) == {"agent:mac1", "cloud"}
+
+
 @pytest.mark.parametrize(("priority", "expected"), [(100, 50), (10, 10)])
 def test_two_ways_to_one_place_are_one(fleet: Fleet, priority: int, expected: int) -> None:
     join(fleet, 1, AgentModel(id="tiny"))
