@@ -221,7 +221,7 @@ def test_what_an_agent_offers_never_goes_to_a_cloud_by_a_row_of_its_name(
     fleet: Fleet, clock: FakeClock, name: str
 ) -> None:
     join(fleet, 1, AgentModel(id="tiny", aliases=("default",)))
-    fleet.swap(catalog(entry(name, row("cloud"))))
+    fleet.swap(catalog(entry(name, row("openai"))))
     assert endpoints(fleet, name) == ["agent:mac1"]
     clock.now += 61
     with pytest.raises(AgentUnavailable):
@@ -230,8 +230,8 @@ def test_what_an_agent_offers_never_goes_to_a_cloud_by_a_row_of_its_name(
 
 def test_a_name_of_its_own_may_span_an_agent_and_a_cloud(fleet: Fleet) -> None:
     join(fleet, 1, AgentModel(id="tiny"))
-    fleet.swap(catalog(entry("either", row("local", "tiny"), row("cloud"))))
-    assert set(endpoints(fleet, "either")) == {"agent:mac1", "cloud"}
+    fleet.swap(catalog(entry("either", row("local", "tiny"), row("openai"))))
+    assert set(endpoints(fleet, "either")) == {"agent:mac1", "openai"}
 
 
 @pytest.mark.parametrize(("priority", "expected"), [(100, 50), (10, 10)])
