@@ -26,7 +26,8 @@ class TransportProber:
         try:
             async with self._transport.open(request) as response:
                 # read to its end, so that the connection can be used again
-                _ = [chunk async for chunk in response.chunks()]
+                while await response.read():
+                    pass
                 return response.status == 200
         except ApiError:
             return False

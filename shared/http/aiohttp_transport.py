@@ -64,7 +64,7 @@ class AiohttpTransport:
                 data=io.BytesIO(body) if len(body) > _WHOLE_BYTES else body,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=None, connect=limits.connect_s, sock_read=limits.first_byte_s
+                    total=limits.total_s, connect=limits.connect_s, sock_read=limits.first_byte_s
                 ),
                 skip_auto_headers=_NO_AUTO_HEADERS,
             )
@@ -88,6 +88,7 @@ class _Response:
     def __init__(self, response: aiohttp.ClientResponse, idle_s: float) -> None:
         self._response = response
         self._idle_s = idle_s
+        self._has_begun = False
 
     @property
     def status(self) -> int:
@@ -97,19 +98,18 @@ class _Response:
     def headers(self) -> Sequence[tuple[bytes, bytes]]:
         return self._response.raw_headers
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
+    async def read(self) -> bytes:
+        """See `InboundResponse.read`."""
         try:
-            first = await content.readany()
-            self._limit_idle_time()
-            if first:
-                yield first
-            async for chunk in content.iter_any():
-                yield chunk
+            piece = await self._response.content.readany()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
             if isinstance(exc, asyncio.TimeoutError):
                 raise UpstreamTimeout("The upstream stopped sending its answer.") from exc
             raise UpstreamInterrupted("The upstream broke off its answer.") from exc
+        if not self._has_begun:
+            self._has_begun = True
+            self._limit_idle_time()
+        return piece
 
     async def finish(self) -> None:
         """Read the empty rest of a stream that said it is done, so that its connection is kept."""

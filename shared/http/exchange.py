@@ -100,13 +100,12 @@ async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
 
 
 async def _held(response: InboundResponse, content_type: bytes) -> Reply:
-    chunks = response.chunks()
-    first, is_whole = await _hold(chunks)
+    first, is_whole = await _hold(response)
     usage = _check_whole(first[0], content_type) if is_whole and response.status == 200 else None
     return Reply(
         response.status,
         pass_on(response.headers),
-        _chained(first, chunks),
+        _chained(first, _pieces(response)),
         is_stream=False,
         is_whole=is_whole,
         usage=lambda: usage,
@@ -121,11 +120,16 @@ async def _chained(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncI
         yield chunk
 
 
-async def _hold(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
+async def _pieces(response: InboundResponse) -> AsyncIterator[bytes]:
+    while chunk := await response.read():
+        yield chunk
+
+
+async def _hold(response: InboundResponse) -> tuple[list[bytes], bool]:
     """Return the body, and whether that is all of it."""
     held: list[bytes] = []
     size = 0
-    async for chunk in chunks:
+    while chunk := await response.read():
         held.append(chunk)
         size += len(chunk)
         if size > HELD_BYTES:

@@ -148,7 +148,7 @@ class EventStream:
             ApiError: the upstream reported an error, sent what is no event, or broke off.
         """
         held = b""
-        async for chunk in self._response.chunks():
+        while chunk := await self._response.read():
             passed, failure, is_done = self._judge_all(self._feed(chunk))
             if not self._has_begun:
                 if failure is not None:

@@ -6,7 +6,7 @@ proxy settings: what is sent where is decided above. It raises only errors of `s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,11 +14,17 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Limits of one exchange, in seconds. There is no total limit: streams may be long."""
+    """Limits of one exchange, in seconds.
+
+    `connect_s`: until a connection is made. `first_byte_s`: from then to the end of the answer's
+    head and the first byte of its body. `idle_s`: between two pieces of the body. `total_s`: from
+    the start of the exchange to the last byte; None for none, since streams may be long.
+    """
 
     connect_s: float = 5.0
     first_byte_s: float = 300.0
     idle_s: float = 120.0
+    total_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +51,13 @@ class InboundResponse(Protocol):
         """Return the headers as they came."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the decoded body as it arrives; raises `UpstreamInterrupted`, `UpstreamTimeout`."""
+    async def read(self) -> bytes:
+        """Return the next piece of the decoded body, as it arrived; `b""` once it has ended.
+
+        Raises:
+            UpstreamInterrupted: the connection broke, or the body is framed wrongly.
+            UpstreamTimeout: a limit passed.
+        """
         ...
 
     async def finish(self) -> None:

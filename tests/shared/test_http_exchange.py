@@ -38,8 +38,8 @@ class FakeTransport(Transport):
         error: ApiError | None = None,
     ) -> None:
         self._status, self._headers = status, headers
-        self._chunks, self._error = chunks, error
-        self.read = 0
+        self._chunks, self._error = iter(chunks), error
+        self.reads = 0
         self.finished = self.closed = 0
 
     @property
@@ -57,12 +57,13 @@ class FakeTransport(Transport):
         finally:
             self.closed += 1
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def read(self) -> bytes:
         for chunk in self._chunks:
-            self.read += 1
-            yield chunk
+            self.reads += 1
+            return chunk
         if self._error is not None:
             raise self._error
+        return b""
 
     async def finish(self) -> None:
         self.finished += 1
@@ -96,7 +97,7 @@ async def test_events_pass_byte_for_byte_up_to_done() -> None:
     late = b'data: {"choices":[]}\n\n'
     transport = FakeTransport(CHUNK, CHUNK + USAGE, DONE + late, late)
     assert await parts_of(transport) == ([CHUNK, CHUNK + USAGE, DONE], None)
-    assert transport.read == 3
+    assert transport.reads == 3
     assert transport.finished == transport.closed == 1
 
 
@@ -196,7 +197,7 @@ async def test_the_first_part_is_there_before_the_second_arrives() -> None:
     transport = FakeTransport(b": wait\n\n", b"event: x\n\n", CHUNK, CHUNK, DONE)
     async with exchange(transport, REQUEST) as reply:
         assert (reply.status, reply.is_stream, reply.is_whole) == (200, True, False)
-        assert transport.read == 3
+        assert transport.reads == 3
         assert await reply.chunks.__anext__() == b": wait\n\n" + CHUNK
         assert await reply.chunks.__anext__() == CHUNK
 
@@ -236,7 +237,7 @@ async def test_a_stream_without_an_event_for_too_long_fails() -> None:
     comments = [b": " + b"x" * (HELD_BYTES // 4) + b"\n\n"] * 9
     transport = FakeTransport(*comments)
     assert isinstance(await failure_of(transport), UpstreamFailed)
-    assert transport.read < 6
+    assert transport.reads < 6
 
 
 async def test_an_error_in_the_first_chunk_behind_the_first_event_comes_after_it() -> None:
@@ -323,7 +324,7 @@ async def test_an_event_without_end_is_bounded() -> None:
 async def test_a_plain_answer_is_held_until_it_is_whole() -> None:
     transport = FakeTransport(b'{"a"', b":1}", headers=JSON)
     async with exchange(transport, REQUEST) as reply:
-        assert (transport.read, reply.is_stream, reply.is_whole) == (2, False, True)
+        assert (transport.reads, reply.is_stream, reply.is_whole) == (2, False, True)
         assert [part async for part in reply.chunks] == [b'{"a":1}']
     assert transport.finished == 0
 
@@ -337,7 +338,7 @@ async def test_a_long_plain_answer_is_passed_on_as_it_comes() -> None:
     block = b"x" * (HELD_BYTES // 2)
     transport = FakeTransport(block, block, block, block, headers=JSON)
     async with exchange(transport, REQUEST) as reply:
-        assert (transport.read, reply.is_whole) == (3, False)
+        assert (transport.reads, reply.is_whole) == (3, False)
         assert b"".join([part async for part in reply.chunks]) == block * 4
 
 
@@ -391,7 +392,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
 
 
 async def test_an_errors_body_is_held_whatever_it_is() -> None:
-    transport = FakeTransport(b"", b"<html>", status=502, headers=SSE)
+    transport = FakeTransport(b"<html>", status=502, headers=SSE)
     async with exchange(transport, REQUEST) as reply:
         assert (reply.status, reply.is_stream) == (502, False)
         assert [part async for part in reply.chunks] == [b"<html>"]

@@ -84,8 +84,13 @@ async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
     await asyncio.sleep(0)
 
 
+async def pieces_of(response: InboundResponse) -> AsyncIterator[bytes]:
+    while piece := await response.read():
+        yield piece
+
+
 async def body_of(response: InboundResponse) -> bytes:
-    return b"".join([chunk async for chunk in response.chunks()])
+    return b"".join([piece async for piece in pieces_of(response)])
 
 
 async def hang(_exchange: Exchange | None = None) -> None:
@@ -146,7 +151,7 @@ async def test_a_stream_that_was_finished_keeps_its_connection(transport: Transp
     async with upstream_of(send_done) as upstream:
         for _ in range(2):
             async with transport.open(upstream.ask()) as response:
-                async for _chunk in response.chunks():
+                async for _chunk in pieces_of(response):
                     break
                 await response.finish()
         assert {exchange.request.connection for exchange in upstream.exchanges} == {1}
@@ -161,7 +166,7 @@ async def test_finish_waits_for_a_moment_only(transport: Transport) -> None:
     async with upstream_of(never_end) as upstream:
         with anyio.fail_after(3):
             async with transport.open(upstream.ask()) as response:
-                async for _chunk in response.chunks():
+                async for _chunk in pieces_of(response):
                     break
                 await response.finish()
         await upstream.client_left()
@@ -176,7 +181,7 @@ async def test_an_answer_that_was_not_read_closes_its_connection(transport: Tran
 
     async with upstream_of(never_end) as upstream:
         async with transport.open(upstream.ask()) as response:
-            async for _chunk in response.chunks():
+            async for _chunk in pieces_of(response):
                 break
         await upstream.client_left()
 
@@ -192,7 +197,7 @@ async def test_chunks_come_as_they_arrive(transport: Transport) -> None:
         await exchange.end_body()
 
     async with upstream_of(in_two) as upstream, transport.open(upstream.ask()) as response:
-        chunks = response.chunks()
+        chunks = pieces_of(response)
         with anyio.fail_after(3):
             assert await chunks.__anext__() == b"first"
             go_on.set()
@@ -472,7 +477,7 @@ async def test_a_cancelled_finish_closes_the_connection(transport: Transport) ->
 
         async def call() -> None:
             async with transport.open(upstream.ask()) as response:
-                async for _chunk in response.chunks():
+                async for _chunk in pieces_of(response):
                     break
                 await response.finish()
 
@@ -491,7 +496,7 @@ async def test_finish_never_raises(transport: Transport) -> None:
         exchange.close(reset=True)
 
     async with upstream_of(cut_at_the_end) as upstream, transport.open(upstream.ask()) as response:
-        async for _chunk in response.chunks():
+        async for _chunk in pieces_of(response):
             break
         await response.finish()
 
