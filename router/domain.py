@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NewType
+from typing import Final, NewType
 
 from msgspec import Raw
 
@@ -14,6 +14,9 @@ from shared.contracts.agents import Heartbeat, Registration
 EndpointId = NewType("EndpointId", str)
 ModelName = NewType("ModelName", str)
 KeyId = NewType("KeyId", str)
+
+APIS: Final = ("chat", "completions", "embeddings", "responses", "messages")
+"""The API routes that an endpoint may speak, by name."""
 
 
 class Zone(str, Enum):
@@ -46,6 +49,19 @@ class Endpoint:
     zone: Zone
     credential: str | None = field(default=None, repr=False)
     is_agent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """How long parts of an attempt may take, in seconds; None: as the router's settings say.
+
+    To connect, until the first byte of the answer, between two chunks of it, and all in all.
+    """
+
+    connect_s: float | None = None
+    first_byte_s: float | None = None
+    idle_s: float | None = None
+    total_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +146,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """A third party as data. `dialect` names a backend; `agent` stands for all leased agents."""
+    """A third party as data. `dialect` names a backend; `agent` stands for all leased agents.
+
+    `max_in_flight` is how many requests its endpoint takes at once (None: no limit). `apis` are
+    those of `APIS` that it speaks (None: what its dialect does by default).
+    """
 
     name: str
     dialect: str
     base_url: str
     zone: Zone
     key_env: str | None = None
+    max_in_flight: int | None = None
+    apis: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +181,7 @@ class DeploymentEntry:
     weight: float = 1.0
     context_tokens: int | None = None
     capabilities: tuple[str, ...] = ()
+    limits: TimeLimits = TimeLimits()
 
 
 @dataclass(frozen=True, slots=True)

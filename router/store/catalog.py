@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 
-from router.domain import DeploymentEntry, ModelEntry, ModelName, PrefixRule, Provider, Zone
+from router.domain import (
+    DeploymentEntry,
+    ModelEntry,
+    ModelName,
+    PrefixRule,
+    Provider,
+    TimeLimits,
+    Zone,
+)
 from router.store.errors import InvalidValue, NameTaken, UnknownName
+from router.store.limits import api_names, in_flight_limit, time_limits
 from router.store.names import label, model_name, variable
 from router.store.tables import aliases as alias_table
 from router.store.tables import deployments, models, prefix_rules, providers
@@ -26,7 +35,7 @@ def add_provider(connection: Connection, provider: Provider, *, now: Clock = wal
     """Add a provider.
 
     Raises:
-        InvalidValue: a name or the base URL has a form that is not taken.
+        InvalidValue: a name, the base URL, a limit or an API has a form that is not taken.
         NameTaken: there is one with this name.
     """
     name = label(provider.name, "provider's name")
@@ -43,8 +52,22 @@ def add_provider(connection: Connection, provider: Provider, *, now: Clock = wal
             zone=provider.zone.value,
             key_env=None if provider.key_env is None else variable(provider.key_env),
             created_at=int(now()),
+            **_capacity(provider),
         )
     )
+    bump(connection, Version.CATALOG)
+
+
+def update_provider(connection: Connection, provider: Provider) -> None:
+    """Write `max_in_flight` and `apis` of the provider with this name; the rest stays as it is.
+
+    Raises:
+        UnknownName: there is none with this name.
+        InvalidValue: the limit or an API has a form that is not taken.
+    """
+    get_provider(connection, provider.name)
+    of_name = providers.c.name == provider.name
+    connection.execute(update(providers).where(of_name).values(**_capacity(provider)))
     bump(connection, Version.CATALOG)
 
 
@@ -90,6 +113,8 @@ def list_providers(connection: Connection) -> list[Provider]:
             base_url=row.base_url,
             zone=Zone(row.zone),
             key_env=row.key_env,
+            max_in_flight=row.max_in_flight,
+            apis=None if row.apis is None else tuple(row.apis),
         )
         for row in connection.execute(select(providers).order_by(providers.c.name))
     ]
@@ -106,7 +131,7 @@ def add_model(
     """Deploy a model on a provider, making the model if it is new, with its aliases.
 
     Raises:
-        InvalidValue: a name has a form that is not taken.
+        InvalidValue: a name or a limit has a form that is not taken.
         UnknownName: there is no such provider.
         NameTaken: it is deployed there already, or a name belongs to another model.
     """
@@ -172,6 +197,12 @@ def list_models(connection: Connection) -> list[ModelEntry]:
                 weight=row.weight,
                 context_tokens=row.context_tokens,
                 capabilities=tuple(row.capabilities),
+                limits=TimeLimits(
+                    connect_s=row.connect_s,
+                    first_byte_s=row.first_byte_s,
+                    idle_s=row.idle_s,
+                    total_s=row.total_s,
+                ),
             )
         )
     return [
@@ -219,6 +250,18 @@ def is_name_taken(connection: Connection, name: str) -> bool:
     return _has_model(connection, name) or _model_of(connection, name) is not None
 
 
+def _capacity(provider: Provider) -> dict[str, object]:
+    is_agents = provider.dialect == AGENT_DIALECT
+    if is_agents and (provider.max_in_flight is not None or provider.apis is not None):
+        raise InvalidValue(
+            "agents say themselves what they take: no limit and no APIs are set here"
+        )
+    return {
+        "max_in_flight": in_flight_limit(provider.max_in_flight),
+        "apis": api_names(provider.apis),
+    }
+
+
 def _columns(deployment: DeploymentEntry) -> dict[str, object]:
     return {
         "provider": deployment.provider,
@@ -227,6 +270,7 @@ def _columns(deployment: DeploymentEntry) -> dict[str, object]:
         "weight": deployment.weight,
         "context_tokens": deployment.context_tokens,
         "capabilities": list(deployment.capabilities),
+        **time_limits(deployment.limits),
     }
 
 

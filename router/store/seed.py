@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection, insert, select
 
-from router.domain import DeploymentEntry, PrefixRule, Provider, Zone
+from router.domain import DeploymentEntry, PrefixRule, Provider, TimeLimits, Zone
 from router.store.catalog import (
     add_alias,
     add_model,
@@ -38,6 +38,8 @@ class SeedProvider(_Strict):
     base_url: str = ""
     zone: Zone = Zone.CLOUD
     key_env: str | None = None
+    max_in_flight: int | None = None
+    apis: tuple[str, ...] | None = None
 
 
 class SeedRule(_Strict):
@@ -56,6 +58,10 @@ class SeedDeployment(_Strict):
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     context_tokens: int | None = Field(default=None, ge=1)
     capabilities: tuple[str, ...] = ()
+    connect_s: float | None = None
+    first_byte_s: float | None = None
+    idle_s: float | None = None
+    total_s: float | None = None
 
 
 class SeedModel(_Strict):
@@ -157,6 +163,8 @@ def _add_provider(connection: Connection, entry: SeedProvider) -> bool:
             base_url=entry.base_url,
             zone=entry.zone,
             key_env=entry.key_env,
+            max_in_flight=entry.max_in_flight,
+            apis=entry.apis,
         ),
     )
     return True
@@ -176,6 +184,12 @@ def _add_model(connection: Connection, entry: SeedModel) -> bool:
                 weight=place.weight,
                 context_tokens=place.context_tokens,
                 capabilities=place.capabilities,
+                limits=TimeLimits(
+                    connect_s=place.connect_s,
+                    first_byte_s=place.first_byte_s,
+                    idle_s=place.idle_s,
+                    total_s=place.total_s,
+                ),
             ),
         )
     for alias in entry.aliases:

@@ -50,6 +50,8 @@ providers = Table(
     Column("zone", String(16), nullable=False),
     Column("key_env", String(128)),
     Column("created_at", BigInteger, nullable=False),
+    Column("max_in_flight", Integer),
+    Column("apis", JSON(none_as_null=True)),
 )
 
 models = Table(
@@ -73,7 +75,7 @@ prefix_rules = Table(
     Column("provider", ForeignKey("providers.name", ondelete="CASCADE"), nullable=False),
 )
 
-# Prices are in US dollars per million tokens.
+# Prices are in US dollars per million tokens. NULL limits: as the router's settings say.
 deployments = Table(
     "deployments",
     metadata,
@@ -86,6 +88,10 @@ deployments = Table(
     Column("capabilities", JSON, nullable=False),
     Column("price_input", Float),
     Column("price_output", Float),
+    Column("connect_s", Float),
+    Column("first_byte_s", Float),
+    Column("idle_s", Float),
+    Column("total_s", Float),
 )
 
 agents = Table(

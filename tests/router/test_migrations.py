@@ -9,15 +9,22 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
+from router import migrations
+from router.domain import DeploymentEntry, ModelEntry, ModelName, Provider, Zone
 from router.store.errors import DamagedRegistry, NewerRegistry, NoRegistry, StoreError
 from router.store.migrate import check, migrate
 from router.store.reader import RegistryReader
@@ -127,6 +134,82 @@ def test_makes_the_tables_that_the_code_knows(tmp_path: Path) -> None:
 def test_tables_are_plain_sql_for_postgresql_too() -> None:
     for table in metadata.sorted_tables:
         assert str(CreateTable(table).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]  # untyped there
+
+
+def old_registry(path: Path, revision: str) -> None:
+    """Make a registry as an older version of the program left it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = create_engine(url_of(path))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "apis"),
+    [
+        ("https://api.openai.com", ("chat", "completions", "embeddings", "responses")),
+        ("https://proxy.example/v1", None),
+    ],
+)
+def test_upgrade_of_0001_keeps_its_rows(
+    tmp_path: Path, base_url: str, apis: tuple[str, ...] | None
+) -> None:
+    path = tmp_path / "models.db"
+    old_registry(path, "0001")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "INSERT INTO providers VALUES ('openai', 'openai', ?, 'cloud', 'KEY', 7)", [base_url]
+        )
+        connection.execute("INSERT INTO models VALUES ('m', 8)")
+        connection.execute(
+            "INSERT INTO deployments VALUES ('m', 'openai', 'm-1', 9, 2.5, 4096, '[]', NULL, NULL)"
+        )
+        connection.execute(
+            "INSERT INTO usage VALUES (1, 2.5, 'r', 'm', 'e', NULL, 'k', 1, 200, NULL, 3, 4, 5, 6)"
+        )
+        connection.commit()
+    migrate(url_of(path))
+    reader = RegistryReader(url_of(path))
+    reader.run(check)
+    catalog = reader.catalog()
+    reader.close()
+    assert catalog is not None
+    assert catalog.version == 2, "running routers see that the catalog changed"
+    assert catalog.providers["openai"] == Provider(
+        name="openai",
+        dialect="openai",
+        base_url=base_url,
+        zone=Zone.CLOUD,
+        key_env="KEY",
+        apis=apis,
+    )
+    place = DeploymentEntry(
+        provider="openai", upstream_name="m-1", priority=9, weight=2.5, context_tokens=4096
+    )
+    assert catalog.models == (ModelEntry(id=ModelName("m"), created_at=8, deployments=(place,)),)
+    with closing(sqlite3.connect(path)) as connection:
+        [row] = connection.execute("SELECT * FROM usage").fetchall()
+        assert row == (1, 2.5, "r", "m", "e", None, "k", 1, 200, None, 3, 4, 5.0, 6.0)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_migrations_are_plain_sql_for_postgresql_too() -> None:
+    # Offline mode needs neither server nor driver: it writes what would be run.
+    written = StringIO()
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    context = MigrationContext.configure(
+        dialect_name="postgresql", opts={"as_sql": True, "output_buffer": written}
+    )
+    with Operations.context(context):
+        for script in reversed(list(scripts.walk_revisions())):
+            script.module.upgrade()
+    sql = written.getvalue()
+    assert "ADD COLUMN max_in_flight INTEGER" in sql
+    assert "ADD COLUMN apis JSON" in sql
+    assert "UPDATE providers SET apis = '[" in sql
 
 
 def test_again_changes_nothing(tmp_path: Path) -> None:

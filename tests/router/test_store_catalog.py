@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from router.domain import DeploymentEntry, PrefixRule, Provider, Zone
+from router.domain import APIS, DeploymentEntry, PrefixRule, Provider, TimeLimits, Zone
 from router.store import catalog, names, urls
 from router.store.errors import InvalidValue, NameTaken, Refusal, UnknownName
 from router.store.migrate import migrate
@@ -78,6 +78,13 @@ def test_providers_are_added_listed_and_removed(writer: RegistryWriter) -> None:
         {"key_env": ""},
         {"base_url": ""},
         {"dialect": "agent"},
+        {"dialect": "agent", "base_url": "", "max_in_flight": 1},
+        {"dialect": "agent", "base_url": "", "apis": ("chat",)},
+        {"max_in_flight": 0},
+        {"max_in_flight": 1_000_001},
+        {"apis": ()},
+        {"apis": ("chat", "chat")},
+        {"apis": ("chat", "telepathy")},
     ],
 )
 def test_invalid_providers_are_refused(writer: RegistryWriter, changes: dict[str, object]) -> None:
@@ -85,6 +92,46 @@ def test_invalid_providers_are_refused(writer: RegistryWriter, changes: dict[str
     with pytest.raises(InvalidValue):
         writer.run_sync(lambda c: catalog.add_provider(c, provider(**changes)))  # type: ignore[arg-type]  # what a test changes
     assert writer.run_sync(catalog.list_providers) == []
+
+
+def test_limit_and_apis_of_a_provider_are_kept_and_changed(writer: RegistryWriter) -> None:
+    first = provider(max_in_flight=1_000_000, apis=tuple(reversed(APIS)))
+    writer.run_sync(lambda c: catalog.add_provider(c, first))
+    writer.run_sync(lambda c: catalog.add_provider(c, provider("other")))
+    [found, other] = writer.run_sync(catalog.list_providers)
+    assert found == provider(max_in_flight=1_000_000, apis=APIS)
+    assert other == provider("other")
+
+    before = version(writer)
+    # Only these two are written.
+    changed = provider(base_url="https://elsewhere.example", max_in_flight=8)
+    writer.run_sync(lambda c: catalog.update_provider(c, changed))
+    assert version(writer) > before
+    assert writer.run_sync(catalog.list_providers) == [provider(max_in_flight=8), other]
+    with pytest.raises(UnknownName, match="nobody"):
+        writer.run_sync(lambda c: catalog.update_provider(c, provider("nobody")))
+    for wrong in (provider(max_in_flight=-1), provider(apis=("speech",))):
+        with pytest.raises(InvalidValue):
+            writer.run_sync(lambda c, wrong=wrong: catalog.update_provider(c, wrong))  # type: ignore[misc]  # bound now
+
+
+def test_time_limits_of_a_deployment_are_kept(writer: RegistryWriter) -> None:
+    limits = TimeLimits(connect_s=0.5, first_byte_s=30, idle_s=86_400)
+    writer.run_sync(lambda c: catalog.add_provider(c, provider()))
+    writer.run_sync(lambda c: catalog.add_model(c, "m", on(limits=limits)))
+    writer.run_sync(lambda c: catalog.add_model(c, "n", on()))
+    places = [model.deployments for model in writer.run_sync(catalog.list_models)]
+    assert places == [(on(limits=limits),), (on(limits=TimeLimits()),)]
+
+
+@pytest.mark.parametrize("name", ["connect_s", "first_byte_s", "idle_s", "total_s"])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 86_401.0, float("inf"), float("nan")])
+def test_time_limits_that_are_refused(writer: RegistryWriter, name: str, seconds: float) -> None:
+    limits = TimeLimits(**{name: seconds})
+    writer.run_sync(lambda c: catalog.add_provider(c, provider()))
+    with pytest.raises(InvalidValue, match=f"{name} must be more than 0 and at most 86400 s"):
+        writer.run_sync(lambda c: catalog.add_model(c, "m", on(limits=limits)))
+    assert writer.run_sync(catalog.list_models) == []
 
 
 def test_models_have_deployments_and_aliases(writer: RegistryWriter) -> None:
@@ -189,6 +236,7 @@ def test_packaged_seed_is_applied_once(writer: RegistryWriter) -> None:
         base_url="https://api.openai.com",
         zone=Zone.CLOUD,
         key_env="EXTERNAL_OPENAI_KEY",
+        apis=("chat", "completions", "embeddings", "responses"),
     )
     rules = {rule.prefix: rule.provider for rule in writer.run_sync(catalog.list_prefix_rules)}
     assert rules["local"] == "local"
@@ -221,11 +269,12 @@ def test_users_seed_file_with_models(writer: RegistryWriter, tmp_path: Path) -> 
     path = tmp_path / "seed.yaml"
     path.write_text(
         "providers:\n"
-        "  - {name: acme, base_url: 'https://api.acme.example/v3/'}\n"
+        "  - {name: acme, base_url: 'https://api.acme.example/v3/', max_in_flight: 4,\n"
+        "     apis: [chat, messages]}\n"
         "models:\n"
         "  - id: big\n"
         "    aliases: [b]\n"
-        "    deployments: [{provider: acme, upstream_name: big-2026, priority: 7}]\n"
+        "    deployments: [{provider: acme, upstream_name: big-2026, priority: 7, total_s: 60}]\n"
         "  - id: small\n"
         "    aliases: [b]\n"
         "    deployments: [{provider: acme}]\n"
@@ -235,7 +284,10 @@ def test_users_seed_file_with_models(writer: RegistryWriter, tmp_path: Path) -> 
     assert writer.run_sync(lambda c: seed(c, document, only_once=True)) == 0
     big, small = writer.run_sync(catalog.list_models)
     assert big.aliases == ("b",)
-    assert big.deployments == (on(upstream="big-2026", priority=7),)
+    limits = TimeLimits(total_s=60.0)
+    assert big.deployments == (on(upstream="big-2026", priority=7, limits=limits),)
+    [acme] = writer.run_sync(catalog.list_providers)
+    assert (acme.max_in_flight, acme.apis) == (4, ("chat", "messages"))
     assert small.aliases == ()
     assert small.deployments == (on(upstream="small"),)
 
