@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from router.domain import DeploymentEntry, ModelEntry, Provider
+from router.domain import DeploymentEntry, ModelEntry, Provider, TimeLimits
 from router.store.agents import AgentInfo
 from router.store.catalog import AGENT_DIALECT
 from shared.contracts.agents import AgentModel
@@ -21,6 +21,7 @@ class ListedModel:
     zone: str
     status: str
     context_tokens: int | None
+    limits: TimeLimits = field(default_factory=TimeLimits)
 
 
 def list_served(
@@ -54,6 +55,7 @@ def list_served(
                     zone=provider.zone.value,
                     status=_status(place, provider, offered, has_credential),
                     context_tokens=place.context_tokens,
+                    limits=place.limits,
                 )
             )
     return sorted(found, key=lambda row: (row.id, row.served_by))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from router.backends import BACKENDS
 from router.cli.output import AsJson, CommandFailed, write_json, write_table
 from router.cli.session import read, write
 from router.cli.upstream_models import fetch_model_ids
-from router.domain import DeploymentEntry, Provider, Zone
+from router.domain import APIS, DeploymentEntry, Provider, Zone
 from router.settings import Settings, load_settings
 from router.store import catalog
 from router.store.agents import list_agents
@@ -21,11 +22,19 @@ from router.store.urls import api_base, normalise
 app = typer.Typer(help="Third parties as data: base URL, credential, zone.", no_args_is_help=True)
 
 _Name = Annotated[str, typer.Argument(help="The provider's name.")]
+_MaxInFlight = Annotated[
+    int | None, typer.Option(help="How many requests it takes at once.", metavar="N")
+]
+_Api = Annotated[
+    list[str] | None,
+    typer.Option(help=f"An API it speaks ({', '.join(APIS)}); may be repeated.", metavar="NAME"),
+]
 
 
 @app.command()
 def add(
     name: _Name,
+    *,
     base_url: Annotated[
         str, typer.Option(help="Where its API is; `/v1` is appended if it has no path.")
     ],
@@ -34,16 +43,61 @@ def add(
     key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the credential.")
     ] = None,
+    max_in_flight: _MaxInFlight = None,
+    api: _Api = None,
 ) -> None:
     """Add a provider."""
     known = BACKENDS.discover("router.backends")
     if dialect not in known:
         raise InvalidValue(f"no backend speaks the dialect {dialect!r}; known: {', '.join(known)}")
-    provider = Provider(name=name, dialect=dialect, base_url=base_url, zone=zone, key_env=key_env)
+    provider = Provider(
+        name=name,
+        dialect=dialect,
+        base_url=base_url,
+        zone=zone,
+        key_env=key_env,
+        max_in_flight=max_in_flight,
+        apis=tuple(api) if api else None,
+    )
     write(lambda c: catalog.add_provider(c, provider))
     typer.echo(f"provider {name} added")
     if key_env is not None and load_settings().credential(key_env) is None:
         typer.echo(f"{key_env} is not set here: the router needs it to use {name}", err=True)
+
+
+@app.command("set")
+def set_command(
+    name: _Name,
+    *,
+    max_in_flight: _MaxInFlight = None,
+    no_max_in_flight: Annotated[
+        bool, typer.Option("--no-max-in-flight", help="Take any number at once.")
+    ] = False,
+    api: _Api = None,
+    default_apis: Annotated[
+        bool, typer.Option("--default-apis", help="Speak what its dialect does by default.")
+    ] = False,
+) -> None:
+    """Change a provider's limit, or which APIs it speaks."""
+    sets_limit, sets_apis = max_in_flight is not None, bool(api)
+    if (sets_limit and no_max_in_flight) or (sets_apis and default_apis):
+        raise InvalidValue("these options contradict each other: set it, or take it back")
+    if not (sets_limit or no_max_in_flight or sets_apis or default_apis):
+        raise InvalidValue("say what to set; `iir providers set --help` shows the options")
+
+    def change(connection: Connection) -> Provider:
+        found = catalog.get_provider(connection, name)
+        if sets_limit or no_max_in_flight:
+            found = replace(found, max_in_flight=max_in_flight)
+        if sets_apis or default_apis:
+            found = replace(found, apis=tuple(api) if api else None)
+        catalog.update_provider(connection, found)
+        return catalog.get_provider(connection, name)
+
+    now = write(change)
+    most = "no limit of" if now.max_in_flight is None else f"at most {now.max_in_flight}"
+    apis = "its dialect's default" if now.apis is None else ", ".join(now.apis)
+    typer.echo(f"provider {name}: {most} requests in flight; APIs: {apis}")
 
 
 @app.command("list")
@@ -55,9 +109,17 @@ def list_command(as_json: AsJson = False) -> None:
         write_json([_as_json(provider, settings) for provider in providers])
         return
     write_table(
-        ("name", "dialect", "base URL", "zone", "credential"),
+        ("name", "dialect", "base URL", "zone", "credential", "in flight", "APIs"),
         [
-            (p.name, p.dialect, p.base_url, p.zone.value, _credential(p, settings))
+            (
+                p.name,
+                p.dialect,
+                p.base_url,
+                p.zone.value,
+                _credential(p, settings),
+                None if p.max_in_flight is None else f"at most {p.max_in_flight}",
+                ", ".join(p.apis or ()),
+            )
             for p in providers
         ],
         empty="no providers; `iir seed` adds the usual ones",
@@ -131,4 +193,6 @@ def _as_json(provider: Provider, settings: Settings) -> dict[str, object]:
         "zone": provider.zone.value,
         "key_env": provider.key_env,
         "has_credential": has_credential,
+        "max_in_flight": provider.max_in_flight,
+        "apis": None if provider.apis is None else list(provider.apis),
     }

@@ -178,12 +178,54 @@ def test_providers_are_added_listed_and_removed(iir: Iir, monkeypatch: pytest.Mo
         (("a b", "--base-url", "https://acme.example"), "provider's name"),
         (("acme", "--base-url", "https://acme.example", "--dialect", "klingon"), "openai"),
         (("acme", "--base-url", "https://acme.example", "--key-env", "A-B"), "variable"),
+        (("acme", "--base-url", "https://acme.example", "--max-in-flight", "0"), "1 to 1000000"),
+        (("acme", "--base-url", "https://acme.example", "--api", "smoke"), "responses, messages"),
     ],
 )
 def test_invalid_providers_are_one_line(iir: Iir, arguments: tuple[str, ...], message: str) -> None:
     error = iir("providers", "add", *arguments, code=2)
     assert message in error
     assert "s3cret" not in error
+
+
+def test_limit_and_apis_of_a_provider_are_set_and_taken_back(iir: Iir) -> None:
+    base = ("--base-url", "https://acme.example", "--max-in-flight", "4")
+    iir("providers", "add", "acme", *base, "--api", "messages", "--api", "chat")
+
+    def shown() -> tuple[object, object]:
+        found = {p["name"]: p for p in from_json(iir("providers", "list", "--json"))}
+        return found["acme"]["max_in_flight"], found["acme"]["apis"]
+
+    assert shown() == (4, ["chat", "messages"])
+    table = iir("providers", "list")
+    assert "at most 4" in table
+    assert "chat, messages" in table
+    change = ("providers", "set", "acme")
+    assert iir(*change, "--max-in-flight", "9").endswith(
+        "at most 9 requests in flight; APIs: chat, messages\n"
+    )
+    assert shown() == (9, ["chat", "messages"])
+    iir(*change, "--api", "responses")
+    assert shown() == (9, ["responses"])
+    assert "no limit of requests in flight; APIs: its dialect's default" in iir(
+        *change, "--no-max-in-flight", "--default-apis"
+    )
+    assert shown() == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("openai",), "say what to set"),
+        (("openai", "--max-in-flight", "2", "--no-max-in-flight"), "contradict"),
+        (("openai", "--api", "chat", "--default-apis"), "contradict"),
+        (("openai", "--api", "chat", "--api", "chat"), "twice"),
+        (("local", "--max-in-flight", "2"), "agents say themselves"),
+        (("nobody", "--default-apis"), "no provider 'nobody'"),
+    ],
+)
+def test_what_cannot_be_set_is_one_line(iir: Iir, arguments: tuple[str, ...], message: str) -> None:
+    assert message in iir("providers", "set", *arguments, code=2)
 
 
 def test_missing_credential_is_told_when_adding() -> None:
@@ -210,6 +252,7 @@ def test_models_are_added_listed_and_removed(iir: Iir, monkeypatch: pytest.Monke
         "zone": "cloud",
         "status": "no credential",
         "context_tokens": None,
+        "limits": {"connect_s": None, "first_byte_s": None, "idle_s": None, "total_s": None},
     }
     monkeypatch.setenv("EXTERNAL_OPENAI_KEY", "sk-test")
     table = iir("models", "list")
@@ -222,6 +265,16 @@ def test_models_are_added_listed_and_removed(iir: Iir, monkeypatch: pytest.Monke
     assert "gpt-x" in iir("providers", "remove", "openai", code=2)
     iir("models", "remove", "gpt-x")
     assert from_json(iir("models", "list", "--json")) == []
+
+
+def test_models_time_limits_are_shown(iir: Iir) -> None:
+    add = ("models", "add", "slow", "--provider", "openai")
+    assert "at most 86400 s" in iir(*add, "--idle-s", "nan", code=2)
+    iir(*add, "--connect-s", "0.5", "--first-byte-s", "600")
+    assert "connect 0.5 s, first_byte 600 s" in iir("models", "list")
+    [found] = from_json(iir("models", "list", "--json"))
+    assert found["limits"]["first_byte_s"] == 600
+    assert found["limits"]["total_s"] is None
 
 
 def test_agents_models_are_listed_with_their_state(
