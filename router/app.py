@@ -25,12 +25,15 @@ from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
 from router.backends import BACKENDS
+from router.dispatch.admission import Admission
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
+from router.dispatch.retry import RetryBudget
 from router.domain import Endpoint, EndpointId, Provider, Zone
 from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
+from router.fleet.prober import Prober
 from router.fleet.registry import Fleet
 from router.fleet.sync import RegistrySync
 from router.policies import POLICIES
@@ -71,11 +74,28 @@ class Router:
             Membership(clock, settings.router_lease_ttl_s),
             self._endpoint_of,
             Breakers(clock, BreakerRule(failures=settings.router_breaker_failures)),
+            Timeouts(
+                connect_s=settings.router_connect_timeout_s,
+                first_byte_s=settings.router_first_byte_timeout_s,
+                idle_s=settings.router_idle_timeout_s,
+                total_s=settings.router_total_timeout_s,
+            ),
         )
+        self.admission = Admission(
+            clock,
+            most_waiting=settings.router_queue,
+            longest_s=settings.router_queue_s,
+            processes=settings.web_concurrency,
+        )
+        BACKENDS.discover("router.backends")
+        POLICIES.discover("router.policies")
+        self.backends = {name: BACKENDS[name](self.transport) for name in BACKENDS}
+        self.prober = Prober(self.fleet, self.backends)
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
         self.metrics = RouterMetrics(self.fleet)
         self.ledger = UsageLedger(self.writer, zone_of=self._zone_of)
+        self._show_gauges()
         self.readiness = Readiness()
         self.desk = LeaseDesk(
             self.fleet,
@@ -90,22 +110,27 @@ class Router:
     def dispatcher(self) -> Dispatcher:
         """Return the dispatcher over all backends."""
         settings = self.settings
-        timeouts = Timeouts(
-            connect_s=settings.router_connect_timeout_s,
-            first_byte_s=settings.router_first_byte_timeout_s,
-            idle_s=settings.router_idle_timeout_s,
-        )
-        BACKENDS.discover("router.backends")
-        POLICIES.discover("router.policies")
         rng = Random()  # noqa: S311 - spreads load, guards nothing
         return Dispatcher(
             fleet=self.fleet,
             policy=POLICIES[settings.router_policy](rng),
-            backends={name: BACKENDS[name](self.transport, timeouts) for name in BACKENDS},
+            backends=self.backends,
             sinks=(self.metrics, self.ledger),
             clock=self.clock,
+            admission=self.admission,
+            budget=RetryBudget(share=settings.router_retry_share),
             max_attempts=settings.router_attempts,
             deadline_s=settings.router_deadline_s,
+        )
+
+    def _show_gauges(self) -> None:
+        show = self.metrics
+        show.gauge(
+            "iir_queued", "Requests that wait for an endpoint", lambda: self.admission.waiting
+        )
+        show.gauge("iir_ledger_waiting", "Ledger rows not written yet", lambda: self.ledger.waiting)
+        show.counter(
+            "iir_ledger_dropped", "Ledger rows that found no room", lambda: self.ledger.dropped
         )
 
     @asynccontextmanager
@@ -119,6 +144,8 @@ class Router:
                 poll_s = self.settings.router_catalog_poll_s
                 tasks.start_soon(self._repeat, poll_s, self._follow)
                 tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
+                if self.settings.router_probe_s:
+                    tasks.start_soon(self._repeat, self.settings.router_probe_s, self.prober.look)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
@@ -140,7 +167,7 @@ class Router:
         before = self.sync.failures
         await self.sync.look()
         self.readiness.registry = self.sync.problem or "ok"
-        self.metrics.registry_errors.inc(self.sync.failures - before)
+        self.metrics.registry_errors += self.sync.failures - before
 
     async def _flush(self) -> None:
         # a transaction goes on when its caller is cancelled: what it wrote must be ticked off
@@ -172,6 +199,8 @@ class Router:
             BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
             access=access,
             dispatcher=self.dispatcher(),
+            metrics=self.metrics,
+            keep_alive_s=settings.router_keep_alive_s,
             max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
         )
         guarded = Guard(routes, rules=rules, clock=self.clock)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NewType
@@ -10,6 +10,7 @@ from typing import Final, NewType
 from msgspec import Raw
 
 from shared.contracts.agents import Heartbeat, Registration
+from shared.http.transport import Timeouts
 
 EndpointId = NewType("EndpointId", str)
 ModelName = NewType("ModelName", str)
@@ -64,9 +65,36 @@ class TimeLimits:
     total_s: float | None = None
 
 
+API_PATHS: Final = {
+    "chat": ("/chat/completions",),
+    "completions": ("/completions",),
+    "embeddings": ("/embeddings",),
+    "responses": ("/responses",),
+    "messages": ("/messages", "/messages/count_tokens"),
+}
+"""The routes of each of `APIS`, relative to the API base. Nothing else is ever sent upstream."""
+
+DEFAULT_APIS: Final = ("chat", "completions", "embeddings")
+"""What an endpoint speaks unless it says otherwise."""
+
+
+def paths_of(apis: Iterable[str]) -> frozenset[str]:
+    """Return the routes of these APIs; a name that is not known has none."""
+    return frozenset(path for api in apis for path in API_PATHS.get(api, ()))
+
+
+DEFAULT_PATHS: Final = paths_of(DEFAULT_APIS)
+_DEFAULT_TIMEOUTS: Final = Timeouts()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A model on an endpoint: what to call it there, and how it ranks among its siblings."""
+    """A model on an endpoint: what to call it there, and how it ranks among its siblings.
+
+    `paths` are the routes that it serves. `timeouts` hold for whole answers, `stream_timeouts` for
+    streams, which have no total limit. `max_in_flight` is how many requests its `pool` takes at
+    once (None: no limit); all deployments with the same pool share its places.
+    """
 
     endpoint: Endpoint
     upstream_name: str
@@ -74,6 +102,10 @@ class Deployment:
     weight: float = 1.0
     context_tokens: int | None = None
     capabilities: tuple[str, ...] = ()
+    paths: frozenset[str] = DEFAULT_PATHS
+    timeouts: Timeouts = _DEFAULT_TIMEOUTS
+    stream_timeouts: Timeouts = _DEFAULT_TIMEOUTS
+    pool: str = ""
     max_in_flight: int | None = None
 
 
@@ -129,7 +161,11 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one attempt. Times in seconds; `error` is an error code or None."""
+    """What became of one attempt. Times in seconds; `error` is an error code or None.
+
+    A request that ended before it was sent anywhere (refused, or its client left the queue) has one
+    outcome with `attempt` 0 and no endpoint.
+    """
 
     endpoint: EndpointId
     attempt: int

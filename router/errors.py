@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ApiError, Forbidden, Unavailable
+from shared.http.errors import ApiError, Forbidden, NotFound, Unavailable
 
 
 class NoEndpoint(Unavailable):
@@ -15,6 +15,37 @@ class CircuitOpen(Unavailable):
     """Every endpoint of the model has failed too often just now."""
 
     code = "circuit_open"
+
+
+class QueueFull(ApiError):
+    """Too many requests wait for the model's endpoints already."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    is_retryable = True
+
+
+class QueueTimeout(Unavailable):
+    """No endpoint of the model came free while the request waited."""
+
+    code = "queue_timeout"
+
+
+class UpstreamBusy(ApiError):
+    """The model's endpoints asked to be left alone for a while, and it is not over."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "upstream_busy"
+    origin = "upstream"
+    is_retryable = True
+
+
+class UnsupportedApi(NotFound):
+    """The model is known, but none of its endpoints speaks the API of this route."""
+
+    code = "unsupported_api"
 
 
 class DeadlineExceeded(ApiError):

@@ -12,6 +12,7 @@ from router.domain import (
     Candidate,
     Catalog,
     Deployment,
+    Endpoint,
     EndpointId,
     LeaseBook,
     Outcome,
@@ -31,6 +32,14 @@ class Backend(Protocol):
         Leaving the context closes the upstream, whatever phase it is in. Until it is entered,
         nothing was committed, so every error may be followed by another attempt if it says so
         (`is_retryable`).
+        """
+        ...
+
+    async def probe(self, endpoint: Endpoint) -> None:
+        """Ask an endpoint whether it answers at all; the cheapest question its protocol has.
+
+        Raises:
+            ApiError: it can't be reached, or is out of order.
         """
         ...
 

@@ -76,6 +76,13 @@ class Settings(BaseServiceSettings):
     router_attempts: int = Field(
         default=2, ge=1, le=10, description="Attempts per request, on different endpoints."
     )
+    router_retry_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Further attempts that a router makes in a storm of failures, as a share of its "
+        "requests.",
+    )
     router_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="Limit for connecting to an upstream, in seconds."
     )
@@ -86,6 +93,36 @@ class Settings(BaseServiceSettings):
     )
     router_idle_timeout_s: float = Field(
         default=120.0, gt=0, description="Limit between two chunks of an upstream, in seconds."
+    )
+    router_total_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Limit for an attempt whose answer is no stream, from its start to its last byte, "
+        "in seconds. Streams have none, unless their deployment does.",
+    )
+    router_keep_alive_s: float = Field(
+        default=15.0,
+        ge=0,
+        description="A streaming client that waits for its first event gets a comment after so many "
+        "seconds, and again as often; 0 sends none.",
+    )
+    router_queue: int = Field(
+        default=256,
+        ge=0,
+        le=100_000,
+        description="How many requests may wait for one endpoint that has a limit.",
+    )
+    router_queue_s: float = Field(
+        default=30.0, gt=0, description="How long a request may wait for an endpoint, in seconds."
+    )
+    router_probe_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="How often endpoints without a lease are asked whether they answer, in seconds; "
+        "those in a cloud only while their breaker is open. 0 asks never.",
+    )
+    router_transport: Literal["lean", "aiohttp"] = Field(
+        default="aiohttp", description="Which HTTP client speaks to upstreams."
     )
     router_catalog_poll_s: float = Field(
         default=0.25, gt=0, description="How often a router looks for registry changes, in seconds."

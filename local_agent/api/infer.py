@@ -108,7 +108,7 @@ async def infer_relay(reply: Reply, model: str, send: Send) -> None:
     elif reply.is_stream:
         await relay(replace(reply, chunks=_texts(reply.chunks)), send)
     else:
-        chat = _parsed(b"".join([chunk async for chunk in reply.chunks]))
+        chat = _parsed(await reply.whole())
         choice = chat.choices[0] if chat.choices else _Choice()
         answer = {
             "model": model,

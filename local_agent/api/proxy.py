@@ -115,7 +115,7 @@ class Proxy:
 
 async def _raise_for(reply: Reply) -> None:
     """Raise the engine's error, in the one shape; a refused credential is no business of the client's."""
-    body = b"".join([chunk async for chunk in reply.chunks])
+    body = await reply.whole()
     status = 502 if reply.status in {401, 403} else reply.status
     raise upstream_error(status, body, reply.headers)
 
@@ -142,7 +142,7 @@ class InferenceRoutes:
             raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         self._access.require(scope, Need.DATA)
         body = await read_body(scope, receive, limit=self._max_body_bytes)
-        async with while_connected(receive) as stop_watching:
+        async with while_connected(scope, receive) as stop_watching:
             if path == "/infer":
                 await self._infer(scope, body, send, stop_watching)
             else:

@@ -79,19 +79,21 @@ class Access:
 
     def _key(self, scope: AsgiScope, needed: Scope) -> ApiKey:
         given = header(scope, b"authorization")
+        if given is None and (key := header(scope, b"x-api-key")) is not None:
+            given = b"Bearer " + key  # Anthropic's SDK sends its keys like this
         if given is None:
             raise Unauthorized(
                 "An API key is needed: send `Authorization: Bearer sk-iir-…`. Make one on the "
                 f"router's machine with: iir keys create --name NAME{_HINTS.get(needed, '')}"
             )
         scheme, _, token = given.partition(b" ")
-        key = self._find(token.strip()) if scheme.lower() == b"bearer" else None
-        if key is None:
+        found = self._find(token.strip()) if scheme.lower() == b"bearer" else None
+        if found is None:
             raise Unauthorized(
                 "This API key is not known here, or it was revoked. List keys with: iir keys list; "
                 f"make one with: iir keys create --name NAME{_HINTS.get(needed, '')}"
             )
-        return key
+        return found
 
     def _find(self, token: bytes) -> ApiKey | None:
         if len(token) > _LONGEST_KEY:

@@ -18,6 +18,9 @@ _SUMMARIES = {
     "/chat/completions": "Answer a chat (stream or not)",
     "/completions": "Continue a text (stream or not)",
     "/embeddings": "Embed texts",
+    "/responses": "Create a response (OpenAI's Responses; stream or not)",
+    "/messages": "Create a message (Anthropic's Messages; stream or not)",
+    "/messages/count_tokens": "Count a message's tokens (Anthropic's Messages)",
 }
 
 

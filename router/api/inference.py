@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from router.api.access import Access
 from router.dispatch.dispatcher import Dispatched, Dispatcher, header_safe
-from router.domain import Call, ModelName, RequestFacts, Scope, Zone
+from router.dispatch.metrics import RouterMetrics
+from router.domain import API_PATHS, Call, ModelName, RequestFacts, Scope, Zone
 from shared.http.asgi import header, read_body, require_json
-from shared.http.errors import BadRequest, MethodNotAllowed
+from shared.http.errors import ApiError, BadRequest, MethodNotAllowed
 from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream
+from shared.http.keep_alive import KeepAlive
 from shared.http.relay import relay, while_connected
+from shared.http.streams import STREAM_RULES
 from shared.http.wire import decode_object, model_name, wants_stream
 
-INFERENCE_PATHS = ("/chat/completions", "/completions", "/embeddings")
+INFERENCE_PATHS: Final = tuple(path for paths in API_PATHS.values() for path in paths)
+_MESSAGES: Final = frozenset(API_PATHS["messages"])
 
 
 class InferenceRoutes:
-    """Serves the inference paths below `/v1`, and hands everything else on."""
+    """Serves the inference paths, with and without `/v1` before them; hands everything else on."""
 
     def __init__(
         self,
@@ -27,13 +33,17 @@ class InferenceRoutes:
         *,
         access: Access,
         dispatcher: Dispatcher,
+        metrics: RouterMetrics,
         max_body_bytes: int,
+        keep_alive_s: float,
     ) -> None:
         self._rest = rest
         self._access = access
         self._dispatcher = dispatcher
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
-        self._paths = {f"/v1{path}": path for path in INFERENCE_PATHS}
+        self._keep_alive_s = keep_alive_s
+        self._paths = {f"{base}{path}": path for path in INFERENCE_PATHS for base in ("/v1", "")}
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -41,16 +51,30 @@ class InferenceRoutes:
         if path is None:
             await self._rest(scope, receive, send)
             return
+        try:
+            await self._serve(scope, receive, send, path)
+        except ApiError as error:
+            if path in _MESSAGES:
+                error.speak_anthropic()
+            raise
+
+    async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         call = await self._call(scope, receive, path)
-        context = request_context(scope)
+        waiting = KeepAlive(
+            send,
+            every_s=self._keep_alive_s if call.facts.stream and _is_patient(scope) else 0.0,
+            error_event=STREAM_RULES[path].error_event if call.facts.stream else ApiError.event,
+        )
         async with (
-            while_connected(receive) as stop_watching,
+            while_connected(scope, receive) as stop_watching,
+            waiting,
             self._dispatcher.dispatch(call) as dispatched,
         ):
-            headers = _route_headers(dispatched, context)
-            await relay(dispatched.reply, send, headers)
+            await waiting.stop()
+            headers = self._route_headers(dispatched, request_context(scope))
+            await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
             stop_watching()
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
@@ -61,12 +85,37 @@ class InferenceRoutes:
         facts = RequestFacts(
             request_id=request_context(scope).request_id,
             model=ModelName(model_name(body)),
-            stream=wants_stream(body),
+            stream=wants_stream(body) and path in STREAM_RULES,
             path=path,
             key_id=caller.key_id,
             zone=_zone(scope),
         )
         return Call(facts, body, pass_upstream(scope["headers"]))
+
+    def _route_headers(
+        self, dispatched: Dispatched, context: RequestContext
+    ) -> list[tuple[bytes, bytes]]:
+        endpoint = dispatched.ranked.candidate.deployment.endpoint
+        overhead_s = dispatched.sent_at - context.started - dispatched.queued_s
+        self._metrics.served(overhead_s, dispatched.queued_s)
+        notes = context.notes
+        notes["model"] = dispatched.model
+        notes["endpoint"] = endpoint.id
+        notes["attempts"] = dispatched.attempts
+        return [
+            (b"x-iir-model", header_safe(dispatched.model).encode()),
+            (b"x-iir-endpoint", header_safe(endpoint.id).encode()),
+            (b"x-iir-zone", endpoint.zone.value.encode()),
+            (b"x-iir-reason", dispatched.ranked.reason.encode()),
+            (b"x-iir-attempts", b"%d" % dispatched.attempts),
+            (b"x-iir-overhead-ms", b"%.2f" % (overhead_s * 1000)),
+            (b"x-iir-queue-ms", b"%.0f" % (dispatched.queued_s * 1000)),
+        ]
+
+
+def _is_patient(scope: AsgiScope) -> bool:
+    """Tell whether the client takes comments while it waits; `x-iir-keep-alive: off` does not."""
+    return header(scope, b"x-iir-keep-alive") != b"off"
 
 
 def _zone(scope: AsgiScope) -> Zone | None:
@@ -78,17 +127,3 @@ def _zone(scope: AsgiScope) -> Zone | None:
     except ValueError:
         known = ", ".join(zone.value for zone in Zone)
         raise BadRequest(f"The header x-iir-zone must be one of: {known}.") from None
-
-
-def _route_headers(dispatched: Dispatched, context: RequestContext) -> list[tuple[bytes, bytes]]:
-    endpoint = dispatched.ranked.candidate.deployment.endpoint
-    overhead_ms = (dispatched.sent_at - context.started) * 1000
-    context.notes.update(model=dispatched.model, endpoint=endpoint.id, attempts=dispatched.attempts)
-    return [
-        (b"x-iir-model", header_safe(dispatched.model).encode()),
-        (b"x-iir-endpoint", header_safe(endpoint.id).encode()),
-        (b"x-iir-zone", endpoint.zone.value.encode()),
-        (b"x-iir-reason", dispatched.ranked.reason.encode()),
-        (b"x-iir-attempts", str(dispatched.attempts).encode()),
-        (b"x-iir-overhead-ms", f"{overhead_ms:.2f}".encode()),
-    ]

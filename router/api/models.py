@@ -8,21 +8,24 @@ from fastapi import APIRouter
 
 from router.api.access import allow
 from router.domain import Scope
-from router.fleet.registry import Fleet, ListedModel
+from router.fleet.listing import ListedModel
+from router.fleet.registry import Fleet
 from shared.http.errors import ModelNotFound
 
 
 def model_routes(fleet: Fleet) -> APIRouter:
     """Return the routes that list models, in OpenAI's shape, from memory."""
-    routes = APIRouter(prefix="/v1", tags=["models"])
+    routes = APIRouter(tags=["models"])
 
-    @routes.get("/models", summary="List models")
+    @routes.get("/models", include_in_schema=False)
+    @routes.get("/v1/models", summary="List models")
     @allow(Scope.INFERENCE)
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [_shown(model) for model in fleet.models()]}
 
     # the path converter takes ids with slashes (`org/model`)
-    @routes.get("/models/{model_id:path}", summary="Describe one model")
+    @routes.get("/models/{model_id:path}", include_in_schema=False)
+    @routes.get("/v1/models/{model_id:path}", summary="Describe one model")
     @allow(Scope.INFERENCE)
     async def describe_model(model_id: str) -> dict[str, Any]:
         for model in fleet.models():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from router.ports import Backend
-from shared.http.transport import Timeouts, Transport
+from shared.http.transport import Transport
 from shared.kit.plugins import Plugins
 
-BACKENDS: Plugins[Callable[[Transport, Timeouts], Backend]] = Plugins("backend")
+BACKENDS: Plugins[Callable[[Transport], Backend]] = Plugins("backend")

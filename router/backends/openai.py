@@ -1,92 +1,151 @@
-"""The OpenAI dialect: vendors, agents and engines that speak it. The body passes through."""
+"""The OpenAI dialect: vendors, agents and engines that speak it. The body passes through.
+
+Anthropic's Messages and OpenAI's Responses pass likewise, to endpoints that say they speak them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final
 
 from router.backends import BACKENDS
-from router.domain import Call, Deployment
+from router.domain import Call, Deployment, Endpoint
 from router.errors import AgentUnavailable
-from shared.http.errors import UpstreamCredentialRefused, UpstreamFailed, UpstreamUnreachable
+from shared.http.errors import (
+    ApiError,
+    UpstreamCredentialRefused,
+    UpstreamFailed,
+    UpstreamUnreachable,
+)
 from shared.http.exchange import Reply, exchange
-from shared.http.streams import ChatRules
+from shared.http.streams import STREAM_RULES, ChatRules, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
 from shared.http.upstream_errors import upstream_error
 from shared.http.wire import encode_object, with_usage
 
-# An SDK that asked for a stream takes anything else for a stream without events.
-_STREAMED = frozenset({"/chat/completions", "/completions"})
+_WITHOUT_USAGE: Final = ChatRules(hides_usage=True)
+_USAGE_ON_DEMAND: Final = frozenset({"/chat/completions", "/completions"})
+_USER_AGENT: Final = ("user-agent", "intelligent-inference-router")
+_JSON: Final = ("content-type", "application/json")
+_ACCEPT: Final = {True: ("accept", "text/event-stream"), False: ("accept", "application/json")}
+_PROBE: Final = Timeouts(connect_s=2.0, first_byte_s=5.0, idle_s=5.0, total_s=10.0)
 
 
 @BACKENDS.register("openai")
 class OpenAIBackend:
     """Sends the request as it came, under the endpoint's name for the model."""
 
-    def __init__(self, transport: Transport, timeouts: Timeouts) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._timeouts = timeouts
 
-    @asynccontextmanager
-    async def send(self, deployment: Deployment, call: Call) -> AsyncIterator[Reply]:
+    def send(self, deployment: Deployment, call: Call) -> AbstractAsyncContextManager[Reply]:
         """See `Backend.send`."""
         body, rules = _streaming(call)
         request = self._request(deployment, call, body)
-        with _named(deployment):
-            async with exchange(self._transport, request, rules) as reply:
-                if reply.status >= 400:
-                    await _raise_for(reply, deployment)
-                elif call.facts.stream and not reply.is_stream and call.facts.path in _STREAMED:
-                    raise UpstreamFailed(
-                        "The upstream was asked for a stream and did not send one."
-                    )
-                yield reply
+        return _Sending(exchange(self._transport, request, rules), deployment, call)
+
+    async def probe(self, endpoint: Endpoint) -> None:
+        """See `Backend.probe`; a refused credential, or a route that is not there, is an answer."""
+        headers = [_USER_AGENT, _ACCEPT[False], *_credentials(endpoint, "/models")]
+        request = OutboundRequest(
+            method="GET", url=f"{endpoint.base_url}/models", headers=headers, timeouts=_PROBE
+        )
+        async with self._transport.open(request) as response:
+            while await response.read():
+                pass
+            if response.status >= 500:
+                raise UpstreamFailed(f"The endpoint answered a probe with {response.status}.")
 
     def _request(
         self, deployment: Deployment, call: Call, body: Mapping[str, object]
     ) -> OutboundRequest:
-        endpoint = deployment.endpoint
-        headers = [
-            ("content-type", "application/json"),
-            ("accept", "text/event-stream" if call.facts.stream else "application/json"),
-            ("user-agent", "intelligent-inference-router"),
-            ("x-request-id", call.facts.request_id),
-            *call.headers,
-        ]
-        if endpoint.credential is not None:
-            headers.append(("authorization", f"Bearer {endpoint.credential}"))
+        endpoint, facts = deployment.endpoint, call.facts
         return OutboundRequest(
             method="POST",
-            url=f"{endpoint.base_url}{call.facts.path}",
-            headers=headers,
+            url=f"{endpoint.base_url}{facts.path}",
+            headers=(
+                _JSON,
+                _ACCEPT[facts.stream],
+                _USER_AGENT,
+                ("x-request-id", facts.request_id),
+                *call.headers,
+                *_credentials(endpoint, facts.path),
+            ),
             body=encode_object({**body, "model": deployment.upstream_name}),
-            timeouts=self._timeouts,
+            timeouts=deployment.stream_timeouts if facts.stream else deployment.timeouts,
         )
 
 
-def _streaming(call: Call) -> tuple[Mapping[str, object], ChatRules]:
-    """Return the body and what its stream may hold: the ledger wants usage, the client may not."""
-    if not call.facts.stream or call.facts.path not in _STREAMED:
-        return call.body, ChatRules()
-    options = with_usage(call.body)
-    if options is None:
-        return call.body, ChatRules()
-    return {**call.body, "stream_options": options}, ChatRules(hides_usage=True)
+class _Sending(AbstractAsyncContextManager[Reply]):
+    """One exchange, entered only with an answer that the client may have."""
 
+    __slots__ = ("_call", "_deployment", "_exchange")
 
-@contextmanager
-def _named(deployment: Deployment) -> Iterator[None]:
-    """Say of an agent that can't be reached what it is: on its way back, as a rule."""
-    try:
-        yield
-    except UpstreamUnreachable as error:
-        if not deployment.endpoint.is_agent:
+    def __init__(
+        self, exchanged: AbstractAsyncContextManager[Reply], deployment: Deployment, call: Call
+    ) -> None:
+        self._exchange = exchanged
+        self._deployment = deployment
+        self._call = call
+
+    async def __aenter__(self) -> Reply:
+        try:
+            reply = await self._exchange.__aenter__()
+        except UpstreamUnreachable as error:
+            raise _named(error, self._deployment) from error
+        try:
+            await self._check(reply)
+        except BaseException as error:
+            await self._exchange.__aexit__(type(error), error, error.__traceback__)
             raise
-        raise AgentUnavailable(
-            "The agent that has this model does not answer. It comes back by itself once it runs "
-            "again (make dev, or iir-agent serve).",
-            retry_after_s=3,
-        ) from error
+        return reply
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._exchange.__aexit__(kind, error, trace)
+
+    async def _check(self, reply: Reply) -> None:
+        facts = self._call.facts
+        if reply.status >= 400:
+            await _raise_for(reply, self._deployment)
+        if facts.stream and not reply.is_stream and facts.path in STREAM_RULES:
+            raise UpstreamFailed("The upstream was asked for a stream and did not send one.")
+
+
+def _credentials(endpoint: Endpoint, path: str) -> tuple[tuple[str, str], ...]:
+    if endpoint.credential is None:
+        return ()
+    bearer = ("authorization", f"Bearer {endpoint.credential}")
+    if path.startswith("/messages"):  # Anthropic's API takes its keys under this name only
+        return bearer, ("x-api-key", endpoint.credential)
+    return (bearer,)
+
+
+def _streaming(call: Call) -> tuple[Mapping[str, object], StreamRules | None]:
+    """Return the body and what its stream may hold: the ledger wants usage, the client may not."""
+    path = call.facts.path
+    if call.facts.stream and path in _USAGE_ON_DEMAND:
+        options = with_usage(call.body)
+        if options is not None:
+            return {**call.body, "stream_options": options}, _WITHOUT_USAGE
+    return call.body, STREAM_RULES.get(path)
+
+
+def _named(error: UpstreamUnreachable, deployment: Deployment) -> ApiError:
+    """Say of an agent that can't be reached what it is: on its way back, as a rule."""
+    if not deployment.endpoint.is_agent:
+        return error
+    return AgentUnavailable(
+        "The agent that has this model does not answer. It comes back by itself once it runs "
+        "again (make dev, or iir-agent serve).",
+        retry_after_s=3,
+    )
 
 
 async def _raise_for(reply: Reply, deployment: Deployment) -> None:
@@ -97,8 +156,7 @@ async def _raise_for(reply: Reply, deployment: Deployment) -> None:
             f"The endpoint {endpoint.id!r} did not accept the router's credential. Its operator has "
             "to check it: iir doctor."
         )
-    body = b"".join([chunk async for chunk in reply.chunks])
-    error = upstream_error(reply.status, body, reply.headers)
+    error = upstream_error(reply.status, await reply.whole(), reply.headers)
     if endpoint.is_agent and reply.error_origin is not None:
         error.origin = reply.error_origin
     raise error

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-import anyio
-
-from router.dispatch.faults import fault_of
-from router.dispatch.meter import Meter
-from router.domain import Call, Endpoint, ModelName, Outcome, Ranked
+from router.dispatch.admission import Admission, Place
+from router.dispatch.attempt import Attempt
+from router.dispatch.retry import RetryBudget
+from router.domain import Call, EndpointId, ModelName, Outcome, Ranked
 from router.errors import DeadlineExceeded, NoEndpoint
-from router.fleet.breaker import Fault
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
+from shared.http.cutoff import TimeLimit
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply
 from shared.kit.clock import Clock
 
+_NOWHERE = EndpointId("")
+
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """A reply with the route it took."""
+    """A reply with the route it took. `sent_at` is on the service's clock, in seconds."""
 
     reply: Reply
     model: ModelName
     ranked: Ranked
     attempts: int
     sent_at: float
+    queued_s: float
+
+
+@dataclass(slots=True)
+class _Trip:
+    """One call on its way: where it may still go, and how far it has come."""
+
+    call: Call
+    model: ModelName
+    ranking: list[Ranked]
+    last: Ranked | None = None
+    attempts: int = 0
+    queued_s: float = 0.0
 
 
 class Dispatcher:
@@ -47,6 +60,8 @@ class Dispatcher:
         backends: Mapping[str, Backend],
         sinks: Sequence[OutcomeSink],
         clock: Clock,
+        admission: Admission | None = None,
+        budget: RetryBudget | None = None,
         max_attempts: int = 2,
         deadline_s: float = 600.0,
     ) -> None:
@@ -55,6 +70,8 @@ class Dispatcher:
         self._backends = backends
         self._sinks = sinks
         self._clock = clock
+        self._admission = admission or Admission(clock)
+        self._budget = budget or RetryBudget()
         self._max_attempts = max_attempts
         self._deadline_s = deadline_s
 
@@ -63,109 +80,160 @@ class Dispatcher:
         """Enter with the reply of the first endpoint that gives one.
 
         Raises:
-            ApiError: no candidate, or the last attempt's error, with `x-iir-attempts` on it.
+            ApiError: no candidate, no place, or the last attempt's error, with `x-iir-attempts` on
+                it.
         """
         started = self._clock()
-        resolution = self._fleet.resolve(call.facts.model, call.facts.zone)
-        ranking = self._policy.rank(call.facts, resolution.candidates)[: self._max_attempts]
-        if not ranking:
-            raise NoEndpoint("No endpoint of this model is fit for the request now.")
-        tried: list[Ranked] = []
-        # one deadline for all attempts; a stream that has begun may take as long as it takes
-        with anyio.move_on_after(self._deadline_s) as limit:
-            async with self._first_reply(call, resolution.model, ranking, tried, limit) as found:
-                yield found
-        if limit.cancelled_caught:
-            waited_s = self._clock() - started
-            error = DeadlineExceeded(
-                f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
+        trip = self._begin(call, started)
+        # one deadline for queue and attempts; a stream that has begun may take as long as it takes
+        with TimeLimit(self._deadline_s) as limit:
+            attempt = await self._first_reply(trip, limit, started)
+            limit.lift()
+            async with attempt as reply:
+                ranked = attempt.place.ranked
+                yield Dispatched(
+                    reply, trip.model, ranked, trip.attempts, attempt.sent_at, trip.queued_s
+                )
+            return
+        raise self._too_late(trip, started)
+
+    async def _first_reply(self, trip: _Trip, limit: TimeLimit, started: float) -> Attempt:
+        """Try one endpoint after the other; return the first attempt with a reply, which is open.
+
+        Raises:
+            ApiError: none gave one.
+        """
+        while True:
+            attempt = Attempt(
+                trip.call,
+                await self._place(trip, limit, started),
+                trip.attempts,
+                fleet=self._fleet,
+                clock=self._clock,
+                limit=limit,
+                settle=self._settle,
             )
-            raise _explained(error, tried[-1], resolution.model, len(tried))
-
-    @asynccontextmanager
-    async def _first_reply(
-        self,
-        call: Call,
-        model: ModelName,
-        ranking: Sequence[Ranked],
-        tried: list[Ranked],
-        limit: anyio.CancelScope,
-    ) -> AsyncIterator[Dispatched]:
-        """Try one after the other, noting each in `tried`; the first reply lifts the limit."""
-        for number, choice in enumerate(ranking, 1):
-            ranked = choice if number == 1 else replace(choice, reason="failover")
-            tried.append(ranked)
-            sent_at = self._clock()
             try:
-                async with self._attempt(call, ranked, number, limit) as reply:
-                    limit.deadline = math.inf
-                    yield Dispatched(reply, model, ranked, number, sent_at)
-                    return
+                await attempt.open(self._backend)
             except ApiError as error:
-                if limit.deadline == math.inf:
-                    raise
-                if not error.is_retryable or number == len(ranking):
-                    raise _explained(error, ranked, model, number) from error
+                self._check_retry(trip, error)
+            else:
+                return attempt
 
-    @asynccontextmanager
-    async def _attempt(
-        self, call: Call, ranked: Ranked, number: int, limit: anyio.CancelScope
-    ) -> AsyncIterator[Reply]:
-        deployment = ranked.candidate.deployment
-        endpoint = deployment.endpoint
-        meter = Meter(self._clock)
-        fault: Fault | None = Fault.NONE
-        with self._fleet.track(deployment):
+    def _begin(self, call: Call, started: float) -> _Trip:
+        """Find out who may serve the call.
+
+        Raises:
+            ApiError: nobody can now.
+        """
+        facts = call.facts
+        try:
+            resolution = self._fleet.resolve(facts.model, facts.zone, facts.path)
+            ranking = list(self._policy.rank(facts, resolution.candidates))
+            if not ranking:
+                raise NoEndpoint("No endpoint of this model is fit for the request now.")
+        except ApiError as error:
+            if error.status != 404:  # names that nobody knows are no work, and have no end
+                self._refuse(call, error.code, error.status, started)
+            raise
+        self._budget.earn()
+        return _Trip(call, resolution.model, ranking)
+
+    async def _place(self, trip: _Trip, limit: TimeLimit, started: float) -> Place:
+        """Return a place on the best endpoint that is left, waiting for one if need be.
+
+        Raises:
+            ApiError: there is none, and won't be in time.
+        """
+        place = self._admission.take(trip.ranking)
+        if place is None:
             try:
-                async with self._backend(endpoint).send(deployment, call) as reply:
-                    meter.take(reply)
-                    yield reply
-                fault = fault_of(meter.failure)
+                place = await self._admission.wait(trip.ranking, trip.call.facts.key_id or "")
             except ApiError as error:
-                meter.fail(error)
-                fault = fault_of(error)
+                self._refuse(trip.call, error.code, error.status, started, trip.attempts)
+                raise _explained(error, trip) from None
+            except asyncio.CancelledError:
+                reason = "deadline_exceeded" if limit.is_cut else "abandoned"
+                self._refuse(trip.call, reason, 0, started, trip.attempts)
                 raise
-            except (asyncio.CancelledError, GeneratorExit):
-                meter.error = "deadline_exceeded" if limit.cancel_called else "abandoned"
-                fault = Fault.MODEL if limit.cancel_called else Fault.NONE if meter.status else None
-                raise
-            finally:
-                self._fleet.breakers.end(endpoint.id, deployment.upstream_name, fault)
-                self._settle(call, meter.outcome(endpoint.id, number))
+            trip.queued_s += place.waited_s
+        if trip.attempts:
+            place.ranked = replace(place.ranked, reason="failover")
+        elif place.ranked is not trip.ranking[0]:
+            place.ranked = replace(place.ranked, reason="overflow")
+        trip.last = place.ranked
+        trip.attempts += 1
+        return place
 
-    def _backend(self, endpoint: Endpoint) -> Backend:
-        found = self._backends.get(endpoint.backend)
+    def _check_retry(self, trip: _Trip, error: ApiError) -> None:
+        """Return if another attempt may follow the one that failed, on another endpoint.
+
+        Raises:
+            ApiError: that attempt's error.
+        """
+        tried = trip.last.candidate if trip.last is not None else None
+        trip.ranking = [each for each in trip.ranking if each.candidate is not tried]
+        is_over = not error.is_retryable or trip.attempts >= self._max_attempts or not trip.ranking
+        if is_over or not self._budget.spend():
+            raise _explained(error, trip)
+
+    def _backend(self, dialect: str) -> Backend:
+        found = self._backends.get(dialect)
         if found is None:  # its row is a newer version's, or was written by hand
-            raise NoEndpoint(f"Nothing here speaks the dialect {endpoint.backend!r}.")
+            raise NoEndpoint(f"Nothing here speaks the dialect {dialect!r}.")
         return found
 
+    def _too_late(self, trip: _Trip, started: float) -> ApiError:
+        waited_s = self._clock() - started
+        text = f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
+        return _explained(DeadlineExceeded(text), trip)
+
+    def _refuse(
+        self, call: Call, code: str, status: int, started: float, attempts: int = 0
+    ) -> None:
+        """Record a request that ended without an attempt; those that had one have its row."""
+        if attempts:
+            return
+        total_s = self._clock() - started
+        self._settle(
+            call,
+            Outcome(
+                endpoint=_NOWHERE,
+                attempt=0,
+                status=status,
+                ttft_s=None,
+                total_s=total_s,
+                error=code[:64],
+            ),
+        )
+
     def _settle(self, call: Call, outcome: Outcome) -> None:
-        self._policy.observe(call.facts, outcome)
+        if outcome.attempt:
+            self._policy.observe(call.facts, outcome)
         for sink in self._sinks:
             sink.record(call.facts, outcome)
 
 
-def _explained(error: ApiError, ranked: Ranked, model: ModelName, attempts: int) -> ApiError:
+def _explained(error: ApiError, trip: _Trip) -> ApiError:
     """Return the error with the way it took.
 
     After several attempts of ours the client shall not multiply them by its own.
     """
-    error.headers += _route_headers(ranked, model, attempts)
-    if attempts > 1 and not any(name == "x-should-retry" for name, _ in error.headers):
+    error.headers += (("x-iir-model", header_safe(trip.model)),)
+    error.headers += (("x-iir-attempts", str(trip.attempts)),)
+    if trip.last is not None:
+        endpoint = trip.last.candidate.deployment.endpoint
+        error.headers += (
+            ("x-iir-endpoint", header_safe(endpoint.id)),
+            ("x-iir-zone", endpoint.zone.value),
+        )
+    if trip.attempts > 1 and not any(name == "x-should-retry" for name, _ in error.headers):
         error.headers += (("x-should-retry", "false"),)
     return error
 
 
-def _route_headers(ranked: Ranked, model: ModelName, attempts: int) -> tuple[tuple[str, str], ...]:
-    endpoint = ranked.candidate.deployment.endpoint
-    return (
-        ("x-iir-model", header_safe(model)),
-        ("x-iir-endpoint", header_safe(endpoint.id)),
-        ("x-iir-zone", endpoint.zone.value),
-        ("x-iir-attempts", str(attempts)),
-    )
-
-
 def header_safe(text: str) -> str:
     """Return `text` as a header value: printable ASCII, everything else as `?`."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(char if " " <= char <= "~" else "?" for char in text)

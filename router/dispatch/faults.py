@@ -10,6 +10,10 @@ from shared.http.errors import (
     UpstreamCredentialRefused,
     UpstreamUnreachable,
 )
+from shared.http.headers import retry_after_s
+
+_BUSY_S = 1.0
+_REFUSED_S = 10.0
 
 
 def fault_of(error: ApiError | None) -> Fault | None:
@@ -29,3 +33,19 @@ def fault_of(error: ApiError | None) -> Fault | None:
             return None
         return Fault.MODEL if error.status >= 500 else Fault.NONE
     return Fault.MODEL
+
+
+def rest_of(error: ApiError) -> tuple[float, bool] | None:
+    """Return for how many seconds an endpoint is better left alone, and whether it said so itself.
+
+    Without that, requests would go on asking an endpoint that is busy, or that does not take the
+    router's credential, before each is tried elsewhere.
+    """
+    if isinstance(error, UpstreamCredentialRefused):
+        return _REFUSED_S, False
+    if not isinstance(error, UpstreamAnswer) or error.status not in {429, 503, 529}:
+        return None
+    asked_s = retry_after_s((name.encode(), value.encode()) for name, value in error.headers)
+    if asked_s is None:
+        return _BUSY_S, False
+    return asked_s, error.status == 429

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -17,66 +17,75 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class _Usage(msgspec.Struct):
+    """OpenAI's names in chat and completions; in Responses, and Anthropic's, the other two."""
+
     prompt_tokens: _Tokens | None = None
     completion_tokens: _Tokens | None = None
+    input_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
 
 
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
 class Meter:
-    """Watches one reply go by. Nothing is parsed until the attempt is over."""
+    """Watches one attempt. Nothing is parsed until it is over."""
+
+    __slots__ = ("_clock", "_reply", "_ttft_s", "cause", "error", "started", "status")
 
     def __init__(self, clock: Clock) -> None:
+        """Start the attempt now."""
         self._clock = clock
-        self._started = clock()
+        self.started = clock()
         self._ttft_s: float | None = None
-        self._usage: Callable[[], bytes | None] = lambda: None
+        self._reply: Reply | None = None
         self.status = 0
         self.error: str | None = None
-        self.failure: ApiError | None = None
+        self.cause: ApiError | None = None
 
     def take(self, reply: Reply) -> None:
-        """Watch this reply from now on."""
+        """Note that the first chunk is in hand."""
+        self._ttft_s = self._clock() - self.started
+        self._reply = reply
         self.status = reply.status
-        self._usage = reply.usage
-        reply.chunks = self._watch(reply.chunks)
 
-    async def _watch(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in chunks:
-                if self._ttft_s is None:
-                    self._ttft_s = self._clock() - self._started
-                yield chunk
-        except ApiError as exc:
-            self.fail(exc)
-            raise
+    @property
+    def failure(self) -> ApiError | None:
+        """Return what broke off the answer after it had begun."""
+        return self._reply.failure if self._reply is not None else None
 
     def fail(self, error: ApiError) -> None:
         """Note what ended the attempt."""
-        self.failure = error
+        self.cause = error
         self.error = error.code[:64]  # an upstream's own codes have no bound
         self.status = self.status or error.status
 
     def outcome(self, endpoint: EndpointId, attempt: int) -> Outcome:
         """Return what became of the attempt."""
-        usage = self._reported()
+        tokens = tokens_of(self._reply.usage()) if self._reply is not None else (None, None)
         return Outcome(
             endpoint=endpoint,
             attempt=attempt,
             status=self.status,
             ttft_s=self._ttft_s,
-            total_s=self._clock() - self._started,
-            input_tokens=usage.prompt_tokens if usage else None,
-            output_tokens=usage.completion_tokens if usage else None,
+            total_s=self._clock() - self.started,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
             error=self.error,
         )
 
-    def _reported(self) -> _Usage | None:
-        usage = self._usage()
-        if usage is None:
-            return None
+
+def tokens_of(usage: Sequence[bytes]) -> tuple[int | None, int | None]:
+    """Return the tokens in and out that these usage objects tell; the later ones know better."""
+    taken: int | None = None
+    made: int | None = None
+    for raw in usage:
         try:
-            return _decode_usage(usage)
+            found = _decode_usage(raw)
         except (msgspec.DecodeError, RecursionError):
-            return None
+            continue
+        for value in (found.input_tokens, found.prompt_tokens):
+            taken = taken if value is None else value
+        for value in (found.output_tokens, found.completion_tokens):
+            made = made if value is None else value
+    return taken, made

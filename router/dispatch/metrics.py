@@ -2,16 +2,52 @@
 
 Labels are bounded: endpoint and zone come from the registry, the path from our own routes; a model
 name that nobody registered never becomes a label.
+
+Requests only add to plain numbers; what Prometheus reads is made of them when it asks.
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from router.domain import EndpointId, Outcome, RequestFacts
 from router.fleet.registry import Fleet
 
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_QUICK = (0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.1, 1.0)
+
+Read = Callable[[], float]
+
+
+class _Histogram:
+    """Counts per bucket, and the sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = _SECONDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        found, running = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            running += count
+            found.append((bound, float(running)))
+        return found
 
 
 class RouterMetrics:
@@ -19,62 +55,130 @@ class RouterMetrics:
 
     def __init__(self, fleet: Fleet) -> None:
         self.registry = CollectorRegistry()
-        self._duration = Histogram(
-            "gen_ai_server_request_duration_seconds",
-            "From sending a request upstream to its last byte",
-            ("endpoint", "operation"),
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.registry_errors = 0
+        self._duration: dict[tuple[EndpointId, str], _Histogram] = {}
+        self._ttft: dict[tuple[EndpointId, str], _Histogram] = {}
+        self._attempts: dict[tuple[EndpointId, str], int] = {}
+        self._tokens: dict[tuple[EndpointId, str], int] = {}
+        self._refused: dict[str, int] = {}
+        self._failovers = 0
+        self._overhead = _Histogram(_QUICK)
+        self._queued = _Histogram()
+        self._gauges: dict[str, tuple[str, Read]] = {}
+        self._counters: dict[str, tuple[str, Read]] = {}
+        self.gauge("iir_in_flight", "Attempts under way", fleet.in_flight)
+        self.gauge("iir_snapshot_version", "Version of the registry", lambda: fleet.catalog.version)
+        self.gauge(
+            "iir_breakers_not_closed",
+            "Breakers of endpoints and models that have failed lately",
+            lambda: len(fleet.breakers),
         )
-        self._ttft = Histogram(
-            "gen_ai_server_time_to_first_token_seconds",
-            "From sending a request upstream to its first byte",
-            ("endpoint", "operation"),
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.counter(
+            "iir_registry_errors", "Failed looks at the registry", lambda: self.registry_errors
         )
-        self._tokens = Counter(
-            "gen_ai_client_token_usage",
-            "Tokens, as upstreams report them",
-            ("endpoint", "type"),
-            registry=self.registry,
-        )
-        self._found: dict[tuple[EndpointId, str], tuple[Histogram, Histogram]] = {}
-        self._attempts = Counter(
-            "iir_attempts",
-            "Attempts by outcome: ok, an error code, or abandoned",
-            ("endpoint", "outcome"),
-            registry=self.registry,
-        )
-        in_flight = Gauge("iir_in_flight", "Attempts under way", registry=self.registry)
-        in_flight.set_function(fleet.in_flight)
-        version = Gauge("iir_snapshot_version", "Version of the registry", registry=self.registry)
-        version.set_function(lambda: fleet.catalog.version)
-        self.registry_errors = Counter(
-            "iir_registry_errors", "Failed looks at the registry", registry=self.registry
-        )
+        self.registry.register(self)
+
+    def gauge(self, name: str, text: str, read: Read) -> None:
+        """Show what `read` returns at the time, under `name`."""
+        self._gauges[name] = text, read
+
+    def counter(self, name: str, text: str, read: Read) -> None:
+        """Show what `read` returns, which never goes down, under `name`."""
+        self._counters[name] = text, read
 
     def record(self, facts: RequestFacts, outcome: Outcome) -> None:
         """See `OutcomeSink.record`."""
+        if not outcome.attempt:
+            reason = outcome.error or ""
+            self._refused[reason] = self._refused.get(reason, 0) + 1
+            return
         endpoint = outcome.endpoint
-        duration, ttft = self._timers(endpoint, facts.path)
-        self._attempts.labels(endpoint, _bounded(outcome)).inc()
-        duration.observe(outcome.total_s)
+        key = (endpoint, _bounded(outcome))
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+        self._failovers += outcome.attempt > 1
+        _in(self._duration, (endpoint, facts.path)).observe(outcome.total_s)
         if outcome.ttft_s is not None:
-            ttft.observe(outcome.ttft_s)
+            _in(self._ttft, (endpoint, facts.path)).observe(outcome.ttft_s)
         if outcome.input_tokens:
-            self._tokens.labels(endpoint, "input").inc(outcome.input_tokens)
+            self._count_tokens(endpoint, "input", outcome.input_tokens)
         if outcome.output_tokens:
-            self._tokens.labels(endpoint, "output").inc(outcome.output_tokens)
+            self._count_tokens(endpoint, "output", outcome.output_tokens)
 
-    def _timers(self, endpoint: EndpointId, path: str) -> tuple[Histogram, Histogram]:
-        """Return the two histograms of an endpoint and route; looking labels up is slow."""
-        found = self._found.get((endpoint, path))
-        if found is None:
-            labels = (endpoint, path.removeprefix("/"))
-            found = self._duration.labels(*labels), self._ttft.labels(*labels)
-            self._found[endpoint, path] = found
-        return found
+    def served(self, overhead_s: float, queued_s: float) -> None:
+        """Take the time that a request spent here before it was sent, without its wait in a queue."""
+        self._overhead.observe(overhead_s)
+        if queued_s:
+            self._queued.observe(queued_s)
+
+    def _count_tokens(self, endpoint: EndpointId, kind: str, tokens: int) -> None:
+        key = (endpoint, kind)
+        self._tokens[key] = self._tokens.get(key, 0) + tokens
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they stand; called by `/metrics`."""
+        yield from _histograms(
+            "gen_ai_server_request_duration_seconds",
+            "From sending a request upstream to its last byte",
+            self._duration,
+        )
+        yield from _histograms(
+            "gen_ai_server_time_to_first_token_seconds",
+            "From sending a request upstream to its first byte",
+            self._ttft,
+        )
+        yield _counts(
+            "gen_ai_client_token_usage", "Tokens, as upstreams report them", "type", self._tokens
+        )
+        yield _counts(
+            "iir_attempts",
+            "Attempts by outcome: ok, an error code, or abandoned",
+            "outcome",
+            self._attempts,
+        )
+        refused = CounterMetricFamily(
+            "iir_refused", "Requests that ended before any attempt", labels=("reason",)
+        )
+        for reason, count in self._refused.items():
+            refused.add_metric((reason,), count)
+        yield refused
+        yield CounterMetricFamily(
+            "iir_failovers", "Attempts after a failed one", value=self._failovers
+        )
+        for name, text, histogram in (
+            ("iir_overhead_seconds", "The router's own time before sending", self._overhead),
+            ("iir_queue_seconds", "Waiting for a place on an endpoint", self._queued),
+        ):
+            family = HistogramMetricFamily(name, text)
+            family.add_metric((), histogram.buckets(), histogram.total)
+            yield family
+        for name, (text, read) in self._gauges.items():
+            yield GaugeMetricFamily(name, text, value=read())
+        for name, (text, read) in self._counters.items():
+            yield CounterMetricFamily(name, text, value=read())
+
+
+def _in(found: dict[tuple[EndpointId, str], _Histogram], key: tuple[EndpointId, str]) -> _Histogram:
+    histogram = found.get(key)
+    if histogram is None:
+        histogram = found[key] = _Histogram()
+    return histogram
+
+
+def _histograms(
+    name: str, text: str, found: dict[tuple[EndpointId, str], _Histogram]
+) -> Iterator[Metric]:
+    family = HistogramMetricFamily(name, text, labels=("endpoint", "operation"))
+    for (endpoint, path), histogram in found.items():
+        labels = (endpoint, path.removeprefix("/"))
+        family.add_metric(labels, histogram.buckets(), histogram.total)
+    yield family
+
+
+def _counts(name: str, text: str, label: str, found: dict[tuple[EndpointId, str], int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=("endpoint", label))
+    for labels, count in found.items():
+        family.add_metric(labels, count)
+    return family
 
 
 def _bounded(outcome: Outcome) -> str:
@@ -83,6 +187,9 @@ def _bounded(outcome: Outcome) -> str:
         return "http_4xx"
     if outcome.error is None:
         return "ok" if outcome.status < 400 else "http_5xx"
-    if outcome.error == "abandoned" or outcome.error.startswith("upstream_"):
+    if outcome.error in _OWN or outcome.error.startswith("upstream_"):
         return outcome.error
     return "upstream_error"
+
+
+_OWN = frozenset({"abandoned", "deadline_exceeded"})

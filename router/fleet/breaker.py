@@ -130,6 +130,23 @@ class Breakers:
         if fault is Fault.MODEL and (endpoint,) in self._breakers:
             del self._breakers[endpoint,]  # it answered, so it can be reached
 
+    def is_spared(self, endpoint: str) -> bool:
+        """Tell whether the endpoint itself, not one of its models, gets no requests now."""
+        breaker = self._breakers.get((endpoint,))
+        return breaker is not None and breaker.open_until is not None
+
+    def miss(self, endpoint: str) -> None:
+        """Note that a probe got no answer."""
+        now = self._clock()
+        breaker = self._breakers.get((endpoint,), Breaker())
+        if breaker.open_until is not None:
+            breaker = begin(breaker, now)  # as good a trial as a request
+        self._breakers[endpoint,] = fail(breaker, now, self._rule)
+
+    def answer(self, endpoint: str) -> None:
+        """Note that a probe got one: the endpoint can be reached; of its models it tells nothing."""
+        self._breakers.pop((endpoint,), None)
+
     def forget(self, endpoint: str) -> None:
         """Drop what is held against an endpoint and its models: it began anew."""
         for key in [key for key in self._breakers if key[0] == endpoint]:

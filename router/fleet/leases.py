@@ -7,8 +7,9 @@ import secrets
 import structlog
 
 from router.fleet.address import check_agent_url
+from router.fleet.deployments import agent_endpoint_id
 from router.fleet.membership import Member
-from router.fleet.registry import Fleet, agent_endpoint_id
+from router.fleet.registry import Fleet
 from router.ports import LeaseStore
 from shared.contracts.agents import PROTOCOL_VERSION, Heartbeat, LeaseGrant, Registration
 from shared.http.errors import BadRequest, Conflict, NotFound
@@ -69,6 +70,7 @@ class LeaseDesk:
         self._fleet.patch()
         # whatever failed before was another life of it
         self._fleet.breakers.forget(agent_endpoint_id(name))
+        self._fleet.rests.forget(agent_endpoint_id(name))
         self._log.info("agent_registered", agent=name, models=len(registration.models))
         return self._grant(lease_id)
 

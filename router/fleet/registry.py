@@ -7,8 +7,7 @@ however many models and endpoints there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.domain import (
@@ -23,6 +22,7 @@ from router.domain import (
     ModelName,
     PrefixRule,
     Provider,
+    TimeLimits,
     Zone,
 )
 from router.errors import (
@@ -30,12 +30,18 @@ from router.errors import (
     CircuitOpen,
     NoEndpoint,
     ProviderNotConfigured,
+    UnsupportedApi,
+    UpstreamBusy,
     ZoneRefused,
 )
 from router.fleet.breaker import Breakers
-from router.fleet.membership import LeaseState, Member, Membership
+from router.fleet.deployments import Deployments
+from router.fleet.listing import ListedModel, list_models
+from router.fleet.membership import LeaseState, Membership
+from router.fleet.rests import Rests
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotFound, ModelNotPulled
+from shared.http.transport import Timeouts
 from shared.kit.clock import monotonic
 
 AGENT_DIALECT = "agent"
@@ -54,34 +60,34 @@ class Resolution:
     candidates: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
-    """A model as `/v1/models` shows it."""
-
-    id: str
-    owned_by: str
-    created_at: int
-    status: str | None = None
-    aliases: tuple[str, ...] = ()
-    context_tokens: int | None = None
+# Names that only a prefix rule knows; remembered up to here, since clients may send any.
+_MOST_PREFIXED = 1024
 
 
 class Fleet:
     """All endpoints that this process knows. Methods never await, so each is atomic."""
 
     def __init__(
-        self, membership: Membership, endpoint_of: EndpointOf, breakers: Breakers | None = None
+        self,
+        membership: Membership,
+        endpoint_of: EndpointOf,
+        breakers: Breakers | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._membership = membership
         self.breakers = Breakers(monotonic) if breakers is None else breakers
+        self.rests = Rests(membership.now)
         self._endpoint_of = endpoint_of
+        self._deployments = Deployments(timeouts or Timeouts())
         self._in_flight: dict[EndpointId, int] = {}
         self._agent_index: dict[str, dict[int, AgentModel]] = {}
         self._agent_names: dict[int, tuple[AgentModel, ...]] = {}
         self._catalog = Catalog()
         self._entries: dict[str, ModelEntry] = {}
+        self._prefixed: dict[str, ModelEntry] = {}
         self._rules: tuple[PrefixRule, ...] = ()
         self._endpoints: dict[str, Endpoint | None] = {}
+        self._built: dict[DeploymentEntry, Deployment] = {}
 
     @property
     def catalog(self) -> Catalog:
@@ -106,11 +112,14 @@ class Fleet:
         }
         self._rules = tuple(sorted(catalog.prefix_rules, key=lambda rule: -len(rule.prefix)))
         self._entries = entries
+        self._prefixed = {}
+        self._built = {}
         self._catalog = catalog
 
     def patch(self) -> None:
         """Bring the index of agents' models up to date; costs what changed."""
         current = {member.row_id: member.models for member in self._membership}
+        self._deployments.forget_agents()
         for row_id, models in list(self._agent_names.items()):
             if current.get(row_id) is not models:
                 self._unlist(row_id, models)
@@ -118,8 +127,10 @@ class Fleet:
             if row_id not in self._agent_names:
                 self._list(row_id, models)
 
-    def resolve(self, name: str, zone: Zone | None = None) -> Resolution:
-        """Return who can serve `name`, confined to `zone` if one is given.
+    def resolve(
+        self, name: str, zone: Zone | None = None, path: str = "/chat/completions"
+    ) -> Resolution:
+        """Return who can serve `name` on the route `path`, confined to `zone` if one is given.
 
         Raises:
             ModelNotFound: nobody ever heard of it.
@@ -127,8 +138,10 @@ class Fleet:
             AgentUnavailable: it lives on agents of which none is connected.
             ProviderNotConfigured: its provider has no credential here.
             ZoneRefused: candidates exist, but outside the zone.
+            UnsupportedApi: candidates exist, but none speaks the API of `path`.
             NoEndpoint: it has no deployment.
             CircuitOpen: all candidates are spared after failures.
+            UpstreamBusy: all candidates asked to be left alone for now.
         """
         problems: list[Exception] = []
         entry = self._entries.get(name)
@@ -160,20 +173,29 @@ class Fleet:
             raise ZoneRefused(
                 f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}."
             )
-        return Resolution(ModelName(model), self._sound(allowed))
+        speaking = tuple(c for c in allowed if path in c.deployment.paths)
+        if not speaking:
+            raise _unsupported(name, path)
+        return Resolution(ModelName(model), self._rested(self._sound(speaking)))
 
-    @contextmanager
-    def track(self, deployment: Deployment) -> Iterator[None]:
-        """Count one request in flight, and tell the breakers that it was sent."""
+    def enter(self, deployment: Deployment) -> None:
+        """Count a request that is sent, and tell the breakers; `leave` follows."""
         endpoint = deployment.endpoint.id
         self.breakers.begin(endpoint, deployment.upstream_name)
         self._in_flight[endpoint] = self._in_flight.get(endpoint, 0) + 1
-        try:
-            yield
-        finally:
-            self._in_flight[endpoint] -= 1
-            if not self._in_flight[endpoint]:
-                del self._in_flight[endpoint]
+
+    def leave(self, deployment: Deployment) -> None:
+        """Count it as ended."""
+        endpoint = deployment.endpoint.id
+        left = self._in_flight[endpoint] - 1
+        if left:
+            self._in_flight[endpoint] = left
+        else:
+            del self._in_flight[endpoint]
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return the endpoints without a lease: those of providers with a credential, if they need one."""
+        return [endpoint for endpoint in self._endpoints.values() if endpoint is not None]
 
     def in_flight(self) -> int:
         """Return how many attempts are under way."""
@@ -181,28 +203,7 @@ class Fleet:
 
     def models(self) -> list[ListedModel]:
         """Return every model by name: the catalog's, then the agents'."""
-        listed: dict[str, ListedModel] = {}
-        for entry in self._catalog.models:
-            owner = entry.deployments[0].provider if entry.deployments else "none"
-            context = entry.deployments[0].context_tokens if entry.deployments else None
-            listed[entry.id] = ListedModel(
-                entry.id, owner, entry.created_at, None, entry.aliases, context
-            )
-        for member in self._membership:
-            state = self._membership.state(member)
-            for model in member.models:
-                status = "unavailable" if state is LeaseState.EXPIRED else model.status
-                best = listed.get(model.id)
-                if best is None or best.status not in {None, "loaded"}:
-                    listed[model.id] = ListedModel(
-                        model.id,
-                        member.name,
-                        member.registration.incarnation // 1000,
-                        status,
-                        model.aliases,
-                        model.context_tokens,
-                    )
-        return sorted(listed.values(), key=lambda model: model.id)
+        return list_models(self._catalog, self._membership)
 
     def _is_local(self, row: DeploymentEntry) -> bool:
         provider = self._catalog.providers.get(row.provider)
@@ -229,6 +230,23 @@ class Fleet:
             )
         return tuple(found)
 
+    def _rested(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        """Return the candidates that did not ask to be left alone; those that only asked, if all did."""
+        if not self.rests:
+            return candidates
+        rests = [
+            self.rests.of(c.deployment.endpoint.id, c.deployment.upstream_name) for c in candidates
+        ]
+        pairs = list(zip(candidates, rests, strict=True))
+        awake = tuple(c for c, rest in pairs if rest is None)
+        found = awake or tuple(c for c, rest in pairs if rest is None or not rest.is_binding)
+        if not found:
+            raise UpstreamBusy(
+                "Every endpoint of this model has asked for a pause, which is not over. Ask again then.",
+                retry_after_s=min(rest.left_s for rest in rests if rest is not None),
+            )
+        return found
+
     def _list(self, row_id: int, models: tuple[AgentModel, ...]) -> None:
         self._agent_names[row_id] = models
         for model in models:
@@ -243,6 +261,9 @@ class Fleet:
                 del self._agent_index[name]
 
     def _by_prefix(self, name: str) -> ModelEntry:
+        known = self._prefixed.get(name)
+        if known is not None:
+            return known
         rule = next((rule for rule in self._rules if name.startswith(rule.prefix)), None)
         if rule is None or rule.provider not in self._catalog.providers:
             raise ModelNotFound(
@@ -250,7 +271,12 @@ class Fleet:
                 param="model",
             )
         row = DeploymentEntry(provider=rule.provider, upstream_name=name)
-        return ModelEntry(id=ModelName(name), deployments=(row,))
+        entry = ModelEntry(id=ModelName(name), deployments=(row,))
+        if len(self._prefixed) >= _MOST_PREFIXED:
+            self._built = {}
+            self._prefixed = {}
+        self._prefixed[name] = entry
+        return entry
 
     def _of_row(self, row: DeploymentEntry, problems: list[Exception]) -> list[Candidate]:
         provider = self._catalog.providers.get(row.provider)
@@ -261,7 +287,7 @@ class Fleet:
             if not agents:
                 problems.append(self._unknown_local(row.upstream_name))
                 return []
-            return self._on_agents(agents, problems, row.priority)
+            return self._on_agents(agents, problems, row.priority, row.limits)
         endpoint = self._endpoints.get(row.provider)
         if endpoint is None:
             problems.append(
@@ -271,14 +297,10 @@ class Fleet:
                 )
             )
             return []
-        deployment = Deployment(
-            endpoint=endpoint,
-            upstream_name=row.upstream_name,
-            priority=row.priority,
-            weight=row.weight,
-            context_tokens=row.context_tokens,
-            capabilities=row.capabilities,
-        )
+        deployment = self._built.get(row)
+        if deployment is None:
+            deployment = self._deployments.of_row(row, provider, endpoint)
+            self._built[row] = deployment
         return [Candidate(deployment, Load(self._in_flight.get(endpoint.id, 0)))]
 
     def _unknown_local(self, name: str) -> Exception:
@@ -295,6 +317,7 @@ class Fleet:
         agents: dict[int, AgentModel],
         problems: list[Exception],
         priority: int = AGENT_PRIORITY,
+        limits: TimeLimits = TimeLimits(),
     ) -> list[Candidate]:
         found = []
         for row_id, model in agents.items():
@@ -313,31 +336,11 @@ class Fleet:
                     ),
                 )
             else:
-                found.append(self._agent_candidate(member, model, priority, state))
+                deployment = self._deployments.of_agent(member, model, priority, limits)
+                load = Load(self._in_flight.get(deployment.endpoint.id, 0), member.queued)
+                is_suspect = state is LeaseState.SUSPECT
+                found.append(Candidate(deployment, load, is_suspect=is_suspect))
         return found
-
-    def _agent_candidate(
-        self, member: Member, model: AgentModel, priority: int, state: LeaseState
-    ) -> Candidate:
-        endpoint_id = agent_endpoint_id(member.name)
-        endpoint = Endpoint(
-            id=endpoint_id,
-            base_url=f"{member.registration.base_url}/v1",
-            backend="openai",
-            zone=Zone.LOCAL,
-            credential=member.registration.access_token,
-            is_agent=True,
-        )
-        deployment = Deployment(
-            endpoint=endpoint,
-            upstream_name=model.id,
-            priority=priority,
-            context_tokens=model.context_tokens,
-            capabilities=model.capabilities,
-            max_in_flight=model.max_in_flight,
-        )
-        load = Load(self._in_flight.get(endpoint_id, 0), member.queued)
-        return Candidate(deployment, load, is_suspect=state is LeaseState.SUSPECT)
 
 
 def _distinct(found: list[Candidate]) -> list[Candidate]:
@@ -351,9 +354,12 @@ def _distinct(found: list[Candidate]) -> list[Candidate]:
     return list(best.values())
 
 
-def agent_endpoint_id(name: str) -> EndpointId:
-    """Return the endpoint of the agent with this name."""
-    return EndpointId(f"agent:{name}")
+def _unsupported(name: str, path: str) -> UnsupportedApi:
+    return UnsupportedApi(
+        f"No endpoint of the model {name!r} speaks {path}. Use /v1/chat/completions, or, if its endpoint "
+        "does speak it, say so: iir providers set NAME --api …",
+        param="model",
+    )
 
 
 def _names(models: tuple[AgentModel, ...]) -> set[str]:

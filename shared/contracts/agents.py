@@ -35,6 +35,11 @@ class AgentModel(_Wire):
     pull_command: str | None = None
     context_tokens: int | None = None
     capabilities: tuple[str, ...] = ()
+    apis: tuple[str, ...] | None = Field(
+        default=None,
+        description="Which of chat, completions, embeddings, responses, messages its engine speaks; "
+        "None: the first three.",
+    )
     max_in_flight: int | None = Field(default=None, ge=1)
 
 

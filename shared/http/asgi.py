@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import anyio
 from starlette.types import Receive, Scope, Send
 
+from shared.http.cutoff import TimeLimit
 from shared.http.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from shared.http.headers import find_header
 
@@ -46,9 +46,9 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
     pieces: list[bytes] = []
     size = 0
     while True:
-        with anyio.move_on_after(idle_s) as pause:
+        with TimeLimit(idle_s) as pause:
             message = await receive()
-        if pause.cancelled_caught:
+        if pause.is_cut:
             raise body_timeout()
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -58,7 +58,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
             raise _too_large(limit)
         pieces.append(body)
         if not message.get("more_body", False):
-            return b"".join(pieces)
+            return body if len(pieces) == 1 else b"".join(pieces)
 
 
 def body_timeout() -> BodyTimeout:

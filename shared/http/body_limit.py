@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.http.asgi import body_timeout, header
+from shared.http.cutoff import TimeLimit
 from shared.http.errors import BodyTooLarge
 
 
@@ -30,9 +30,9 @@ class BodyLimit:
             nonlocal size, is_whole
             if is_whole:
                 return await receive()  # waits for the client to leave
-            with anyio.move_on_after(self._idle_s) as pause:
+            with TimeLimit(self._idle_s) as pause:
                 message = await receive()
-            if pause.cancelled_caught:
+            if pause.is_cut:
                 raise body_timeout()
             is_whole = not message.get("more_body", False)
             size += len(message.get("body", b""))

@@ -8,12 +8,13 @@ document is of no use to anybody; event streams are entered at their first event
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import TracebackType
 
 import msgspec
 
-from shared.http.errors import ApiError, Origin, UpstreamFailed, UpstreamInterrupted
+from shared.http.errors import ApiError, Origin, UpstreamFailed
 from shared.http.headers import find_header, pass_on
 from shared.http.streams import ChatRules, EventStream, StreamRules
 from shared.http.transport import InboundResponse, OutboundRequest, Transport
@@ -37,62 +38,99 @@ class _Whole(msgspec.Struct):
 _decode_whole = msgspec.json.Decoder(_Whole).decode
 
 
+def _no_usage() -> Sequence[bytes]:
+    return ()
+
+
 @dataclass(slots=True)
 class Reply:
     """An upstream's answer whose first body chunk is already in hand.
 
-    `chunks` raises `ApiError` if the upstream breaks off. `headers` are filtered: safe to pass on.
-    `is_whole`: `chunks` is the whole answer, at once, and can't fail any more. `usage` returns the
-    usage object as JSON, once it went by. `error_event` renders an error for the open stream.
-    `error_origin` is whom an agent names as the cause of its error.
+    `body` is the whole answer if it was held; else `chunks` yields it, and raises `ApiError` if the
+    upstream breaks off. `headers` are filtered: safe to pass on. `usage` returns the usage objects
+    that went by so far, as JSON, of which later ones say more. `error_event` renders an error for
+    the open stream. `error_origin` is whom an agent names as the cause of its error. `failure` is
+    what broke the answer off, told by whoever sent it on.
     """
 
     status: int
     headers: list[tuple[bytes, bytes]]
     chunks: AsyncIterator[bytes]
     is_stream: bool
-    is_whole: bool = False
-    usage: Callable[[], bytes | None] = lambda: None
+    body: bytes | None = None
+    usage: Callable[[], Sequence[bytes]] = _no_usage
     error_event: Callable[[ApiError], bytes] = ApiError.event
     error_origin: Origin | None = None
+    failure: ApiError | None = None
+
+    async def whole(self) -> bytes:
+        """Return the rest of the answer, all of it."""
+        return (
+            self.body if self.body is not None else b"".join([part async for part in self.chunks])
+        )
 
 
-@asynccontextmanager
-async def exchange(
+def exchange(
     transport: Transport, request: OutboundRequest, rules: StreamRules | None = None
-) -> AsyncIterator[Reply]:
-    """Send `request` and enter with the reply.
+) -> AbstractAsyncContextManager[Reply]:
+    """Send `request`; the context is entered with the reply.
 
     Args:
         transport: what sends it.
         request: what is sent.
         rules: what an event stream may hold; by default what chat may.
 
-    Raises:
-        ApiError: nothing was committed; one of the `Upstream…` errors.
+    Entering raises `ApiError`, one of the `Upstream…` errors: nothing was committed.
     """
-    async with transport.open(request) as response:
+    return _Exchange(transport, request, rules or ChatRules())
+
+
+class _Exchange(AbstractAsyncContextManager[Reply]):
+    __slots__ = ("_opening", "_response", "_rules")
+
+    def __init__(self, transport: Transport, request: OutboundRequest, rules: StreamRules) -> None:
+        self._opening = transport.open(request)
+        self._rules = rules
+        self._response: InboundResponse | None = None
+
+    async def __aenter__(self) -> Reply:
+        response = await self._opening.__aenter__()
+        try:
+            reply = await self._entered(response)
+        except BaseException as error:
+            await self._opening.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self._response = response if reply.is_stream else None
+        return reply
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None and self._response is not None:
+                await self._response.finish()
+        finally:
+            await self._opening.__aexit__(kind, error, trace)
+
+    async def _entered(self, response: InboundResponse) -> Reply:
         if 300 <= response.status < 400:
             raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
         content_type = (find_header(response.headers, b"content-type") or b"").lower()
         if content_type.startswith(b"text/event-stream") and response.status < 300:
-            yield await _streamed(response, rules or ChatRules())
-            await response.finish()
-        else:
-            yield await _held(response, content_type)
+            return await _streamed(response, self._rules)
+        return await _held(response, content_type)
 
 
 async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
     stream = EventStream(response, rules)
-    parts = stream.parts()
-    try:
-        first = await anext(parts)
-    except StopAsyncIteration:
-        raise UpstreamInterrupted("The upstream ended its stream before it was done.") from None
+    await stream.begin()
     return Reply(
         response.status,
         pass_on(response.headers),
-        _chained([first], parts),
+        stream,
         is_stream=True,
         usage=lambda: stream.usage,
         error_event=rules.error_event,
@@ -101,27 +139,23 @@ async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
 
 async def _held(response: InboundResponse, content_type: bytes) -> Reply:
     first, is_whole = await _hold(response)
-    usage = _check_whole(first[0], content_type) if is_whole and response.status == 200 else None
+    body = b"".join(first) if is_whole else None
+    usage = () if body is None or response.status != 200 else _check_whole(body, content_type)
     return Reply(
         response.status,
         pass_on(response.headers),
-        _chained(first, _pieces(response)),
+        _chained(first, response),
         is_stream=False,
-        is_whole=is_whole,
+        body=body,
         usage=lambda: usage,
         error_origin=_ORIGINS.get(find_header(response.headers, b"x-iir-error-origin") or b""),
     )
 
 
-async def _chained(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _chained(first: Sequence[bytes], rest: InboundResponse) -> AsyncIterator[bytes]:
     for chunk in first:
         yield chunk
-    async for chunk in rest:
-        yield chunk
-
-
-async def _pieces(response: InboundResponse) -> AsyncIterator[bytes]:
-    while chunk := await response.read():
+    while chunk := await rest.read():
         yield chunk
 
 
@@ -134,24 +168,25 @@ async def _hold(response: InboundResponse) -> tuple[list[bytes], bool]:
         size += len(chunk)
         if size > HELD_BYTES:
             return held, False
-    return [b"".join(held)], True
+    return held, True
 
 
-def _check_whole(body: bytes, content_type: bytes) -> bytes | None:
+def _check_whole(body: bytes, content_type: bytes) -> Sequence[bytes]:
     """Return the usage object of an answer, if there is one.
 
     Raises:
         ApiError: it is a 200 that is no answer: SDKs would take it for an empty one.
     """
-    if not body.strip() or content_type.startswith(b"text/html"):
+    if not body or body.isspace() or content_type.startswith(b"text/html"):
         raise UpstreamFailed("The upstream answered with status 200, but without an answer.")
     if len(body) > _PARSED_BYTES or not content_type.startswith(b"application/json"):
-        return None
+        return ()
     try:
-        body.decode()  # msgspec does not look into the raw values
+        if not body.isascii():
+            body.decode()  # msgspec does not look into the raw values
         top = _decode_whole(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamFailed("The upstream's answer is not a JSON object.") from None
     if is_error(top.error, top.object):
         raise upstream_error(status_of(body), body)
-    return None if top.usage == _NULL else bytes(top.usage)
+    return () if top.usage == _NULL else (bytes(top.usage),)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import anyio
@@ -59,6 +59,9 @@ class Guard:
         self._clock = clock
         self._origin = origin
         self._log = structlog.get_logger("request")
+        # a logger that is bound anew for each line costs more than the line
+        self._bound: Any = None
+        self._id_source = Random()  # noqa: S311 - ids tell requests apart, and guard nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's start and stop."""
@@ -70,7 +73,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = RequestContext(_request_id(scope), self._clock())
+        context = RequestContext(self._request_id(scope), self._clock())
         scope[_KEY] = context
         tracked = _TrackedSend(send, context.request_id.encode())
         try:
@@ -85,8 +88,10 @@ class Guard:
                 await self._fail(_stopping(), tracked, context)
         except Exception as exc:  # noqa: BLE001 - the last handler: the client gets an envelope
             await self._fail(exc, tracked, context)
-        is_probe = scope["path"] in _PROBES and tracked.status == 200
-        (self._log.debug if is_probe else self._log.info)(
+        if self._bound is None:
+            self._bound = self._log.bind()
+        is_probe = tracked.status == 200 and scope["path"] in _PROBES
+        (self._bound.debug if is_probe else self._bound.info)(
             "request",
             request_id=context.request_id,
             method=scope["method"],
@@ -95,6 +100,12 @@ class Guard:
             duration_ms=round((self._clock() - context.started) * 1000, 2),
             **context.notes,
         )
+
+    def _request_id(self, scope: Scope) -> str:
+        given = header(scope, b"x-request-id")
+        if given is not None and _SANE_ID.fullmatch(given):
+            return given.decode()
+        return f"req_{self._id_source.getrandbits(96):024x}"
 
     async def _fail(self, exc: Exception, tracked: _TrackedSend, context: RequestContext) -> None:
         if isinstance(exc, ApiError):
@@ -131,10 +142,3 @@ class _TrackedSend:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
         await self._send(message)
-
-
-def _request_id(scope: Scope) -> str:
-    given = header(scope, b"x-request-id")
-    if given is not None and _SANE_ID.fullmatch(given):
-        return given.decode()
-    return f"req_{secrets.token_hex(12)}"

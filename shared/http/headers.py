@@ -18,7 +18,9 @@ _TO_CLIENT = frozenset(
         b"x-should-retry",
     }
 )
-_TO_UPSTREAM = frozenset({b"openai-beta", b"traceparent", b"tracestate"})
+_TO_UPSTREAM = frozenset(
+    {b"openai-beta", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"}
+)
 
 
 def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -34,7 +36,7 @@ def pass_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]
     found = []
     for key, value in headers:
         name = key.lower()
-        if name in _TO_CLIENT or name.startswith(b"x-ratelimit-"):
+        if name in _TO_CLIENT or name.startswith((b"x-ratelimit-", b"anthropic-ratelimit-")):
             found.append((name, value))
     return found
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from asyncio.events import TimerHandle
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from shared.http.errors import error_body
+from shared.http.relay import CONNECTION
 
 _REFUSALS = {
     408: ("request_timeout", "The request's head did not arrive in time."),
@@ -46,6 +48,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _write_timer: TimerHandle | None = None
     _is_in_head = False
     _is_over = False
+    _is_lost = False
     _head_bytes = 0
     _discard_timer: TimerHandle | None = None
     _discarded = 0
@@ -54,13 +57,29 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's
         """Start to wait for the first head."""
         super().connection_made(transport)
+        self._watchers: set[Callable[[], None]] = set()
         self._is_in_head = True
         self._head_timer = self.loop.call_later(self.head_s, self._refuse, 408)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Forget the timers, and tell who watches."""
         self._cancel_timers()
         super().connection_lost(exc)
+        self._is_lost = True
+        watchers, self._watchers = self._watchers, set()
+        for gone in watchers:
+            gone()
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        """See `Watchable.watch`."""
+        if self._is_lost:
+            self.loop.call_soon(gone)
+        else:
+            self._watchers.add(gone)
+
+    def unwatch(self, gone: Callable[[], None]) -> None:
+        """See `Watchable.unwatch`."""
+        self._watchers.discard(gone)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that is not complete must not grow without end."""
@@ -89,6 +108,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start to count a head."""
         super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[literal-required] # a key of ours
         self._is_in_head = True
         self._head_bytes = self._discarded = 0
         if self._discard_timer is not None:

@@ -9,9 +9,9 @@ Per event this costs the framing and one partial decode; nothing is serialised a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -35,9 +35,16 @@ class Top(msgspec.Struct):
     type: msgspec.Raw = _NULL
     choices: msgspec.Raw = _NULL
     usage: msgspec.Raw = _NULL
+    response: msgspec.Raw = _NULL
+    message: msgspec.Raw = _NULL
+
+
+class _Nested(msgspec.Struct):
+    usage: msgspec.Raw = _NULL
 
 
 _decode = msgspec.json.Decoder(Top).decode
+_decode_nested = msgspec.json.Decoder(_Nested).decode
 
 
 class Verdict(Enum):
@@ -128,43 +135,74 @@ class MessagesRules:
         return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
 
 
-class EventStream:
-    """One stream on its way: whole events, up to and with the last.
+STREAM_RULES: Final[Mapping[str, StreamRules]] = {
+    "/chat/completions": ChatRules(),
+    "/completions": ChatRules(),
+    "/responses": ResponsesRules(),
+    "/messages": MessagesRules(),
+}
+"""By route: where an SDK that asked for a stream takes anything else for one without events."""
 
-    `usage` is the usage object that went by last, as JSON, whether or not the client got it.
+
+class EventStream(AsyncIterator[bytes]):
+    """One stream on its way: whole events, several at once where they came at once.
+
+    The iteration ends with the API's own end; it raises `ApiError` if the upstream reported an
+    error, sent what is no event, or broke off. `usage` are the usage objects that went by, as JSON,
+    whether or not the client got them.
     """
+
+    __slots__ = (
+        "_failure",
+        "_first",
+        "_framer",
+        "_has_begun",
+        "_is_done",
+        "_response",
+        "_rules",
+        "usage",
+    )
 
     def __init__(self, response: InboundResponse, rules: StreamRules) -> None:
         self._response = response
         self._rules = rules
         self._framer = SseFramer()
+        self._first = b""
+        self._failure: ApiError | None = None
         self._has_begun = False
-        self.usage: bytes | None = None
+        self._is_done = False
+        self.usage: list[bytes] = []
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """Yield events, several at once where they came at once; the first part has one with data.
+    async def begin(self) -> None:
+        """Read up to the first event with data that may pass.
 
         Raises:
-            ApiError: the upstream reported an error, sent what is no event, or broke off.
+            ApiError: see the class; nothing was passed on.
         """
         held = b""
-        while chunk := await self._response.read():
-            passed, failure, is_done = self._judge_all(self._feed(chunk))
-            if not self._has_begun:
-                if failure is not None:
-                    raise failure
-                held += passed
-                if len(held) > _HELD_BYTES:
-                    raise UpstreamFailed("The upstream's stream does not come to its first event.")
-                continue
-            if held or passed:
-                yield held + passed
-                held = b""
-            if failure is not None:
-                raise failure
-            if is_done:
-                return
-        yield self._ending(held)
+        while not (self._has_begun and held):
+            if self._failure is not None:
+                raise self._failure
+            if len(held) > _HELD_BYTES:
+                raise UpstreamFailed("The upstream's stream does not come to its first event.")
+            chunk = await self._response.read()
+            held += self._judge_all(self._feed(chunk)) if chunk else self._ending()
+        self._first = held
+
+    async def __anext__(self) -> bytes:
+        """Return the next events."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        passed = b""
+        while not passed:
+            if self._failure is not None:
+                raise self._failure
+            if self._is_done:
+                raise StopAsyncIteration
+            chunk = await self._response.read()
+            passed = self._judge_all(self._feed(chunk)) if chunk else self._ending()
+        return passed
 
     def _feed(self, chunk: bytes) -> list[bytes]:
         events = self._framer.feed(chunk)
@@ -173,30 +211,39 @@ class EventStream:
             events[0] = events[0].removeprefix(_BYTE_ORDER_MARK)
         return events
 
-    def _ending(self, held: bytes) -> bytes:
+    def _ending(self) -> bytes:
         """Return the last event if only its blank line is missing.
 
         Raises:
             UpstreamInterrupted: the stream ended before it was done.
         """
-        passed, failure, is_done = self._judge_all([self._framer.pending])
-        if failure is None and is_done:
-            return held + passed.rstrip(b"\r\n") + b"\n\n"
+        passed = self._judge_all([self._framer.pending])
+        if self._failure is None and self._is_done:
+            return passed.rstrip(b"\r\n") + b"\n\n"
         raise UpstreamInterrupted("The upstream ended its stream before it was done.")
 
-    def _judge_all(self, events: Sequence[bytes]) -> tuple[bytes, ApiError | None, bool]:
-        """Return what may pass, the error that follows it, and whether the stream is done with it."""
+    def _judge_all(self, events: Sequence[bytes]) -> bytes:
+        """Return what may pass, and note the end or the failure that follows it."""
+        if len(events) == 1:  # nearly every chunk of an engine
+            return self._passed(events[0])
         passed: list[bytes] = []
         for event in events:
-            try:
-                verdict = self._judge(event)
-            except ApiError as error:
-                return b"".join(passed), error, False
-            if verdict is not Verdict.DROP:
-                passed.append(event)
-            if verdict is Verdict.LAST:
-                return b"".join(passed), None, True
-        return passed[0] if len(passed) == 1 else b"".join(passed), None, False
+            passed.append(self._passed(event))
+            if self._is_done or self._failure is not None:
+                break
+        return b"".join(passed)
+
+    def _passed(self, event: bytes) -> bytes:
+        try:
+            verdict = self._judge(event)
+        except ApiError as error:
+            self._failure = error
+            return b""
+        if verdict is Verdict.DROP:
+            return b""
+        if verdict is Verdict.LAST:
+            self._is_done = True
+        return event
 
     def _judge(self, event: bytes) -> Verdict:
         data = event_data(event)
@@ -209,11 +256,20 @@ class EventStream:
         if not data or data.isspace():
             return Verdict.DROP
         top = self._decoded(data)
-        if top.usage != _NULL:
-            self.usage = bytes(top.usage)
+        self._note_usage(top)
         verdict = self._rules.judge(event, data, top)
         self._has_begun = True
         return verdict
+
+    def _note_usage(self, top: Top) -> None:
+        """Keep the first usage object and the last: some engines send one with every event."""
+        usage = top.usage
+        if top.response is not _NULL or top.message is not _NULL:
+            usage = _nested_usage(top)
+        if usage is _NULL or usage == _NULL:
+            return
+        del self.usage[1:]
+        self.usage.append(bytes(usage))
 
     def _decoded(self, data: bytes) -> Top:
         try:
@@ -222,6 +278,14 @@ class EventStream:
             return _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise UpstreamFailed("The upstream sent an event that is no JSON object.") from None
+
+
+def _nested_usage(top: Top) -> msgspec.Raw:
+    """Return the usage within a response (Responses) or a message (Messages)."""
+    try:
+        return _decode_nested(top.message if top.response is _NULL else top.response).usage
+    except msgspec.DecodeError:
+        return _NULL
 
 
 def _is_comment(event: bytes) -> bool:

@@ -40,11 +40,13 @@ OF_STREAMS = ["error_event", "error_event:shape=vllm_old", "cut:after=0", "json_
 async def test_what_fails_before_the_first_byte_is_tried_elsewhere(
     start_router: StartRouter,
 ) -> None:
-    async with two_engines(start_router, router_first_byte_timeout_s=0.15) as scene:
+    settings = {"router_first_byte_timeout_s": 0.15, "router_retry_share": 1}
+    async with two_engines(start_router, **settings) as scene:
         cases = [(fault, s) for fault in WORTH_ANOTHER_TRY for s in (True, False)]
         cases += [(fault, True) for fault in OF_STREAMS]
         for fault, stream in cases:
             scene.first.script.add(fault)
+            scene.router.router.fleet.rests.forget("first")
             answer = await scene.client.post(CHAT, json=chat(stream=stream))
             assert answer.status_code == 200, fault
             assert answer.headers["x-iir-endpoint"] == "second", fault

@@ -155,7 +155,7 @@ async def test_usage_is_noted_and_hidden_from_who_did_not_ask() -> None:
     for rules, seen in ((None, CHUNK + USAGE + DONE), (hiding, CHUNK + DONE)):
         async with exchange(FakeTransport(CHUNK, USAGE + DONE), REQUEST, rules) as reply:
             assert b"".join([part async for part in reply.chunks]) == seen
-            assert json.loads(reply.usage() or b"") == {"prompt_tokens": 1, "completion_tokens": 2}
+            assert json.loads(reply.usage()[-1]) == {"prompt_tokens": 1, "completion_tokens": 2}
 
 
 RESPONSE_EVENTS = (
@@ -196,7 +196,7 @@ def test_anthropic_sdks_get_their_own_error_event() -> None:
 async def test_the_first_part_is_there_before_the_second_arrives() -> None:
     transport = FakeTransport(b": wait\n\n", b"event: x\n\n", CHUNK, CHUNK, DONE)
     async with exchange(transport, REQUEST) as reply:
-        assert (reply.status, reply.is_stream, reply.is_whole) == (200, True, False)
+        assert (reply.status, reply.is_stream, reply.body) == (200, True, None)
         assert transport.reads == 3
         assert await reply.chunks.__anext__() == b": wait\n\n" + CHUNK
         assert await reply.chunks.__anext__() == CHUNK
@@ -324,8 +324,8 @@ async def test_an_event_without_end_is_bounded() -> None:
 async def test_a_plain_answer_is_held_until_it_is_whole() -> None:
     transport = FakeTransport(b'{"a"', b":1}", headers=JSON)
     async with exchange(transport, REQUEST) as reply:
-        assert (transport.reads, reply.is_stream, reply.is_whole) == (2, False, True)
-        assert [part async for part in reply.chunks] == [b'{"a":1}']
+        assert (transport.reads, reply.is_stream) == (2, False)
+        assert reply.body == await reply.whole() == b'{"a":1}'
     assert transport.finished == 0
 
 
@@ -338,7 +338,7 @@ async def test_a_long_plain_answer_is_passed_on_as_it_comes() -> None:
     block = b"x" * (HELD_BYTES // 2)
     transport = FakeTransport(block, block, block, block, headers=JSON)
     async with exchange(transport, REQUEST) as reply:
-        assert (transport.reads, reply.is_whole) == (3, False)
+        assert (transport.reads, reply.body) == (3, None)
         assert b"".join([part async for part in reply.chunks]) == block * 4
 
 
@@ -395,7 +395,7 @@ async def test_an_errors_body_is_held_whatever_it_is() -> None:
     transport = FakeTransport(b"<html>", status=502, headers=SSE)
     async with exchange(transport, REQUEST) as reply:
         assert (reply.status, reply.is_stream) == (502, False)
-        assert [part async for part in reply.chunks] == [b"<html>"]
+        assert await reply.whole() == b"<html>"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def test_a_stream_leaves_chunk_by_chunk_with_its_headers() -> None:
 
 
 async def test_a_whole_answer_leaves_at_once_with_its_length() -> None:
-    reply = Reply(201, [(b"content-type", b"application/json")], send_all(b"{", b"}"), False, True)
+    reply = Reply(201, [(b"content-type", b"application/json")], send_all(), False, b"{}")
     sent = await relayed(reply)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert (b"content-length", b"2") in sent[0]["headers"]
@@ -103,7 +103,7 @@ async def test_a_client_that_leaves_cancels_the_block() -> None:
     client = Connection()
     closed: list[str] = []
     with pytest.raises(ClientGone), anyio.fail_after(1):
-        async with while_connected(client.receive):
+        async with while_connected({}, client.receive):
             try:
                 asyncio.get_running_loop().call_soon(client.leave)
                 await anyio.sleep_forever()
@@ -116,7 +116,7 @@ async def test_a_client_that_left_before_cancels_the_block_too() -> None:
     client = Connection()
     client.leave()
     with pytest.raises(ClientGone), anyio.fail_after(1):
-        async with while_connected(client.receive):
+        async with while_connected({}, client.receive):
             await anyio.sleep_forever()
 
 
@@ -127,13 +127,13 @@ async def test_messages_that_are_no_disconnect_are_passed_over() -> None:
         return messages.pop(0)
 
     with pytest.raises(ClientGone), anyio.fail_after(1):
-        async with while_connected(receive):
+        async with while_connected({}, receive):
             await anyio.sleep_forever()
 
 
 async def test_an_answered_request_is_not_cancelled_by_the_end_of_its_connection() -> None:
     client = Connection()
-    async with while_connected(client.receive) as stop_watching:
+    async with while_connected({}, client.receive) as stop_watching:
         client.leave()
         stop_watching()
         await anyio.sleep(0.01)
@@ -142,7 +142,7 @@ async def test_an_answered_request_is_not_cancelled_by_the_end_of_its_connection
 async def test_an_error_in_the_block_passes_and_ends_the_watch() -> None:
     before = len(asyncio.all_tasks())
     with pytest.raises(UpstreamInterrupted):
-        async with while_connected(Connection().receive):
+        async with while_connected({}, Connection().receive):
             raise UpstreamInterrupted("broke off")
     await asyncio.sleep(0.01)
     assert len(asyncio.all_tasks()) == before
@@ -150,7 +150,7 @@ async def test_an_error_in_the_block_passes_and_ends_the_watch() -> None:
 
 async def test_a_cancellation_from_outside_is_no_client_that_left() -> None:
     async def serve() -> Any:
-        async with while_connected(Connection().receive):
+        async with while_connected({}, Connection().receive):
             await anyio.sleep_forever()
 
     task = asyncio.create_task(serve())

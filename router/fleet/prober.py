@@ -1,0 +1,67 @@
+"""Asks endpoints that hold no lease whether they answer, before a request has to find out.
+
+An endpoint that can't be reached loses its traffic after as many misses as requests would need, and
+gets it back with the first answer, however long its breaker would have stayed open. Those in a cloud
+are asked only while their breaker is open: their operators count requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import anyio
+import structlog
+
+from router.domain import Endpoint, EndpointId, Zone
+from router.fleet.registry import Fleet
+from router.ports import Backend
+from shared.http.errors import ApiError
+
+_AT_ONCE = 16
+
+
+class Prober:
+    """Looks at all endpoints without a lease; `look` is to be called from time to time."""
+
+    def __init__(self, fleet: Fleet, backends: Mapping[str, Backend]) -> None:
+        """Ask through `backends`, by dialect."""
+        self._fleet = fleet
+        self._backends = backends
+        self._silent: set[EndpointId] = set()
+        self._log = structlog.get_logger("prober")
+
+    async def look(self) -> None:
+        """Ask each endpoint once, some at a time."""
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+        endpoints = [each for each in self._fleet.endpoints() if self._is_due(each)]
+        self._silent &= {each.id for each in self._fleet.endpoints()}
+        async with anyio.create_task_group() as group:
+            for endpoint in endpoints:
+                group.start_soon(partial(self._ask, limiter, endpoint))
+
+    def _is_due(self, endpoint: Endpoint) -> bool:
+        if endpoint.backend not in self._backends:
+            return False
+        return endpoint.zone is not Zone.CLOUD or self._fleet.breakers.is_spared(endpoint.id)
+
+    async def _ask(self, limiter: anyio.CapacityLimiter, endpoint: Endpoint) -> None:
+        async with limiter:
+            try:
+                await self._backends[endpoint.backend].probe(endpoint)
+            except ApiError as error:
+                self._note_silence(endpoint, error)
+            else:
+                self._note_answer(endpoint)
+
+    def _note_silence(self, endpoint: Endpoint, error: ApiError) -> None:
+        self._fleet.breakers.miss(endpoint.id)
+        if endpoint.id not in self._silent:
+            self._silent.add(endpoint.id)
+            self._log.warning("endpoint_silent", endpoint=endpoint.id, reason=error.code)
+
+    def _note_answer(self, endpoint: Endpoint) -> None:
+        self._fleet.breakers.answer(endpoint.id)
+        if endpoint.id in self._silent:
+            self._silent.discard(endpoint.id)
+            self._log.info("endpoint_answers_again", endpoint=endpoint.id)
