@@ -299,8 +299,9 @@ def _plain(status: int, body: bytes) -> Answer:
 
 
 def _key_of(request: Request, persona: Persona) -> str | None:
-    if persona.name == "anthropic":
-        return request.header("x-api-key")
+    named = request.header("x-api-key") if persona.name == "anthropic" else None
+    if named is not None:
+        return named
     scheme, _, key = (request.header("authorization") or "").partition(" ")
     return key if scheme == "Bearer" else None
 
