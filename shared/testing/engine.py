@@ -1,4 +1,4 @@
-"""The simulated engine: an OpenAI server that computes nothing and fails on request.
+"""The simulated engine: an OpenAI or Anthropic server that computes nothing and fails on request.
 
 It says what it is wherever it can: header `server`, `owned_by`, `system_fingerprint`, metrics.
 """

@@ -18,7 +18,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="simulated_engine",
-        description="An OpenAI server that simulates an engine. It runs no model.",
+        description="An OpenAI or Anthropic server that simulates an engine. It runs no model.",
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one and prints it")

@@ -33,10 +33,10 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 RULES: dict[str, StreamRules] = {RESPONSES: ResponsesRules(), MESSAGES: MessagesRules()}
 
 
-def events_of(path: str, persona: str = "vllm") -> list[bytes]:
-    """Return a good stream of the API, event by event."""
+def events_of(path: str, persona: str = "vllm", *, stream: bool = True) -> list[bytes]:
+    """Return a good answer of the API: event by event, or whole if not `stream`."""
     speaker = Speaker(persona=persona_named(persona), model="m", id="1", created=1)
-    body: dict[str, object] = {"stream": True, "max_tokens": 50, "input": "hello"}
+    body: dict[str, object] = {"stream": stream, "max_tokens": 50, "input": "hello"}
     body["messages"] = [{"role": "user", "content": "hello"}]
     return [part.data for part in answer_request(path, body, speaker).parts]
 
@@ -182,6 +182,14 @@ def test_a_recorded_stream_of_llama_cpp(name: str, path: str) -> None:
     for event in events:
         keys = set(json.loads(event_data(event) or b"")) - {"timings"}
         assert keys <= set(json.loads(event_data(simulated[kind(event)]) or b""))
+
+
+@pytest.mark.parametrize(("name", "path"), [("responses", RESPONSES), ("messages", MESSAGES)])
+def test_a_recorded_answer_of_llama_cpp(name: str, path: str) -> None:
+    recorded = json.loads((SAMPLES / f"llamacpp_{name}.json").read_bytes())
+    simulated = json.loads(events_of(path, LLAMACPP.name, stream=False)[0])
+    assert recorded.keys() - {"completed_at"} <= simulated.keys()
+    assert recorded["usage"].keys() <= simulated["usage"].keys()
 
 
 def kind(event: bytes) -> bytes:
