@@ -11,6 +11,7 @@ from router.api.access import Access
 from router.dispatch.dispatcher import Dispatched, Dispatcher, header_safe
 from router.dispatch.metrics import RouterMetrics
 from router.domain import API_PATHS, Call, ModelName, RequestFacts, Scope, Zone
+from shared.http.anthropic_errors import anthropic_error_body
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import ApiError, BadRequest, MethodNotAllowed
 from shared.http.guard import RequestContext, request_context
@@ -55,7 +56,7 @@ class InferenceRoutes:
             await self._serve(scope, receive, send, path)
         except ApiError as error:
             if path in _MESSAGES:
-                error.speak_anthropic()
+                error.reshape(anthropic_error_body(error))
             raise
 
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:

@@ -40,16 +40,16 @@ class ApiError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.headers = headers
-        self._is_for_anthropic = False
+        self._reshaped: bytes | None = None
 
-    def speak_anthropic(self) -> None:
-        """Take the shape that clients of Anthropic's Messages read, with OpenAI's keys beside it."""
-        self._is_for_anthropic = True
+    def reshape(self, body: bytes) -> None:
+        """Take another API's shape: `body` is what `body` returns from now on."""
+        self._reshaped = body
 
     def body(self) -> bytes:
         """Return the JSON body."""
-        if self._is_for_anthropic:
-            return messages_error_body(self.message, self.status, self.code)
+        if self._reshaped is not None:
+            return self._reshaped
         return error_body(self.message, type_=self.type, code=self.code, param=self.param)
 
     def event(self) -> bytes:
@@ -80,27 +80,6 @@ def error_body(message: str, *, type_: str, code: str | None, param: str | None 
     return msgspec.json.encode(
         {"error": {"message": message, "type": type_, "param": param, "code": code}}
     )
-
-
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
-"""Anthropic's error types by status (its API reference, "Errors"); the rest is `api_error`."""
-
-
-def messages_error_body(message: str, status: int, code: str | None) -> bytes:
-    """Return an error as Anthropic's Messages shows it: `{"type": "error", "error": {type, message}}`."""
-    fallback = "invalid_request_error" if 400 <= status < 500 else "api_error"
-    error = {"type": _ANTHROPIC_TYPES.get(status, fallback), "message": message}
-    return msgspec.json.encode({"type": "error", "error": {**error, "param": None, "code": code}})
 
 
 class BadRequest(ApiError):
@@ -304,7 +283,7 @@ class UpstreamAnswer(ApiError):
 
     def body(self) -> bytes:
         """See `ApiError.body`."""
-        return super().body() if self._raw is None or self._is_for_anthropic else self._raw
+        return super().body() if self._raw is None or self._reshaped is not None else self._raw
 
     def event(self) -> bytes:
         """See `ApiError.event`; a body of several lines would be several lines of an event."""

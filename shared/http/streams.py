@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from shared.http.anthropic_errors import anthropic_error_body, anthropic_stream_error
 from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted
 from shared.http.sse import SseFramer, event_data
 from shared.http.transport import InboundResponse
@@ -24,6 +25,7 @@ from shared.http.upstream_errors import is_error, status_of, upstream_error
 _HELD_BYTES = 8 * 1024 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NULL = msgspec.Raw(b"null")
+_ERROR_NAMES = (b"event: error", b"event:error")
 DONE = b"[DONE]"
 
 
@@ -105,34 +107,44 @@ class ResponsesRules:
 
     def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
         """See `StreamRules.judge`."""
-        del event
         kind = bytes(top.type)
-        if kind not in self._LAST and is_error(top.error, top.object):
-            raise upstream_error(status_of(data), data)
-        return Verdict.LAST if kind in self._LAST else Verdict.PASS
-
-    def error_event(self, error: ApiError) -> bytes:
-        """See `StreamRules.error_event`: SDKs yield this API's own error events, and raise on this."""
-        return error.event()
-
-
-class MessagesRules:
-    """Anthropic's Messages: named events; `message_stop` ends them."""
-
-    def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
-        """See `StreamRules.judge`."""
-        del event
-        kind = bytes(top.type)
-        if kind in {b'"message_stop"', b'"error"'}:
+        if kind in self._LAST:
             return Verdict.LAST
-        if kind == b"null" and is_error(top.error, top.object):
+        if is_error(top.error, top.object) or event.startswith(_ERROR_NAMES):
             raise upstream_error(status_of(data), data)
         return Verdict.PASS
 
     def error_event(self, error: ApiError) -> bytes:
-        """See `StreamRules.error_event`; Anthropic's SDK raises on events of this name only."""
-        body = {"type": "error", "error": {"type": "api_error", "message": error.message}}
+        """See `StreamRules.error_event`.
+
+        This is the API's own `error` event, on which SDKs do not raise, with the `error` that
+        makes them.
+        """
+        reason = {"code": error.code, "message": error.message, "param": error.param}
+        inner = {"type": error.type, **reason}
+        body = {"type": "error", **reason, "error": inner}
         return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
+
+
+class MessagesRules:
+    """Anthropic's Messages: named events; `message_stop` ends them.
+
+    Its SDKs raise on events named `error` and drop those without a name, so errors of every shape
+    are rendered anew.
+    """
+
+    def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
+        """See `StreamRules.judge`."""
+        kind = bytes(top.type)
+        if kind == b'"message_stop"':
+            return Verdict.LAST
+        if kind == b'"error"' or is_error(top.error, top.object) or event.startswith(_ERROR_NAMES):
+            raise anthropic_stream_error(data)
+        return Verdict.PASS
+
+    def error_event(self, error: ApiError) -> bytes:
+        """See `StreamRules.error_event`; Anthropic's SDK raises on events of this name only."""
+        return b"event: error\ndata: " + anthropic_error_body(error) + b"\n\n"
 
 
 STREAM_RULES: Final[Mapping[str, StreamRules]] = {

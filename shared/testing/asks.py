@@ -65,6 +65,49 @@ def read_completion(body: Body) -> Ask:
     return _read(body, texts, tokens)
 
 
+def read_response(body: Body) -> Ask:
+    """Read a request for a response; `input` is text or a list of items.
+
+    Raises:
+        AskError: `input` or an option is not what it should be.
+    """
+    items = body.get("input")
+    items = [{"role": "user", "content": items}] if isinstance(items, str) else items
+    if not isinstance(items, list) or not items:
+        raise AskError("1 validation error: input: Field required", "input")
+    if not all(isinstance(item, dict) for item in items):
+        raise AskError("1 validation error: input: each item needs to be an object", "input")
+    texts = [_content_text(item.get("content", item.get("output"))) for item in items]
+    asked = [t for t, item in zip(texts, items, strict=True) if item.get("role") == "user"]
+    tokens = sum(len(pieces_of(text)) for text in [_content_text(body.get("instructions")), *texts])
+    limit = _positive(body, "max_output_tokens", None)
+    return _read(_options(body, limit, None), ((asked or texts)[-1],), tokens)
+
+
+def read_message(body: Body, *, needs_limit: bool = True) -> Ask:
+    """Read a request for a message, or, with `needs_limit=False`, one to count its tokens.
+
+    Raises:
+        AskError: `messages`, `max_tokens` or an option is not what it should be.
+    """
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise AskError("messages: Field required", "messages")
+    if not all(
+        isinstance(message, dict) and message.get("role") in {"user", "assistant"}
+        for message in messages
+    ):
+        raise AskError("messages: each needs the role user or assistant", "messages")
+    limit = _positive(body, "max_tokens", None)
+    if limit is None and needs_limit:
+        raise AskError("max_tokens: Field required", "max_tokens")
+    texts = [_content_text(message.get("content")) for message in messages]
+    asked = [t for t, m in zip(texts, messages, strict=True) if m["role"] == "user"]
+    tokens = sum(len(pieces_of(text)) for text in [_content_text(body.get("system")), *texts])
+    options = _options(body, limit, body.get("stop_sequences"))
+    return _read(options, ((asked or texts)[-1],), tokens)
+
+
 def read_inputs(body: Body, key: str) -> list[str | list[int]]:
     """Return the texts or token lists under `key`.
 
@@ -108,6 +151,12 @@ def _read(
         wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
         tool=tool,
     )
+
+
+def _options(body: Body, limit: int | None, stop: object) -> Body:
+    """Return the options of another API under the names of chat."""
+    shared = {key: body[key] for key in ("stream", "seed", "temperature") if key in body}
+    return {**shared, "max_tokens": limit, "stop": stop}
 
 
 def _seed(body: Body) -> int:

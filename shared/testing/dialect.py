@@ -31,7 +31,6 @@ STREAM_HEADERS = (
 )
 JSON_HEADERS = (("content-type", "application/json"),)
 DONE = Send(b"data: [DONE]\n\n")
-INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +134,9 @@ def _call_json(call: ToolCall, arguments: str) -> dict[str, object]:
 
 
 def _text_answer(ask: Ask, speaker: Speaker, shape: _Shape) -> Answer:
-    wanted = ask.prompt_tokens + (ask.max_tokens or 0)
-    if wanted > speaker.context_tokens:
-        limit = f"This model's maximum context length is {speaker.context_tokens} tokens."
-        raise AskError(f"{limit} However, you requested {wanted} tokens.", "max_tokens")
+    check_context(ask, speaker)
     choices = [
-        _generate(ask, speaker, prompt, number)
+        generate_choice(ask, speaker, prompt, number)
         for prompt in ask.prompts
         for number in range(ask.choices)
     ]
@@ -158,7 +154,20 @@ def _text_answer(ask: Ask, speaker: Speaker, shape: _Shape) -> Answer:
     )
 
 
-def _generate(ask: Ask, speaker: Speaker, prompt: str, number: int) -> Generated:
+def check_context(ask: Ask, speaker: Speaker) -> None:
+    """Refuse what the model could not hold.
+
+    Raises:
+        AskError: prompt and answer together are too long.
+    """
+    wanted = ask.prompt_tokens + (ask.max_tokens or 0)
+    if wanted > speaker.context_tokens:
+        limit = f"This model's maximum context length is {speaker.context_tokens} tokens."
+        raise AskError(f"{limit} However, you requested {wanted} tokens.", "max_tokens")
+
+
+def generate_choice(ask: Ask, speaker: Speaker, prompt: str, number: int = 0) -> Generated:
+    """Return the answer to one prompt; `number` tells choices for the same prompt apart."""
     seed = speaker.seed + ask.seed + number
     if ask.tool is not None:
         return call_tool(ask.tool, seed=seed, prompt=prompt)

@@ -1,4 +1,4 @@
-"""The simulated engine: an OpenAI server that computes nothing and fails on request.
+"""The simulated engine: an OpenAI or Anthropic server that computes nothing and fails on request.
 
 It says what it is wherever it can: header `server`, `owned_by`, `system_fingerprint`, metrics.
 """
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from shared.kit.clock import Clock, monotonic, wall_time
+from shared.testing.apis import answer_request
 from shared.testing.asks import AskError
-from shared.testing.dialect import INFERENCE_PATHS, Speaker, answer, dump, model_json
+from shared.testing.dialect import Speaker, dump, model_json
 from shared.testing.distortions import check_kinds, distort
 from shared.testing.faults import (
     HEADER,
@@ -26,6 +27,7 @@ from shared.testing.faults import (
 )
 from shared.testing.journal import Journal, Seen
 from shared.testing.load import Slots, Tally, render_metrics
+from shared.testing.messages import anthropic_model_json
 from shared.testing.personas import (
     SERVER,
     VERSION,
@@ -115,29 +117,31 @@ class SimulatedEngine:
     async def _serve(self, exchange: Exchange, seen: Seen) -> None:
         request = exchange.request
         seen.body = _parse(request.body)
-        is_inference = request.path in INFERENCE_PATHS and request.method == "POST"
+        persona = self.options.persona.at(request.path)
+        is_inference = request.path in persona.paths and request.method == "POST"
         try:
             faults = self._faults(request, seen.body, is_inference=is_inference)
         except ValueError as error:
-            refused = self._error(400, f"{SERVER}: {error}")
+            refused = self._error(persona, 400, f"{SERVER}: {error}")
             await self._play(exchange, seen, plan_answer(refused, Latency()))
             return
         seen.faults = tuple(fault.kind for fault in faults)
-        refusal = self._refusal(request)
+        refusal = self._refusal(request, persona)
         if refusal is not None or not is_inference:
             await self._run(exchange, seen, refusal or self._route(request), faults)
             return
         async with self.slots.slot():
-            found = self._infer(request, seen.body)
+            found = self._infer(request, seen.body, persona)
             self.tally.prompt_tokens += found.prompt_tokens
             await self._run(exchange, seen, found, faults)
 
     async def _run(self, exchange: Exchange, seen: Seen, found: Answer, faults: Entry) -> None:
         latency = self.options.latency if found.finish_reason else Latency()
+        persona = self.options.persona.at(exchange.request.path)
         try:
-            steps = distort(plan_answer(found, latency), faults, self.options.persona)
+            steps = distort(plan_answer(found, latency), faults, persona)
         except ValueError as error:
-            found = self._error(400, f"{SERVER}: {error}")
+            found = self._error(persona, 400, f"{SERVER}: {error}")
             steps = plan_answer(found, Latency())
         outcome = "abort"
         try:
@@ -156,12 +160,13 @@ class SimulatedEngine:
         asked = parse_faults(request.header(HEADER) or "")
         return (*suffixed, *asked, *self.script.take(request.path, is_inference=is_inference))
 
-    def _refusal(self, request: Request) -> Answer | None:
-        """Return why no route is asked at all: the key, or a model that still loads."""
-        persona, key = self.options.persona, self.options.api_key
-        needs_key = request.path.startswith("/v1/")
-        if key and needs_key and request.header("authorization") != f"Bearer {key}":
+    def _refusal(self, request: Request, persona: Persona) -> Answer | None:
+        """Return why no route is asked at all: key, version, or a model that still loads."""
+        key, needs_key = self.options.api_key, request.path.startswith("/v1/")
+        if key and needs_key and _key_of(request, persona) != key:
             return _plain(401, unauthorized(persona))
+        if needs_key and persona.name == "anthropic" and not request.header("anthropic-version"):
+            return self._error(persona, 400, "anthropic-version: header is required")
         if self._clock() < self._ready_s and (needs_key or request.path == "/health"):
             return _plain(503, loading(persona))
         return None
@@ -178,26 +183,26 @@ class SimulatedEngine:
             routes["/metrics"] = self._metrics
         for model in options.models:
             routes[f"/v1/models/{model}"] = partial(_plain, 200, self._model(model))
-        if path in routes or path in INFERENCE_PATHS:
+        if path in routes or path in options.persona.paths:
             if request.method in {"GET", "HEAD"} and path in routes:
                 return routes[path]()
-            return _plain(405, unknown_route(options.persona, 405))
+            return _plain(405, unknown_route(options.persona.at(path), 405))
         if path.startswith("/v1/models/"):
-            return self._unknown_model(path.removeprefix("/v1/models/"))
-        return _plain(404, unknown_route(options.persona))
+            return self._unknown_model(options.persona, path.removeprefix("/v1/models/"))
+        return _plain(404, unknown_route(options.persona.at(path)))
 
-    def _infer(self, request: Request, body: object) -> Answer:
+    def _infer(self, request: Request, body: object, persona: Persona) -> Answer:
         options = self.options
         if not isinstance(body, dict):
-            return self._error(400, "1 validation error: the body is not a JSON object")
+            return self._error(persona, 400, "1 validation error: the body is not a JSON object")
         asked = body.get("model", options.models[0])
         model = split_model(asked)[0] if isinstance(asked, str) else ""
-        if options.persona.knows_only_its_models and model not in options.models:
-            return self._unknown_model(model)
+        if persona.knows_only_its_models and model not in options.models:
+            return self._unknown_model(persona, model)
         self._answers += 1
-        own_id = request.header("x-request-id") if options.persona.repeats_request_id else None
+        own_id = request.header("x-request-id") if persona.repeats_request_id else None
         speaker = Speaker(
-            persona=options.persona,
+            persona=persona,
             model=model,
             id=own_id or f"sim-{self._answers}",
             created=int(self._wall()),
@@ -206,9 +211,9 @@ class SimulatedEngine:
             context_tokens=options.context_tokens,
         )
         try:
-            return answer(request.path, body, speaker)
+            return answer_request(request.path, body, speaker)
         except AskError as error:
-            return self._error(400, str(error), error.param)
+            return self._error(persona, 400, str(error), error.param)
 
     def _control(self, request: Request) -> Answer:
         route = (request.method, request.path)
@@ -217,8 +222,9 @@ class SimulatedEngine:
         if route == ("POST", "/sim/reset"):
             self.reset()
             return _plain(200, b"{}")
+        persona = self.options.persona
         if request.path != "/sim/faults":
-            return self._error(404, "known: /sim/requests, /sim/faults, /sim/reset")
+            return self._error(persona, 404, "known: /sim/requests, /sim/faults, /sim/reset")
         if request.method == "DELETE":
             self.script.clear()
         elif request.method == "POST":
@@ -227,16 +233,21 @@ class SimulatedEngine:
                 check_kinds([fault for entry in entries for fault in entry])
                 self.script.add(*entries)
             except ValueError as error:
-                return self._error(400, str(error))
+                return self._error(persona, 400, str(error))
         return _plain(
             200, dump([[fault.kind for fault in entry] for entry in self.script.pending()])
         )
 
     def _models(self) -> Answer:
         listed = [json.loads(self._model(model)) for model in self.options.models]
+        if self.options.persona.name == "anthropic":
+            ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]}
+            return _plain(200, dump({"data": listed, "has_more": False, **ends}))
         return _plain(200, dump({"object": "list", "data": listed}))
 
     def _model(self, model: str) -> bytes:
+        if self.options.persona.name == "anthropic":
+            return dump(anthropic_model_json(model, int(self._wall())))
         return dump(model_json(model, int(self._wall()), self.options.context_tokens))
 
     def _metrics(self) -> Answer:
@@ -244,11 +255,13 @@ class SimulatedEngine:
         headers = (("content-type", "text/plain; version=0.0.4; charset=utf-8"),)
         return replace(_plain(200, text), headers=headers)
 
-    def _unknown_model(self, model: str) -> Answer:
-        return _plain(404, unknown_model(self.options.persona, model, self.options.models))
+    def _unknown_model(self, persona: Persona, model: str) -> Answer:
+        return _plain(404, unknown_model(persona, model, self.options.models))
 
-    def _error(self, status: int, message: str, param: str | None = None) -> Answer:
-        return _plain(status, error_json(self.options.persona, status, message, param=param))
+    def _error(
+        self, persona: Persona, status: int, message: str, param: str | None = None
+    ) -> Answer:
+        return _plain(status, error_json(persona, status, message, param=param))
 
     def _stop(self, crash: Crash) -> None:
         self.crashed.set()
@@ -283,6 +296,14 @@ async def _close_on_crash(engine: SimulatedEngine, server: WireServer) -> None:
 
 def _plain(status: int, body: bytes) -> Answer:
     return Answer(status=status, headers=JSON, parts=(Send(body),))
+
+
+def _key_of(request: Request, persona: Persona) -> str | None:
+    named = request.header("x-api-key") if persona.name == "anthropic" else None
+    if named is not None:
+        return named
+    scheme, _, key = (request.header("authorization") or "").partition(" ")
+    return key if scheme == "Bearer" else None
 
 
 def _parse(raw: bytes) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from shared.testing.apis import around_text, is_end
 from shared.testing.faults import Fault
 from shared.testing.personas import Persona
 from shared.testing.steps import (
@@ -23,7 +24,7 @@ from shared.testing.steps import (
     is_stream,
     stop,
 )
-from shared.testing.substitutes import error_event
+from shared.testing.substitutes import error_event, failed_event, own_event_shape
 
 DONE = b"data: [DONE]\n\n"
 
@@ -50,15 +51,19 @@ def stall(steps: Steps, fault: Fault, persona: Persona) -> Steps:
 
 
 def no_done(steps: Steps, fault: Fault, persona: Persona) -> Steps:
-    """End cleanly without `[DONE]`; with `after` in the middle, without a finish reason."""
+    """End cleanly without the API's last event; with `after` in the middle."""
     if fault.after is not None:
         return stop(steps, fault.after, End())
-    return tuple(step for step in steps if not (isinstance(step, Send) and step.data == DONE))
+    return tuple(s for s in steps if not (isinstance(s, Send) and is_end(s.data, persona.api)))
 
 
 def fail_in_stream(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """Send an error event of `shape` as the next one and end, after `[DONE]` if `done`."""
-    event = Send(error_event(fault.shape or "openai", code=fault.code))
+    shape, number = fault.shape or own_event_shape(persona), fault.after or 0
+    if shape == "failed":
+        event = Send(failed_event(steps, number))
+    else:
+        event = Send(error_event(shape, code=fault.code, number=number))
     done = (Send(DONE),) if fault.done else ()
     return stop(steps, fault.after or 0, event, *done, End())
 
@@ -88,13 +93,13 @@ def slow_stream(steps: Steps, fault: Fault, persona: Persona) -> Steps:
 
 
 def after_done(steps: Steps, fault: Fault, persona: Persona) -> Steps:
-    """Send one more event behind `[DONE]`."""
-    late = b'data: {"choices":[{"index":0,"delta":{"content":"after the end"}}]}\n\n'
+    """Send one more event behind the last."""
+    late = b"after the end".join(around_text(persona.api))
     return (*steps[:-1], Send(late), steps[-1])
 
 
 def hang_after_done(steps: Steps, fault: Fault, persona: Persona) -> Steps:
-    """Keep the body open behind `[DONE]`."""
+    """Keep the body open behind the last event."""
     return (*steps[:-1], Wait(fault.ms / 1000 if fault.ms else None), steps[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from shared.testing.apis import around_text, name_line
 from shared.testing.faults import Fault
 from shared.testing.personas import Persona
 from shared.testing.steps import Send, Steps, Wait, insert, is_stream
@@ -39,23 +40,23 @@ def rewritten(change: Callable[[bytes], bytes]) -> Distortion:
 def huge_line(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """One valid event of about `size` bytes (16 MiB), sent in blocks."""
     blocks = (Send(b"x" * _BLOCK),) * max((fault.size or 16 * 2**20) // _BLOCK, 1)
-    start = Send(b'data: {"choices":[{"index":0,"delta":{"content":"')
+    before, behind = around_text(persona.api)
     after = 1 if fault.after is None else fault.after
-    return insert(steps, after, start, *blocks, Send(b'"}}]}\n\n'))
+    return insert(steps, after, Send(before), *blocks, Send(behind))
 
 
 def bad_json(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """Send JSON that stops in the middle."""
     if is_stream(steps):
-        return injected(b'data: {"id": "broken", \n\n')(steps, fault, persona)
+        event = name_line(persona.api) + b'data: {"id": "broken", \n\n'
+        return injected(event)(steps, fault, persona)
     return instead(200, "application/json", b'{"id": "broken", ')
 
 
 def bad_utf8(steps: Steps, fault: Fault, persona: Persona) -> Steps:
     """Send bytes that are no UTF-8."""
     if is_stream(steps):
-        event = b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe"}}]}\n\n'
-        return injected(event)(steps, fault, persona)
+        return injected(b"\xff\xfe".join(around_text(persona.api)))(steps, fault, persona)
     return instead(200, "application/json", b'{"id": "\xff\xfe"}')
 
 

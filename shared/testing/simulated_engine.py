@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
-from shared.testing.personas import persona_named
+from shared.testing.personas import PERSONAS, persona_named
 from shared.testing.steps import Crash, Latency
 
 
@@ -18,12 +18,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="simulated_engine",
-        description="An OpenAI server that simulates an engine. It runs no model.",
+        description="An OpenAI or Anthropic server that simulates an engine. It runs no model.",
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one and prints it")
     parser.add_argument("--model", action="append", default=[], help="repeatable")
-    parser.add_argument("--persona", choices=["vllm", "llamacpp", "openai"], default="vllm")
+    parser.add_argument("--persona", choices=[p.name for p in PERSONAS], default="vllm")
     parser.add_argument("--ttft-ms", type=float, default=0.0)
     parser.add_argument("--itl-ms", type=float, default=0.0)
     parser.add_argument("--load-ms", type=float, default=0.0, help="503 until then")
