@@ -107,25 +107,28 @@ class UsageLedger(OutcomeSink):
 
         To be shielded from cancellation: the transaction would go on, and its rows stay here.
         """
-        written, most = 0, self._batch
         async with self._flushing:
-            while self._rows:
-                # New rows come at the other end, and a full ledger takes none: what is written
-                # here is what is removed here.
-                rows = self._rows[:most]
-                try:
-                    await self._writer.run(partial(_insert, rows=rows))
-                except StoreError:
-                    break
-                except (ValueError, OverflowError):
-                    # One row that no registry takes must not hold up the others for ever.
-                    if len(rows) > 1:
-                        most = len(rows) // 2
-                        continue
-                    self.dropped += 1
-                else:
-                    written += len(rows)
-                del self._rows[: len(rows)]
+            return await self._write()
+
+    async def _write(self) -> int:
+        written, most = 0, self._batch
+        while self._rows:
+            # New rows come at the other end, and a full ledger takes none: what is written here
+            # is what is removed here.
+            rows = self._rows[:most]
+            try:
+                await self._writer.run(partial(_insert, rows=rows))
+            except StoreError:
+                break
+            except (ValueError, OverflowError):
+                # One row that no registry takes must not hold up the others for ever.
+                if len(rows) > 1:
+                    most = len(rows) // 2
+                    continue
+                self.dropped += 1
+            else:
+                written += len(rows)
+            del self._rows[: len(rows)]
         return written
 
 
