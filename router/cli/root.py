@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from router.cli import agents, doctor, keys, models, providers
+from router.cli import agents, doctor, keys, models, providers, usage
 from router.cli.output import PoliteGroup
 from router.cli.session import write
 from router.settings import load_settings
@@ -25,6 +25,7 @@ app.add_typer(providers.app, name="providers")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(agents.app, name="agents")
+app.command("usage")(usage.usage)
 app.command("doctor")(doctor.doctor)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,6 +69,8 @@ def use_wal(path: Path) -> None:
 
 
 def _connect(path: Path, *, is_writer: bool) -> sqlite3.Connection:
+    if is_writer:
+        _make_writable_again(path)
     uri = f"file:{quote(str(path.absolute()))}?mode=rw"
     found = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
     found.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
@@ -75,6 +78,20 @@ def _connect(path: Path, *, is_writer: bool) -> sqlite3.Connection:
     if not is_writer:
         found.execute("PRAGMA query_only = ON")
     return found
+
+
+def _make_writable_again(path: Path) -> None:
+    """Give side files back the right to be written, if the registry's own file has it.
+
+    SQLite makes them as the file is. Of one that was read-only for a while, they stay read-only,
+    and with them the registry.
+    """
+    if not os.access(path, os.W_OK):
+        return
+    for side in (Path(f"{path}-shm"), Path(f"{path}-wal")):
+        if not os.access(side, os.W_OK):
+            with suppress(OSError):  # it is not there, or is somebody else's
+                side.chmod(0o600)
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, insert
+from sqlalchemy.dialects import sqlite
 
 from router.domain import EndpointId, Outcome, RequestFacts, Zone
 from router.ports import OutcomeSink
@@ -19,6 +18,25 @@ from router.store.writer import RegistryWriter
 from shared.kit.clock import Clock, wall_time
 
 ZoneOf = Callable[[EndpointId], "Zone | None"]
+Row = tuple[Any, ...]
+
+# What a row holds, in this order.
+_COLUMNS: Final = (
+    "ts",
+    "request_id",
+    "model",
+    "endpoint",
+    "zone",
+    "key_id",
+    "attempt",
+    "status",
+    "error",
+    "input_tokens",
+    "output_tokens",
+    "ttft_s",
+    "total_s",
+)
+_INSERT: Final = str(insert(usage).compile(dialect=sqlite.dialect(), column_keys=_COLUMNS))
 
 
 class UsageLedger(OutcomeSink):
@@ -31,7 +49,7 @@ class UsageLedger(OutcomeSink):
         clock: Clock = wall_time,
         zone_of: ZoneOf = lambda _: None,
         most_waiting: int = 10_000,
-        batch: int = 500,
+        batch: int = 2_000,
     ) -> None:
         """Write through `writer`.
 
@@ -47,7 +65,7 @@ class UsageLedger(OutcomeSink):
         self._zone_of = zone_of
         self._most_waiting = most_waiting
         self._batch = batch
-        self._rows: deque[dict[str, Any]] = deque()
+        self._rows: list[Row] = []
         self._flushing = asyncio.Lock()
         self.dropped = 0
 
@@ -57,46 +75,67 @@ class UsageLedger(OutcomeSink):
         return len(self._rows)
 
     def record(self, facts: RequestFacts, outcome: Outcome) -> None:
-        """Keep one outcome for the next `flush`."""
+        """Keep one outcome for the next `flush`.
+
+        A request that ended before its first attempt has no endpoint (`""`), and so no zone.
+        """
         if len(self._rows) >= self._most_waiting:
             self.dropped += 1
             return
-        zone = self._zone_of(outcome.endpoint)
+        endpoint = outcome.endpoint
+        zone = self._zone_of(endpoint) if endpoint else None
         self._rows.append(
-            {
-                "ts": self._clock(),
-                "request_id": facts.request_id,
-                "model": facts.model,
-                "endpoint": outcome.endpoint,
-                "zone": None if zone is None else zone.value,
-                "key_id": facts.key_id,
-                "attempt": outcome.attempt,
-                "status": outcome.status,
-                "error": outcome.error,
-                "input_tokens": outcome.input_tokens,
-                "output_tokens": outcome.output_tokens,
-                "ttft_s": outcome.ttft_s,
-                "total_s": outcome.total_s,
-            }
+            (
+                self._clock(),
+                facts.request_id,
+                facts.model,
+                endpoint,
+                None if zone is None else zone.value,
+                facts.key_id,
+                outcome.attempt,
+                outcome.status,
+                outcome.error,
+                outcome.input_tokens,
+                outcome.output_tokens,
+                outcome.ttft_s,
+                outcome.total_s,
+            )
         )
 
     async def flush(self) -> int:
-        """Write what waits and return how many rows; what can't be written waits on."""
-        written = 0
+        """Write what waits and return how many rows; what can't be written waits on.
+
+        To be shielded from cancellation: the transaction would go on, and its rows stay here.
+        """
         async with self._flushing:
-            while self._rows:
-                # New rows come at the other end, and a full ledger takes none: what is written
-                # here is what is removed here.
-                rows = list(islice(self._rows, self._batch))
-                try:
-                    await self._writer.run(partial(_insert, rows=rows))
-                except StoreError:
-                    break
-                for _ in rows:
-                    self._rows.popleft()
+            return await self._write()
+
+    async def _write(self) -> int:
+        written, most = 0, self._batch
+        while self._rows:
+            # New rows come at the other end, and a full ledger takes none: what is written here
+            # is what is removed here.
+            rows = self._rows[:most]
+            try:
+                await self._writer.run(partial(_insert, rows=rows))
+            except StoreError:
+                break
+            except (ValueError, OverflowError):
+                # One row that no registry takes must not hold up the others for ever.
+                if len(rows) > 1:
+                    most = len(rows) // 2
+                    continue
+                self.dropped += 1
+            else:
                 written += len(rows)
+            del self._rows[: len(rows)]
         return written
 
 
-def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    connection.execute(insert(usage), rows)
+def _insert(connection: Connection, rows: Sequence[Row]) -> None:
+    if connection.dialect.paramstyle == "qmark":
+        # Past SQLAlchemy's handling of each row, which costs more than SQLite's.
+        connection.exec_driver_sql(_INSERT, list(rows))
+    else:
+        named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        connection.execute(insert(usage), named)

@@ -205,6 +205,7 @@ async def test_the_credential_goes_to_its_own_origin_only(start_router: StartRou
         engine.script.add("status:code=503", "redirect:location=" + url)
         answer = await router.client.post(CHAT, json=chat("simulated"))
         assert answer.headers["x-iir-endpoint"] == "openai"
+        router.router.fleet.rests.forget("engine")
         await router.client.post(CHAT, json=chat("simulated"))
         assert len(engine.requests) == 2
         assert all(seen.header("authorization") is None for seen in engine.requests)

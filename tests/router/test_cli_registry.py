@@ -444,5 +444,15 @@ def test_serve_refuses_the_network_without_a_key() -> None:
 
 def test_help_names_all_commands() -> None:
     result = CliRunner().invoke(app, ["--help"])
-    for command in ("serve", "migrate", "seed", "providers", "models", "keys", "agents", "doctor"):
+    for command in (
+        "serve",
+        "migrate",
+        "seed",
+        "providers",
+        "models",
+        "keys",
+        "agents",
+        "usage",
+        "doctor",
+    ):
         assert command in result.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,37 @@ async def test_outcomes_become_rows(writer: RegistryWriter) -> None:
         }
     ]
     assert await ledger.flush() == 0
+
+
+async def test_request_without_an_attempt_has_no_endpoint_and_no_zone(
+    writer: RegistryWriter,
+) -> None:
+    ledger = UsageLedger(writer, zone_of=lambda _: Zone.LOCAL)
+    refused = replace(
+        OUTCOME, endpoint=EndpointId(""), attempt=0, status=429, ttft_s=None, error="queue_full"
+    )
+    ledger.record(facts(), refused)
+    assert await ledger.flush() == 1
+    [row] = rows(writer)
+    assert (row["endpoint"], row["zone"], row["attempt"], row["ttft_s"]) == ("", None, 0, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (facts(3), replace(OUTCOME, input_tokens=2**70)),
+        (facts(3), replace(OUTCOME, error="\ud800")),
+    ],
+)
+async def test_row_that_no_registry_takes_does_not_hold_up_the_others(
+    writer: RegistryWriter, wrong: tuple[RequestFacts, Outcome]
+) -> None:
+    ledger = UsageLedger(writer, batch=5)
+    for n in range(7):
+        ledger.record(*(wrong if n == 3 else (facts(n), OUTCOME)))
+    assert await ledger.flush() == 6
+    assert (ledger.waiting, ledger.dropped) == (0, 1)
+    assert [row["request_id"] for row in rows(writer)] == [f"r-{n}" for n in range(7) if n != 3]
 
 
 async def test_rows_wait_while_the_registry_is_away(path: Path, writer: RegistryWriter) -> None:
