@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 
 import msgspec
 from starlette.types import Send
@@ -106,7 +105,7 @@ async def infer_relay(reply: Reply, model: str, send: Send) -> None:
     if reply.status >= 400:
         await relay(reply, send)
     elif reply.is_stream:
-        await relay(replace(reply, chunks=_texts(reply.chunks)), send)
+        await relay(msgspec.structs.replace(reply, chunks=_texts(reply.chunks)), send)
     else:
         chat = _parsed(await reply.whole())
         choice = chat.choices[0] if chat.choices else _Choice()

@@ -22,11 +22,10 @@ from shared.kit.clock import Clock
 Settle = Callable[[Call, Outcome], None]
 
 
-class Attempt(AbstractAsyncContextManager[Reply]):
-    """Holds a place, the count of what is in flight, and the upstream, from `open` to the end.
+class Attempt:
+    """Holds a place, the count of what is in flight, and the upstream, from `open` to `__aexit__`.
 
-    To be opened first, then used as the context within which the reply is passed on. However it
-    ends, everything is given back once, and one outcome is settled.
+    However it ends, everything is given back once, and one outcome is settled.
     """
 
     __slots__ = (
@@ -96,10 +95,6 @@ class Attempt(AbstractAsyncContextManager[Reply]):
             self._end(error)
             raise
         self._meter.take(self.reply)
-
-    async def __aenter__(self) -> Reply:
-        """Return the reply."""
-        return self.reply
 
     async def __aexit__(
         self,

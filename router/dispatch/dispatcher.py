@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import TracebackType
+
+import msgspec
 
 from router.dispatch.admission import Admission, Place
 from router.dispatch.attempt import Attempt
@@ -22,8 +25,7 @@ from shared.kit.clock import Clock
 _NOWHERE = EndpointId("")
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
+class Dispatched(msgspec.Struct, frozen=True):
     """A reply with the route it took. `sent_at` is on the service's clock, in seconds."""
 
     reply: Reply
@@ -75,26 +77,33 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._deadline_s = deadline_s
 
-    @asynccontextmanager
-    async def dispatch(self, call: Call) -> AsyncIterator[Dispatched]:
+    def dispatch(self, call: Call) -> AbstractAsyncContextManager[Dispatched]:
         """Enter with the reply of the first endpoint that gives one.
 
+        Entering raises `ApiError`: no candidate, no place, or the last attempt's error, with
+        `x-iir-attempts` on it.
+        """
+        return _Dispatch(self, call)
+
+    async def start(self, call: Call) -> tuple[Attempt, Dispatched]:
+        """Return the attempt that has a reply, which is open, and how it came about.
+
         Raises:
-            ApiError: no candidate, no place, or the last attempt's error, with `x-iir-attempts` on
-                it.
+            ApiError: see `dispatch`.
         """
         started = self._clock()
         trip = self._begin(call, started)
         # one deadline for queue and attempts; a stream that has begun may take as long as it takes
         with TimeLimit(self._deadline_s) as limit:
             attempt = await self._first_reply(trip, limit, started)
-            limit.lift()
-            async with attempt as reply:
-                ranked = attempt.place.ranked
-                yield Dispatched(
-                    reply, trip.model, ranked, trip.attempts, attempt.sent_at, trip.queued_s
-                )
-            return
+            return attempt, Dispatched(
+                attempt.reply,
+                trip.model,
+                attempt.place.ranked,
+                trip.attempts,
+                attempt.sent_at,
+                trip.queued_s,
+            )
         raise self._too_late(trip, started)
 
     async def _first_reply(self, trip: _Trip, limit: TimeLimit, started: float) -> Attempt:
@@ -158,9 +167,9 @@ class Dispatcher:
                 raise
             trip.queued_s += place.waited_s
         if trip.attempts:
-            place.ranked = replace(place.ranked, reason="failover")
+            place.ranked = Ranked(place.ranked.candidate, "failover")
         elif place.ranked is not trip.ranking[0]:
-            place.ranked = replace(place.ranked, reason="overflow")
+            place.ranked = Ranked(place.ranked.candidate, "overflow")
         trip.last = place.ranked
         trip.attempts += 1
         return place
@@ -212,6 +221,30 @@ class Dispatcher:
             self._policy.observe(call.facts, outcome)
         for sink in self._sinks:
             sink.record(call.facts, outcome)
+
+
+class _Dispatch(AbstractAsyncContextManager[Dispatched]):
+    """The time from a call's arrival to the last byte of its reply."""
+
+    __slots__ = ("_attempt", "_call", "_dispatcher")
+
+    def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
+        self._dispatcher = dispatcher
+        self._call = call
+        self._attempt: Attempt | None = None
+
+    async def __aenter__(self) -> Dispatched:
+        self._attempt, dispatched = await self._dispatcher.start(self._call)
+        return dispatched
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._attempt is not None:
+            await self._attempt.__aexit__(kind, error, trace)
 
 
 def _explained(error: ApiError, trip: _Trip) -> ApiError:

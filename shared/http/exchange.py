@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
@@ -42,8 +41,7 @@ def _no_usage() -> Sequence[bytes]:
     return ()
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct):
     """An upstream's answer whose first body chunk is already in hand.
 
     `body` is the whole answer if it was held; else `chunks` yields it, and raises `ApiError` if the

@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
@@ -27,8 +29,7 @@ class Timeouts:
     total_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutboundRequest:
+class OutboundRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to an upstream; `headers` are sent as they stand, plus what HTTP needs."""
 
     method: str

@@ -7,6 +7,8 @@ escaping keeps a value on its line.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -17,6 +19,53 @@ import structlog
 from structlog.typing import Processor
 
 _MOST_PLACES = 12
+_LATE_S = 0.05
+_MOST_WAITING = 1000
+
+
+class LogSink:
+    """Writes lines to a stream; those of a running loop several at once, for the cost of one write.
+
+    Warnings and errors, and lines outside of a loop, are written at once, after what waits.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to `stream`."""
+        self._stream = stream
+        self._lines: list[str] = []
+        atexit.register(self.flush)
+
+    def info(self, line: str) -> None:
+        """Write a line within the next moment."""
+        self._lines.append(line + "\n")
+        if len(self._lines) == 1:
+            try:
+                asyncio.get_running_loop().call_later(_LATE_S, self.flush)
+            except RuntimeError:  # no loop runs here
+                self.flush()
+        elif len(self._lines) >= _MOST_WAITING:
+            self.flush()
+
+    debug = info
+
+    def warning(self, line: str) -> None:
+        """Write a line now."""
+        self._lines.append(line + "\n")
+        self.flush()
+
+    error = critical = exception = warn = fatal = msg = warning
+
+    def write(self, text: str) -> None:
+        """Write text now, as a stream does."""
+        self._lines.append(text)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines, self._lines = self._lines, []
+        if lines and not self._stream.closed:
+            self._stream.write("".join(lines))
+            self._stream.flush()
 
 
 def configure_logs(
@@ -30,6 +79,7 @@ def configure_logs(
         stream: where to.
     """
     target = stream or sys.stderr
+    sink = LogSink(target)
     number = logging.getLevelName(level.upper())
     as_json = not target.isatty() if json is None else json
     shared: list[Processor] = [
@@ -45,10 +95,10 @@ def configure_logs(
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        logger_factory=lambda *_: sink,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(target)
+    handler = logging.StreamHandler(sink)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import select
 
@@ -91,7 +91,7 @@ async def test_request_without_an_attempt_has_no_endpoint_and_no_zone(
     writer: RegistryWriter,
 ) -> None:
     ledger = UsageLedger(writer, zone_of=lambda _: Zone.LOCAL)
-    refused = replace(
+    refused = msgspec.structs.replace(
         OUTCOME, endpoint=EndpointId(""), attempt=0, status=429, ttft_s=None, error="queue_full"
     )
     ledger.record(facts(), refused)
@@ -103,8 +103,8 @@ async def test_request_without_an_attempt_has_no_endpoint_and_no_zone(
 @pytest.mark.parametrize(
     "wrong",
     [
-        (facts(3), replace(OUTCOME, input_tokens=2**70)),
-        (facts(3), replace(OUTCOME, error="\ud800")),
+        (facts(3), msgspec.structs.replace(OUTCOME, input_tokens=2**70)),
+        (facts(3), msgspec.structs.replace(OUTCOME, error="\ud800")),
     ],
 )
 async def test_row_that_no_registry_takes_does_not_hold_up_the_others(

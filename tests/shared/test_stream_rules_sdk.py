@@ -264,4 +264,7 @@ def test_an_unnamed_error_of_messages_is_found() -> None:
 )
 def test_our_own_errors_in_anthropics_shape(error: ApiError, type_: str) -> None:
     found = json.loads(anthropic_error_body(error))
-    assert found == {"type": "error", "error": {"type": type_, "message": "m"}}
+    assert found == {
+        "type": "error",
+        "error": {"type": type_, "message": "m", "code": error.code},
+    }
