@@ -20,10 +20,14 @@ from shared.http.errors import (
     UpstreamUnreachable,
 )
 from shared.http.headers import find_header
+from shared.http.lean_transport import LeanTransport
 from shared.http.transport import InboundResponse, OutboundRequest, Timeouts, Transport
 from shared.testing.wire import Exchange, WireServer
 
-TRANSPORTS: dict[str, Callable[[], Transport]] = {"aiohttp": AiohttpTransport}
+TRANSPORTS: dict[str, Callable[[], Transport]] = {
+    "aiohttp": AiohttpTransport,
+    "lean": LeanTransport,
+}
 SHORT = Timeouts(connect_s=0.15, first_byte_s=0.15, idle_s=0.15)
 LONG = Timeouts(connect_s=5, first_byte_s=5, idle_s=5)
 

@@ -1,0 +1,291 @@
+"""The transport on a client of our own: asyncio's protocols and httptools' parser, and no more.
+
+Why: docs/decisions/0007-a-lean-http-client.md. Heads are rendered in `lean_request`, connections are
+made in `lean_dialer` and read in `lean_connection`; here they are kept and handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+from shared.http.errors import ApiError, UpstreamInterrupted, UpstreamUnreachable
+from shared.http.lean_connection import LeanConnection
+from shared.http.lean_decoding import Decoder
+from shared.http.lean_dialer import Dialer
+from shared.http.lean_request import Requests, Target
+from shared.http.transport import InboundResponse, OutboundRequest
+
+# Below the 5 s after which llama.cpp, uvicorn and others close idle connections, so that a request
+# seldom meets a connection that is just being closed.
+_KEEPALIVE_S = 4.0
+_SWEEP_S = 2.0
+# How long a finished stream may take to send its last, empty chunk before its connection is given up.
+_TAIL_S = 0.05
+# A connection that was idle and closes this soon after a request was written crossed it with its
+# close. Later than that the upstream had the request, and what became of it is not for us to guess.
+_RACE_S = 1.0
+# Up to the first a body is copied behind its head, up to the second it is handed over in one go.
+_JOINED_BYTES = 64 * 1024
+_WHOLE_BYTES = 512 * 1024
+# Turns of the loop in which aborted connections, TLS and all, tell that they are gone.
+_TURNS_TO_CLOSE = 4
+
+
+class LeanTransport:
+    """Upstream calls over kept connections, last used first; belongs to the loop it is used in."""
+
+    def __init__(
+        self,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        allow_address: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Connect nowhere yet.
+
+        Args:
+            ssl_context: for https; the system's certificates are trusted without one.
+            allow_address: told the IP address of each new connection before anything is sent, as
+                the system shows it (an IPv4 address may come mapped into IPv6); False closes it.
+        """
+        self._dialer = Dialer(ssl_context=ssl_context, allow_address=allow_address)
+        self._requests = Requests()
+        self._idle: dict[str, list[LeanConnection]] = {}
+        self._connections: set[LeanConnection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closings = 0
+
+    def open(self, request: OutboundRequest) -> AbstractAsyncContextManager[InboundResponse]:
+        """See `Transport.open`."""
+        return _Exchange(self, request)
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._idle.clear()
+        self._closings += 1
+        for connection in list(self._connections):
+            connection.abort()
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
+
+    # what exchanges call
+
+    def prepared(self, request: OutboundRequest) -> tuple[Target, bytes]:
+        """Return where a request goes and its head, or raise `UpstreamFailed`."""
+        target = self._requests.target(request.method, request.url)
+        body = request.body
+        length = len(body) if body else _length_of_nothing(request.method)
+        return target, self._requests.head(target, request.headers, length)
+
+    def kept(self, target: Target, now: float) -> LeanConnection | None:
+        """Return the connection that was idle for the shortest time, if any is fresh enough."""
+        idle = self._idle.get(target.origin)
+        while idle:
+            connection = idle.pop()
+            if not connection.is_closed and now - connection.idle_since < _KEEPALIVE_S:
+                return connection
+            connection.abort()
+        return None
+
+    async def dialled(
+        self, target: Target, request: OutboundRequest, total_at: float
+    ) -> LeanConnection:
+        """Return a new connection, or raise as `Dialer.dial` does."""
+        closings = self._closings
+        connection = await self._dialer.dial(
+            target, self._forget, connect_s=request.timeouts.connect_s, total_at=total_at
+        )
+        if closings != self._closings:
+            connection.abort()
+            raise UpstreamUnreachable("The service stops, and makes no more connections.")
+        if not connection.is_closed:
+            self._connections.add(connection)
+        return connection
+
+    def keep(self, target: Target, connection: LeanConnection) -> None:
+        """Take back a connection whose exchange is over; close it if it can't be used again."""
+        if not connection.is_complete or not connection.is_reusable or connection.is_closed:
+            connection.abort()
+            return
+        loop = asyncio.get_running_loop()
+        connection.rest(loop.time())
+        idle = self._idle.get(target.origin)
+        if idle is None:
+            self._idle[target.origin] = [connection]
+        else:
+            idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+
+    def _forget(self, connection: LeanConnection) -> None:
+        self._connections.discard(connection)
+        if connection.is_idle:
+            for idle in self._idle.values():
+                if connection in idle:
+                    idle.remove(connection)
+
+    def _sweep(self) -> None:
+        """Close what was idle for too long; run only while something is idle."""
+        loop = asyncio.get_running_loop()
+        stale = loop.time() - _KEEPALIVE_S
+        for origin, idle in list(self._idle.items()):
+            while idle and idle[0].idle_since <= stale:
+                idle.pop(0).abort()
+            if not idle:
+                del self._idle[origin]
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
+
+
+class _Exchange:
+    """A request and, once entered, the answer to it."""
+
+    __slots__ = (
+        "_connection",
+        "_decoder",
+        "_is_late",
+        "_request",
+        "_target",
+        "_transport",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, transport: LeanTransport, request: OutboundRequest) -> None:
+        self._transport = transport
+        self._request = request
+        self._target: Target
+        self._connection: LeanConnection | None = None
+        self._decoder: Decoder | None = None
+        self._is_late = False
+        self.status = 0
+        self.headers: Sequence[tuple[bytes, bytes]] = ()
+
+    async def __aenter__(self) -> InboundResponse:
+        """Send the request, and wait for the head of the answer."""
+        transport, request = self._transport, self._request
+        self._target, head = transport.prepared(request)
+        now = asyncio.get_running_loop().time()
+        total_s = request.timeouts.total_s
+        total_at = math.inf if total_s is None else now + total_s
+        connection = transport.kept(self._target, now)
+        is_kept = connection is not None
+        if connection is None:
+            connection = await transport.dialled(self._target, request, total_at)
+        error = await self._ask(connection, head, total_at)
+        if error is not None and is_kept and _has_crossed(connection, now):
+            connection = await transport.dialled(self._target, request, total_at)
+            error = await self._ask(connection, head, total_at)
+        if error is not None:
+            raise error
+        self._connection = connection
+        self.status = connection.status
+        self.headers = connection.headers
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Keep the connection if the answer is here whole, close it otherwise."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._transport.keep(self._target, connection)
+
+    async def read(self) -> bytes:
+        """See `InboundResponse.read`."""
+        connection = self._entered()
+        if connection.encoding is not None:
+            return await self._read_decoded(connection, connection.encoding)
+        while not connection.pieces:
+            if connection.is_complete:
+                return b""
+            if connection.error is not None:
+                raise connection.error
+            await connection.news()
+        return connection.take()
+
+    async def finish(self) -> None:
+        """Wait a moment for the empty rest of a stream that said it is done: see `keep`."""
+        connection = self._entered()
+        if connection.is_complete or connection.error is not None:
+            return
+        timer = asyncio.get_running_loop().call_later(_TAIL_S, self._give_up, connection)
+        try:
+            while not (connection.is_complete or connection.error is not None or self._is_late):
+                await connection.news()
+                if connection.pieces:
+                    connection.take()
+        finally:
+            timer.cancel()
+
+    def _give_up(self, connection: LeanConnection) -> None:
+        self._is_late = True
+        connection.wake()
+
+    def _entered(self) -> LeanConnection:
+        if self._connection is None:
+            raise RuntimeError("the answer is read outside of its context")
+        return self._connection
+
+    async def _ask(
+        self, connection: LeanConnection, head: bytes, total_at: float
+    ) -> ApiError | None:
+        """Send the request, return when the answer's head is here, or what came instead of it."""
+        request = self._request
+        body = request.body or b""
+        size = len(body)
+        try:
+            connection.begin(request.timeouts, total_at, is_head_only=self._target.is_head)
+            if size <= _JOINED_BYTES:
+                connection.write(head + body)
+            elif size <= _WHOLE_BYTES:
+                connection.write_both(head, body)
+            else:
+                connection.write(head)
+                await connection.upload(body)
+            while not connection.has_head and connection.error is None:
+                await connection.news()
+        except BaseException:
+            connection.abort()
+            raise
+        return None if connection.has_head else connection.error
+
+    async def _read_decoded(self, connection: LeanConnection, encoding: bytes) -> bytes:
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = Decoder(encoding)
+        while True:
+            if decoder.has_more or connection.pieces:
+                piece = decoder.feed(b"" if decoder.has_more else connection.take())
+                if piece:
+                    return piece
+            elif connection.is_complete:
+                return decoder.last()
+            elif connection.error is not None:
+                raise connection.error
+            else:
+                await connection.news()
+
+
+def _has_crossed(connection: LeanConnection, asked_at: float) -> bool:
+    """Tell whether a request met a kept connection that the upstream was just closing.
+
+    Such a request was not processed, or its connection would not have closed without a byte: it may
+    be sent again on a new connection, whatever its method (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+    """
+    if connection.is_heard or not isinstance(connection.error, UpstreamInterrupted):
+        return False
+    return asyncio.get_running_loop().time() - asked_at < _RACE_S
+
+
+def _length_of_nothing(method: str) -> int | None:
+    return 0 if method in {"POST", "PUT", "PATCH"} else None
