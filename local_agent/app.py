@@ -39,13 +39,13 @@ from local_agent.supervisor import Supervisor
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
 from shared import __version__
-from shared.http.aiohttp_transport import AiohttpTransport
 from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback
 from shared.http.serve import PortTaken, bind, run
 from shared.http.transport import Timeouts
+from shared.http.transports import make_transport
 from shared.kit.clock import monotonic, wall_time
 from shared.kit.logs import configure_logs
 from shared.kit.run_file import announced
@@ -79,7 +79,7 @@ class Agent:
         self.drain_s = _drain_s(settings, config)
         self._port = port
         self._log = structlog.get_logger("agent")
-        self._transport = AiohttpTransport()
+        self._transport = make_transport(settings.agent_transport)
         self._weights = WeightStore(settings.models_dir)
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from shared.http.transports import TransportName
 from shared.kit.environment import BaseServiceSettings
 
 _MOST_URL = 512
@@ -60,6 +61,11 @@ class AgentSettings(BaseServiceSettings):
         default=60.0,
         ge=0,
         description="How long a stopping agent lets running requests finish, in seconds.",
+    )
+    agent_transport: TransportName = Field(
+        default="lean",
+        description="Which HTTP client speaks to engines: `lean`, our own, or `aiohttp`, which costs "
+        "more CPU and memory.",
     )
     router_url: str = Field(default="http://127.0.0.1:8000", description="The agent's router.")
     hf_token: SecretStr | None = Field(

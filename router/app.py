@@ -46,13 +46,13 @@ from router.store.reader import RegistryReader
 from router.store.urls import api_base
 from router.store.writer import RegistryWriter
 from shared import __version__
-from shared.http.aiohttp_transport import AiohttpTransport
 from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback, split_list
 from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Timeouts, Transport
+from shared.http.transports import make_transport
 from shared.kit.clock import Clock, monotonic
 from shared.kit.logs import configure_logs
 from shared.kit.run_file import announced
@@ -69,7 +69,7 @@ class Router:
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self.transport: Transport = transport or AiohttpTransport()
+        self.transport: Transport = transport or make_transport(settings.router_transport)
         self.fleet = Fleet(
             Membership(clock, settings.router_lease_ttl_s),
             self._endpoint_of,

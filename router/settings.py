@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dotenv import dotenv_values
 from pydantic import Field, field_validator
 
+from shared.http.transports import TransportName
 from shared.kit.environment import BaseServiceSettings
 
 
@@ -121,8 +122,10 @@ class Settings(BaseServiceSettings):
         description="How often endpoints without a lease are asked whether they answer, in seconds; "
         "those in a cloud only while their breaker is open. 0 asks never.",
     )
-    router_transport: Literal["lean", "aiohttp"] = Field(
-        default="aiohttp", description="Which HTTP client speaks to upstreams."
+    router_transport: TransportName = Field(
+        default="lean",
+        description="Which HTTP client speaks to upstreams: `lean`, our own, or `aiohttp`, which costs "
+        "more CPU and memory.",
     )
     router_catalog_poll_s: float = Field(
         default=0.25, gt=0, description="How often a router looks for registry changes, in seconds."
