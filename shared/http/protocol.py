@@ -130,7 +130,18 @@ class GuardedProtocol(HttpToolsProtocol):
         size = sum(len(name) + len(value) for name, value in self.headers)
         if size > self.max_head_bytes or len(self.headers) > self.max_headers:
             raise self._refused(431)
+        # llhttp lets other codings pass before the last, which a server in front may read otherwise
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
+            raise _Refused
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin with the next request, or close behind the last one before a refusal."""
+        is_last = self._is_over and not self.pipeline
+        super().on_response_complete()
+        if is_last:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """Give a client that does not read a while, then cut it."""
@@ -145,12 +156,21 @@ class GuardedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer in the envelope instead of uvicorn's text, and close."""
+        """Answer in the envelope instead of uvicorn's text, and close.
+
+        Requests that came whole before are answered first, and nothing behind them.
+        """
         self._is_over = True
         cycle = self.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
-            cycle.keep_alive = False  # it ends well; what came behind it is dropped
+        if cycle is not None and cycle.more_body and self.pipeline:
+            self.pipeline.popleft()  # it is the broken one, and waits for its turn
             return
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body or cycle.response_started:
+                return
+            # it is refused: what serves it shall stop, and not answer behind the refusal
+            cycle.disconnected = True
+            cycle.message_event.set()
         status, code, text = self._refusal
         body = error_body(text, type_="invalid_request_error", code=code)
         head = (

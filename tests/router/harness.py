@@ -57,7 +57,7 @@ def starter(home: Path) -> StartRouter:
         settings = load_settings(
             iir_home=home, **{"router_breaker_failures": 1_000_000, **overrides}
         )
-        _install(Path(settings.store_url.removeprefix("sqlite:///")))
+        install(Path(settings.store_url.removeprefix("sqlite:///")))
         router = Router(settings)
         async with (
             serving(router.asgi()) as base_url,
@@ -65,14 +65,14 @@ def starter(home: Path) -> StartRouter:
         ):
             running = RunningRouter(base_url, router, settings, client)
             if upstream is not None:
-                running.write(lambda c: _register(c, upstream, models))
+                running.write(lambda c: register(c, upstream, models))
                 await running.catch_up()
             yield running
 
     return start
 
 
-def _install(path: Path) -> None:
+def install(path: Path) -> None:
     """Put a prepared registry there, unless there is one."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _prepared() -> bytes:
         return path.read_bytes()
 
 
-def _register(connection: Connection, upstream: str, models: tuple[str, ...]) -> None:
+def register(connection: Connection, upstream: str, models: tuple[str, ...]) -> None:
     add_provider(
         connection,
         Provider(name="engine", dialect="openai", base_url=upstream, zone=Zone.LOCAL),
