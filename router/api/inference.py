@@ -116,7 +116,7 @@ class InferenceRoutes:
 
 def _is_patient(scope: AsgiScope) -> bool:
     """Tell whether the client takes comments while it waits; `x-iir-keep-alive: off` does not."""
-    return header(scope, b"x-iir-keep-alive") != b"off"
+    return (header(scope, b"x-iir-keep-alive") or b"").lower() != b"off"
 
 
 def _zone(scope: AsgiScope) -> Zone | None:

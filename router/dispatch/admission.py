@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Sequence
 
 from router.dispatch.pools import Pool, Waiter
@@ -79,6 +80,7 @@ class Admission:
         for ranked in ranking:
             deployment = ranked.candidate.deployment
             if deployment.max_in_flight is None:
+                self._lift(deployment.pool)
                 return Place(ranked, self, None, 0.0, 0.0)
             pool = self._pool(deployment)
             if pool.is_free:
@@ -97,12 +99,16 @@ class Admission:
             QueueFull: too many wait already, or it would take too long.
             QueueTimeout: none came free in time.
         """
-        by_pool = {self._pool(ranked.candidate.deployment).name: ranked for ranked in ranking}
+        by_pool: dict[str, Ranked] = {}
+        for ranked in ranking:
+            by_pool.setdefault(self._pool(ranked.candidate.deployment).name, ranked)
+        joined = self._joined([self._pools[name] for name in by_pool], key)
         is_over = asyncio.Event()
-        waiter = Waiter(key, tuple(by_pool), is_over.set)
-        self._enter(waiter)
+        waiter = Waiter(key, tuple(pool.name for pool in joined), is_over.set)
+        for pool in joined:
+            pool.add(waiter)
         began = self._clock()
-        timer = asyncio.get_running_loop().call_later(self._longest_s, waiter.end)
+        timer = asyncio.get_running_loop().call_later(self._longest_s, self._give_up, waiter)
         try:
             await is_over.wait()
         except BaseException:
@@ -119,10 +125,7 @@ class Admission:
     def free(self, pool: Pool, since: float | None) -> None:
         """Take a place back, and give it to the next who waits."""
         pool.free(None if since is None else self._clock() - since)
-        while pool.in_flight < pool.limit and (waiter := pool.next()) is not None:
-            if not waiter.is_over:
-                pool.take()
-                waiter.grant(pool.name)
+        self._serve(pool)
         if pool.is_idle and len(self._pools) > _MOST_POOLS:
             del self._pools[pool.name]
 
@@ -131,24 +134,45 @@ class Admission:
         pool = self._pools.get(deployment.pool)
         if pool is None:
             pool = self._pools[deployment.pool] = Pool(deployment.pool, limit)
-        pool.limit = limit  # it may have changed
+        if pool.limit != limit:  # it was changed; if there is more room now, others came first
+            pool.limit = limit
+            self._serve(pool)
         return pool
 
-    def _enter(self, waiter: Waiter) -> None:
-        """Put a request into the queues, or refuse it at once."""
-        pools = [self._pools[name] for name in waiter.pools]
-        wait_s = min(pool.expected_wait_s(waiter.key) for pool in pools)
+    def _lift(self, name: str) -> None:
+        """Let those go who wait for an endpoint that has no limit any more."""
+        pool = self._pools.get(name) if self._pools else None
+        if pool is not None and pool.waiting:
+            pool.limit = sys.maxsize
+            self._serve(pool)
+
+    def _serve(self, pool: Pool) -> None:
+        """Give the places that are free to those who wait."""
+        while pool.in_flight < pool.limit and (waiter := pool.next()) is not None:
+            if not waiter.is_over:
+                self._leave(waiter)
+                pool.take()
+                waiter.grant(pool.name)
+
+    def _joined(self, pools: Sequence[Pool], key: str) -> Sequence[Pool]:
+        """Return the pools whose queues a request with this key may join, or refuse it at once."""
+        roomy = [pool for pool in pools if pool.waiting < self._most_waiting]
+        shortest = min(pools, key=lambda pool: pool.waiting)
+        joined = roomy or [shortest]
+        wait_s = min(pool.expected_wait_s(key) for pool in joined)
         if wait_s > self._longest_s:
             raise _full(wait_s)
-        shortest = min(pools, key=lambda pool: pool.waiting)
-        if shortest.waiting >= self._most_waiting:
-            pushed = shortest.newest_of_longest(waiter.key)
+        if not roomy:
+            pushed = shortest.newest_of_longest(key)
             if pushed is None:
                 raise _full(wait_s)
             self._leave(pushed)
             pushed.push_out()
-        for pool in pools:
-            pool.add(waiter)
+        return joined
+
+    def _give_up(self, waiter: Waiter) -> None:
+        self._leave(waiter)
+        waiter.end()
 
     def _leave(self, waiter: Waiter) -> None:
         for name in waiter.pools:

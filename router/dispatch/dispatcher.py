@@ -14,7 +14,7 @@ from router.dispatch.admission import Admission, Place
 from router.dispatch.attempt import Attempt
 from router.dispatch.retry import RetryBudget
 from router.domain import Call, EndpointId, ModelName, Outcome, Ranked
-from router.errors import DeadlineExceeded, NoEndpoint
+from router.errors import CircuitOpen, DeadlineExceeded, NoEndpoint
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
 from shared.http.cutoff import TimeLimit
@@ -157,7 +157,7 @@ class Dispatcher:
         place = self._admission.take(trip.ranking)
         if place is None:
             try:
-                place = await self._admission.wait(trip.ranking, trip.call.facts.key_id or "")
+                place = await self._wait(trip)
             except ApiError as error:
                 self._refuse(trip.call, error.code, error.status, started, trip.attempts)
                 raise _explained(error, trip) from None
@@ -165,7 +165,6 @@ class Dispatcher:
                 reason = "deadline_exceeded" if limit.is_cut else "abandoned"
                 self._refuse(trip.call, reason, 0, started, trip.attempts)
                 raise
-            trip.queued_s += place.waited_s
         if trip.attempts:
             place.ranked = Ranked(place.ranked.candidate, "failover")
         elif place.ranked is not trip.ranking[0]:
@@ -174,6 +173,31 @@ class Dispatcher:
         trip.attempts += 1
         return place
 
+    async def _wait(self, trip: _Trip) -> Place:
+        """Wait for a place on an endpoint that still takes requests when it comes free.
+
+        Raises:
+            ApiError: none came free, or those that did have failed or asked for a pause meanwhile.
+        """
+        place = None
+        while place is None:
+            place = await self._admission.wait(trip.ranking, trip.call.facts.key_id or "")
+            trip.queued_s += place.waited_s
+            if not self._fleet.takes(place.ranked.candidate.deployment):
+                place.free(was_served=False)
+                trip.ranking = self._left(trip)
+                if not trip.ranking:
+                    raise CircuitOpen(
+                        "Every endpoint of this model failed, or asked for a pause, while the request "
+                        "waited. Ask again later.",
+                        retry_after_s=1,
+                    )
+                place = self._admission.take(trip.ranking)
+        return place
+
+    def _left(self, trip: _Trip) -> list[Ranked]:
+        return [each for each in trip.ranking if self._fleet.takes(each.candidate.deployment)]
+
     def _check_retry(self, trip: _Trip, error: ApiError) -> None:
         """Return if another attempt may follow the one that failed, on another endpoint.
 
@@ -181,7 +205,7 @@ class Dispatcher:
             ApiError: that attempt's error.
         """
         tried = trip.last.candidate if trip.last is not None else None
-        trip.ranking = [each for each in trip.ranking if each.candidate is not tried]
+        trip.ranking = [each for each in self._left(trip) if each.candidate is not tried]
         is_over = not error.is_retryable or trip.attempts >= self._max_attempts or not trip.ranking
         if is_over or not self._budget.spend():
             raise _explained(error, trip)

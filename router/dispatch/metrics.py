@@ -21,6 +21,13 @@ from prometheus_client.core import (
 
 from router.domain import EndpointId, Outcome, RequestFacts
 from router.fleet.registry import Fleet
+from shared.http.errors import (
+    UpstreamCredentialRefused,
+    UpstreamFailed,
+    UpstreamInterrupted,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _QUICK = (0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.1, 1.0)
@@ -187,9 +194,26 @@ def _bounded(outcome: Outcome) -> str:
         return "http_4xx"
     if outcome.error is None:
         return "ok" if outcome.status < 400 else "http_5xx"
-    if outcome.error in _OWN or outcome.error.startswith("upstream_"):
-        return outcome.error
-    return "upstream_error"
+    return outcome.error if outcome.error in _OWN else "upstream_error"
 
 
-_OWN = frozenset({"abandoned", "deadline_exceeded"})
+# Upstreams may name their errors as they like; these are what the router itself says of an attempt.
+_OWN = frozenset(
+    {
+        "abandoned",
+        "agent_unavailable",
+        "deadline_exceeded",
+        "internal_error",
+        "no_endpoint",
+        *(
+            error.code
+            for error in (
+                UpstreamCredentialRefused,
+                UpstreamFailed,
+                UpstreamInterrupted,
+                UpstreamTimeout,
+                UpstreamUnreachable,
+            )
+        ),
+    }
+)

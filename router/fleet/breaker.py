@@ -82,6 +82,9 @@ def relent(breaker: Breaker) -> Breaker:
 
 Key = tuple[str, ...]
 
+# Prefix rules let clients name any model, so there may be any number of them.
+_MOST = 4096
+
 
 class Breakers:
     """One breaker per deployment and one per endpoint; those that are closed cost nothing.
@@ -124,22 +127,31 @@ class Breakers:
         if fault is None or fault is Fault.NONE:
             self._absolve(endpoint, model, is_proof=fault is Fault.NONE)
             return
-        blamed = (endpoint,) if fault is Fault.ENDPOINT else (endpoint, model)
+        blamed: Key = (endpoint,) if fault is Fault.ENDPOINT else (endpoint, model)
+        if len(self._breakers) >= _MOST and blamed not in self._breakers:
+            self._make_room()
         now = self._clock()
         self._breakers[blamed] = fail(self._breakers.get(blamed, Breaker()), now, self._rule)
-        if fault is Fault.MODEL and (endpoint,) in self._breakers:
-            del self._breakers[endpoint,]  # it answered, so it can be reached
+        if fault is Fault.MODEL:
+            self._breakers.pop((endpoint,), None)  # it answered, so it can be reached
+        elif (endpoint, model) in self._breakers:  # of the model this told nothing
+            self._breakers[endpoint, model] = relent(self._breakers[endpoint, model])
 
     def is_spared(self, endpoint: str) -> bool:
         """Tell whether the endpoint itself, not one of its models, gets no requests now."""
         breaker = self._breakers.get((endpoint,))
         return breaker is not None and breaker.open_until is not None
 
-    def miss(self, endpoint: str) -> None:
-        """Note that a probe got no answer."""
+    def miss(self, endpoint: str, *, is_certain: bool = True) -> None:
+        """Note that a probe got no answer, or (`is_certain` false) one that says it is not well.
+
+        The latter never prolongs an open breaker: a request may be served where probes are not.
+        """
         now = self._clock()
         breaker = self._breakers.get((endpoint,), Breaker())
         if breaker.open_until is not None:
+            if not is_certain and now < breaker.open_until:
+                return
             breaker = begin(breaker, now)  # as good a trial as a request
         self._breakers[endpoint,] = fail(breaker, now, self._rule)
 
@@ -161,6 +173,11 @@ class Breakers:
                 del self._breakers[key]
             else:
                 self._breakers[key] = relent(breaker)
+
+    def _make_room(self) -> None:
+        """Drop the oldest that is closed, or the oldest: what fails goes on to fail, and comes back."""
+        closed = (key for key, breaker in self._breakers.items() if breaker.open_until is None)
+        del self._breakers[next(closed, next(iter(self._breakers)))]
 
     def _of(self, endpoint: str, model: str) -> Iterable[Breaker]:
         found = (self._breakers.get(key) for key in _keys(endpoint, model))

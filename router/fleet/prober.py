@@ -16,7 +16,7 @@ import structlog
 from router.domain import Endpoint, EndpointId, Zone
 from router.fleet.registry import Fleet
 from router.ports import Backend
-from shared.http.errors import ApiError
+from shared.http.errors import ApiError, UpstreamTimeout, UpstreamUnreachable
 
 _AT_ONCE = 16
 
@@ -55,7 +55,10 @@ class Prober:
                 self._note_answer(endpoint)
 
     def _note_silence(self, endpoint: Endpoint, error: ApiError) -> None:
-        self._fleet.breakers.miss(endpoint.id)
+        if isinstance(error, UpstreamTimeout) and self._fleet.is_busy(endpoint.id):
+            return  # engines of a single thread answer nobody else while they work
+        is_unreachable = isinstance(error, UpstreamUnreachable)
+        self._fleet.breakers.miss(endpoint.id, is_certain=is_unreachable)
         if endpoint.id not in self._silent:
             self._silent.add(endpoint.id)
             self._log.warning("endpoint_silent", endpoint=endpoint.id, reason=error.code)

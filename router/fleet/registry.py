@@ -178,6 +178,14 @@ class Fleet:
             raise _unsupported(name, path)
         return Resolution(ModelName(model), self._rested(self._sound(speaking)))
 
+    def takes(self, deployment: Deployment) -> bool:
+        """Tell whether requests may be sent there now: time has passed since it was resolved."""
+        place = deployment.endpoint.id, deployment.upstream_name
+        if self.breakers and self.breakers.wait_s(*place) is not None:
+            return False
+        rest = self.rests.of(*place) if self.rests else None
+        return rest is None or not rest.is_binding
+
     def enter(self, deployment: Deployment) -> None:
         """Count a request that is sent, and tell the breakers; `leave` follows."""
         endpoint = deployment.endpoint.id
@@ -200,6 +208,10 @@ class Fleet:
     def in_flight(self) -> int:
         """Return how many attempts are under way."""
         return sum(self._in_flight.values())
+
+    def is_busy(self, endpoint: EndpointId) -> bool:
+        """Tell whether an attempt is under way there."""
+        return endpoint in self._in_flight
 
     def models(self) -> list[ListedModel]:
         """Return every model by name: the catalog's, then the agents'."""

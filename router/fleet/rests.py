@@ -8,6 +8,8 @@ from shared.kit.clock import Clock
 
 # An upstream may name any time; after this it is asked again whether it still means it.
 _LONGEST_S = 60.0
+# Prefix rules let clients name any model, so there may be any number of them.
+_MOST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,10 @@ class Rests:
 
     def ask(self, endpoint: str, model: str, seconds: float, *, is_binding: bool) -> None:
         """Note what an endpoint asked for."""
-        until = self._clock() + min(seconds, _LONGEST_S)
-        self._until[endpoint, model] = until, is_binding
+        now = self._clock()
+        if len(self._until) >= _MOST and (endpoint, model) not in self._until:
+            self._make_room(now)
+        self._until[endpoint, model] = now + min(seconds, _LONGEST_S), is_binding
 
     def of(self, endpoint: str, model: str) -> Rest | None:
         """Return the rest of a model on an endpoint; None if it takes requests."""
@@ -50,3 +54,10 @@ class Rests:
         """Drop what an endpoint asked for: it began anew."""
         for key in [key for key in self._until if key[0] == endpoint]:
             del self._until[key]
+
+    def _make_room(self, now: float) -> None:
+        """Drop what is over, and if nothing is, what ends first."""
+        for key in [key for key, (until, _) in self._until.items() if until <= now]:
+            del self._until[key]
+        if len(self._until) >= _MOST:
+            del self._until[min(self._until, key=self._until.__getitem__)]

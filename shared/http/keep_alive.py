@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from asyncio.events import TimerHandle
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from starlette.types import Send
@@ -69,8 +69,10 @@ class KeepAlive(AbstractAsyncContextManager["KeepAlive"]):
         if self._task is not None:
             task, self._task = self._task, None
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            # not awaited itself: its cancellation would look like that of the request
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.result()
 
     async def __aexit__(
         self,
@@ -95,9 +97,9 @@ class KeepAlive(AbstractAsyncContextManager["KeepAlive"]):
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        self.has_begun = True
         headers = [*_HEAD, *self._headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self.has_begun = True
         while True:
             await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
             await asyncio.sleep(self._every_s)

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
@@ -33,39 +34,47 @@ class LogSink:
         """Write to `stream`."""
         self._stream = stream
         self._lines: list[str] = []
+        self._lock = threading.RLock()  # threads log too, and handlers of signals
+        self._flushing: asyncio.AbstractEventLoop | None = None
         atexit.register(self.flush)
 
     def info(self, line: str) -> None:
         """Write a line within the next moment."""
-        self._lines.append(line + "\n")
-        if len(self._lines) == 1:
-            try:
-                asyncio.get_running_loop().call_later(_LATE_S, self.flush)
-            except RuntimeError:  # no loop runs here
-                self.flush()
-        elif len(self._lines) >= _MOST_WAITING:
+        with self._lock:
+            self._lines.append(line + "\n")
+            is_full = len(self._lines) >= _MOST_WAITING
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no loop runs here
+            loop = None
+        if loop is None or is_full:
             self.flush()
+        elif self._flushing is not loop:  # a loop that has ended never does what it was to do later
+            self._flushing = loop
+            loop.call_later(_LATE_S, self.flush)
 
     debug = info
 
     def warning(self, line: str) -> None:
         """Write a line now."""
-        self._lines.append(line + "\n")
-        self.flush()
+        self.write(line + "\n")
 
     error = critical = exception = warn = fatal = msg = warning
 
     def write(self, text: str) -> None:
         """Write text now, as a stream does."""
-        self._lines.append(text)
+        with self._lock:
+            self._lines.append(text)
         self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
-        lines, self._lines = self._lines, []
-        if lines and not self._stream.closed:
-            self._stream.write("".join(lines))
-            self._stream.flush()
+        with self._lock:  # held while writing, or threads would write in another order
+            lines, self._lines = self._lines, []
+            self._flushing = None
+            if lines and not self._stream.closed:
+                self._stream.write("".join(lines))
+                self._stream.flush()
 
 
 def configure_logs(
