@@ -7,7 +7,7 @@ import gzip
 import ssl
 import subprocess
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from shutil import which
@@ -15,7 +15,6 @@ from typing import Any
 
 import anyio
 import pytest
-import uvloop
 
 from shared.http import lean_transport
 from shared.http.errors import (
@@ -40,7 +39,6 @@ from tests.shared.transports import (
 )
 
 OK = b"HTTP/1.1 200 OK\r\n"
-Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @asynccontextmanager
@@ -441,30 +439,26 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         await writer.drain()
 
 
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_tls(certificate: tuple[Path, Path], run: Run) -> None:
+async def test_tls(certificate: tuple[Path, Path]) -> None:
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_side.load_cert_chain(*certificate)
     names: list[str | None] = []
     server_side.sni_callback = lambda _sock, name, _context: names.append(name)
 
-    async def scenario() -> None:
-        trusting = ssl.create_default_context(cafile=str(certificate[0]))
-        async with bytes_server(echo, ssl=server_side) as address:
-            url = address.replace("127.0.0.1", "localhost")
-            async with lean(ssl_context=trusting) as transport:
-                for size in (1, 100_000, 3_000_000):
-                    body = b"x" * size
-                    request = OutboundRequest(method="POST", url=url, body=body, timeouts=LONG)
-                    assert await answer_to(transport, request) == body
-                assert names == ["localhost"]  # one connection
-                with pytest.raises(UpstreamUnreachable):  # not for this name
-                    await answer_to(transport, get(address))
-            async with lean() as transport:
-                with pytest.raises(UpstreamUnreachable, match="certificate"):
-                    await answer_to(transport, get(url))
-
-    run(scenario())
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    async with bytes_server(echo, ssl=server_side) as address:
+        url = address.replace("127.0.0.1", "localhost")
+        async with lean(ssl_context=trusting) as transport:
+            for size in (1, 100_000, 3_000_000):
+                body = b"x" * size
+                request = OutboundRequest(method="POST", url=url, body=body, timeouts=LONG)
+                assert await answer_to(transport, request) == body
+            assert names == ["localhost"]  # one connection
+            with pytest.raises(UpstreamUnreachable):  # not for this name
+                await answer_to(transport, get(address))
+        async with lean() as transport:
+            with pytest.raises(UpstreamUnreachable, match="certificate"):
+                await answer_to(transport, get(url))
 
 
 # compressed answers
@@ -500,31 +494,3 @@ async def test_a_compressed_answer_that_breaks_off() -> None:
     head = b"content-encoding: gzip\r\ncontent-length: 500\r\n\r\n"
     failure = await failure_of(OK + head + gzip.compress(b"plain" * 100)[:-9])
     assert isinstance(failure, UpstreamInterrupted)
-
-
-# the other loop
-
-
-def test_the_same_on_uvloop() -> None:
-    async def count(exchange: Exchange) -> None:
-        await exchange.send_head(200, [], length=None)
-        for _ in range(3):
-            await exchange.send_body(b"x" * 100_000)
-        await exchange.end_body()
-
-    async def scenario() -> None:
-        async with upstream_of(count) as upstream, lean() as transport:
-            for size in (10, 100_000, 3_000_000):
-                assert len(await answer_to(transport, upstream.ask(body=b"y" * size))) == 300_000
-                assert len(upstream.exchanges[-1].request.body) == size
-            assert {one.request.connection for one in upstream.exchanges} == {1}
-        async with upstream_of(hang) as upstream, lean() as transport:
-            short = Timeouts(connect_s=5, first_byte_s=0.05)
-            with pytest.raises(UpstreamTimeout):
-                await answer_to(transport, upstream.ask(timeouts=short))
-            await upstream.client_left()
-        async with lean() as transport:
-            with pytest.raises(UpstreamUnreachable):  # nobody listens there any more
-                await answer_to(transport, get(upstream.url))
-
-    uvloop.run(scenario())
