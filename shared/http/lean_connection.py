@@ -208,7 +208,7 @@ class LeanConnection(asyncio.Protocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._fail(UpstreamFailed("The head of the upstream's answer is too large."))
             return
-        if self.pieces:
+        if self.pieces and not self.is_complete:
             at, total_at = self._loop.time() + self._idle_s, self._total_at
             self._deadline = at if at < total_at else total_at  # noqa: FURB136 - once per chunk
             self._unread += len(data)
@@ -332,7 +332,7 @@ class LeanConnection(asyncio.Protocol):
         self.wake()
 
     def _pause(self) -> None:
-        if not self.is_complete and not self.is_closed:
+        if not self.is_closed:
             self._is_reading_paused = True
             self._transport.pause_reading()
 

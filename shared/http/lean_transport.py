@@ -58,6 +58,8 @@ class LeanTransport:
         self._connections: set[LeanConnection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closings = 0
+        # kept, since asking for it is a system call up to Python 3.11
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self, request: OutboundRequest) -> AbstractAsyncContextManager[InboundResponse]:
         """See `Transport.open`."""
@@ -76,6 +78,12 @@ class LeanTransport:
             await asyncio.sleep(0)
 
     # what exchanges call
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that this transport belongs to."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def prepared(self, request: OutboundRequest) -> tuple[Target, bytes]:
         """Return where a request goes and its head, or raise `UpstreamFailed`."""
@@ -114,7 +122,7 @@ class LeanTransport:
         if not connection.is_complete or not connection.is_reusable or connection.is_closed:
             connection.abort()
             return
-        loop = asyncio.get_running_loop()
+        loop = self.loop()
         connection.rest(loop.time())
         idle = self._idle.get(target.origin)
         if idle is None:
@@ -133,7 +141,7 @@ class LeanTransport:
 
     def _sweep(self) -> None:
         """Close what was idle for too long; run only while something is idle."""
-        loop = asyncio.get_running_loop()
+        loop = self.loop()
         stale = loop.time() - _KEEPALIVE_S
         for origin, idle in list(self._idle.items()):
             while idle and idle[0].idle_since <= stale:
@@ -171,7 +179,7 @@ class _Exchange:
         """Send the request, and wait for the head of the answer."""
         transport, request = self._transport, self._request
         self._target, head = transport.prepared(request)
-        now = asyncio.get_running_loop().time()
+        now = transport.loop().time()
         total_s = request.timeouts.total_s
         total_at = math.inf if total_s is None else now + total_s
         connection = transport.kept(self._target, now)
@@ -179,7 +187,7 @@ class _Exchange:
         if connection is None:
             connection = await transport.dialled(self._target, request, total_at)
         error = await self._ask(connection, head, total_at)
-        if error is not None and is_kept and _has_crossed(connection, now):
+        if error is not None and is_kept and _has_crossed(connection, transport.loop().time() - now):
             connection = await transport.dialled(self._target, request, total_at)
             error = await self._ask(connection, head, total_at)
         if error is not None:
@@ -218,7 +226,7 @@ class _Exchange:
         connection = self._entered()
         if connection.is_complete or connection.error is not None:
             return
-        timer = asyncio.get_running_loop().call_later(_TAIL_S, self._give_up, connection)
+        timer = self._transport.loop().call_later(_TAIL_S, self._give_up, connection)
         try:
             while not (connection.is_complete or connection.error is not None or self._is_late):
                 await connection.news()
@@ -276,15 +284,14 @@ class _Exchange:
                 await connection.news()
 
 
-def _has_crossed(connection: LeanConnection, asked_at: float) -> bool:
+def _has_crossed(connection: LeanConnection, after_s: float) -> bool:
     """Tell whether a request met a kept connection that the upstream was just closing.
 
     Such a request was not processed, or its connection would not have closed without a byte: it may
     be sent again on a new connection, whatever its method (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
     """
-    if connection.is_heard or not isinstance(connection.error, UpstreamInterrupted):
-        return False
-    return asyncio.get_running_loop().time() - asked_at < _RACE_S
+    is_closed = isinstance(connection.error, UpstreamInterrupted)
+    return is_closed and not connection.is_heard and after_s < _RACE_S
 
 
 def _length_of_nothing(method: str) -> int | None:

@@ -1,17 +1,15 @@
-"""The contract of `Transport`, for each that there is. A second one joins in `TRANSPORTS`."""
+"""The contract of `Transport`, for each that there is. Another one joins in `TRANSPORTS`."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
 
-from shared.http.aiohttp_transport import AiohttpTransport
 from shared.http.errors import (
     ApiError,
     UpstreamFailed,
@@ -20,98 +18,17 @@ from shared.http.errors import (
     UpstreamUnreachable,
 )
 from shared.http.headers import find_header
-from shared.http.lean_transport import LeanTransport
-from shared.http.transport import InboundResponse, OutboundRequest, Timeouts, Transport
-from shared.testing.wire import Exchange, WireServer
-
-TRANSPORTS: dict[str, Callable[[], Transport]] = {
-    "aiohttp": AiohttpTransport,
-    "lean": LeanTransport,
-}
-SHORT = Timeouts(connect_s=0.15, first_byte_s=0.15, idle_s=0.15)
-LONG = Timeouts(connect_s=5, first_byte_s=5, idle_s=5)
-
-
-class Upstream:
-    """A server whose answer is a function; it remembers requests and who left."""
-
-    def __init__(self, answer: Callable[[Exchange], Awaitable[None]]) -> None:
-        self.exchanges: list[Exchange] = []
-        self.url = ""
-        self._answer = answer
-        self._left = asyncio.Event()
-
-    async def handle(self, exchange: Exchange) -> None:
-        self.exchanges.append(exchange)
-        try:
-            await self._answer(exchange)
-        finally:
-            if exchange.client_left:
-                self._left.set()
-
-    async def asked(self) -> None:
-        """Wait until a request is here and what is answered to it had time to arrive."""
-        with anyio.fail_after(5):
-            while not self.exchanges:
-                await asyncio.sleep(0.005)
-        await asyncio.sleep(0.03)
-
-    async def client_left(self) -> None:
-        with anyio.fail_after(5):
-            await self._left.wait()
-
-    def ask(
-        self, *, body: bytes | None = b"{}", timeouts: Timeouts = LONG, path: str = "/v1/x"
-    ) -> OutboundRequest:
-        headers = (("content-type", "application/json"), ("x-own", "Value"))
-        return OutboundRequest(
-            method="POST", url=self.url + path, headers=headers, body=body, timeouts=timeouts
-        )
-
-
-@asynccontextmanager
-async def upstream_of(answer: Callable[[Exchange], Awaitable[None]]) -> AsyncIterator[Upstream]:
-    upstream = Upstream(answer)
-    server = WireServer(upstream.handle)
-    upstream.url = await server.start("127.0.0.1", 0)
-    try:
-        yield upstream
-    finally:
-        await server.close()
-
-
-@pytest.fixture(params=sorted(TRANSPORTS))
-async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
-    made = TRANSPORTS[request.param]()
-    yield made
-    await made.aclose()
-    await asyncio.sleep(0)
-
-
-async def pieces_of(response: InboundResponse) -> AsyncIterator[bytes]:
-    while piece := await response.read():
-        yield piece
-
-
-async def body_of(response: InboundResponse) -> bytes:
-    return b"".join([piece async for piece in pieces_of(response)])
-
-
-async def hang(_exchange: Exchange | None = None) -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-async def say_hello(exchange: Exchange) -> None:
-    await exchange.send_head(200, [("content-type", "text/plain"), ("X-Twice", "1")], length=5)
-    await exchange.send_body(b"hello")
-    await exchange.end_body()
-
-
-async def stream_ab(exchange: Exchange) -> None:
-    await exchange.send_head(200, [], length=None)
-    await exchange.send_body(b"a")
-    await exchange.send_body(b"b")
-    await exchange.end_body()
+from shared.http.transport import OutboundRequest, Timeouts, Transport
+from shared.testing.wire import Exchange
+from tests.shared.transports import (
+    SHORT,
+    body_of,
+    hang,
+    pieces_of,
+    say_hello,
+    stream_ab,
+    upstream_of,
+)
 
 
 async def test_a_request_goes_out_as_given_and_the_answer_comes_back(transport: Transport) -> None:

@@ -1,0 +1,496 @@
+"""What the lean transport does beyond the contract: its pool, its limits, TLS, compressed answers."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ssl
+import subprocess
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import anyio
+import pytest
+
+from shared.http import lean_transport
+from shared.http.errors import (
+    ApiError,
+    UpstreamFailed,
+    UpstreamInterrupted,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from shared.http.lean_request import Requests
+from shared.http.lean_transport import LeanTransport
+from shared.http.transport import OutboundRequest, Timeouts
+from shared.testing.wire import Exchange
+from tests.shared.transports import (
+    LONG,
+    body_of,
+    bytes_server,
+    hang,
+    say_hello,
+    stream_ab,
+    upstream_of,
+)
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@asynccontextmanager
+async def lean(**options: Any) -> AsyncIterator[LeanTransport]:
+    transport = LeanTransport(**options)
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+        assert not transport._connections
+        assert not transport._idle
+
+
+def get(url: str, timeouts: Timeouts = LONG) -> OutboundRequest:
+    return OutboundRequest(method="GET", url=url, timeouts=timeouts)
+
+
+def kept(transport: LeanTransport) -> int:
+    return sum(map(len, transport._idle.values()))
+
+
+async def answer_to(transport: LeanTransport, request: OutboundRequest) -> bytes:
+    with anyio.fail_after(5):
+        async with transport.open(request) as response:
+            return await body_of(response)
+
+
+async def failure_of(answer: bytes, *, close: bool = True) -> ApiError:
+    async def babble(exchange: Exchange) -> None:
+        await exchange.send_raw(answer)
+        if close:
+            exchange.close()
+
+    async with upstream_of(babble) as upstream, lean() as transport:
+        with pytest.raises(ApiError) as failed:
+            await answer_to(transport, upstream.ask())
+        assert kept(transport) == 0
+        return failed.value
+
+
+# the pool
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_request_that_crosses_the_close_of_its_connection_is_sent_again(
+    reset: bool,
+) -> None:
+    async def close_on_the_second(exchange: Exchange) -> None:
+        if len(upstream.exchanges) == 2:
+            exchange.close(reset=reset)
+        else:
+            await say_hello(exchange)
+
+    async with upstream_of(close_on_the_second) as upstream, lean() as transport:
+        for body in (b"first", b"second"):
+            assert await answer_to(transport, upstream.ask(body=body)) == b"hello"
+        seen = [(one.request.connection, one.request.body) for one in upstream.exchanges]
+        assert seen == [(1, b"first"), (1, b"second"), (2, b"second")]
+
+
+async def test_a_request_is_sent_again_once_only() -> None:
+    async def close_after_the_first(exchange: Exchange) -> None:
+        if len(upstream.exchanges) > 1:
+            exchange.close()
+        else:
+            await say_hello(exchange)
+
+    async with upstream_of(close_after_the_first) as upstream, lean() as transport:
+        await answer_to(transport, upstream.ask())
+        with pytest.raises(UpstreamInterrupted):
+            await answer_to(transport, upstream.ask())
+        assert [one.request.connection for one in upstream.exchanges] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("part", [b"H", b"HTTP/1.1 200 OK\r\nx-half: ", b""])
+async def test_a_request_that_may_have_been_served_is_not_sent_again(
+    part: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_off(exchange: Exchange) -> None:
+        if len(upstream.exchanges) == 1:
+            await say_hello(exchange)
+            return
+        if part:
+            await exchange.send_raw(part)
+        exchange.close()
+
+    if not part:  # nothing came, but it took too long for a crossing
+        monkeypatch.setattr(lean_transport, "_RACE_S", 0.0)
+    async with upstream_of(break_off) as upstream, lean() as transport:
+        await answer_to(transport, upstream.ask())
+        with pytest.raises(UpstreamInterrupted):
+            await answer_to(transport, upstream.ask())
+        assert len(upstream.exchanges) == 2
+
+
+async def test_the_last_used_connection_is_used_first_and_old_ones_are_closed() -> None:
+    async with upstream_of(say_hello) as upstream, lean() as transport:
+        async with transport.open(upstream.ask()), transport.open(upstream.ask()) as second:
+            await body_of(second)
+        (idle,) = transport._idle.values()
+        assert await answer_to(transport, upstream.ask()) == b"hello"
+        used = idle[-1]
+        for connection in idle:
+            connection.idle_since -= 10  # seconds ago
+        assert await answer_to(transport, upstream.ask()) == b"hello"
+        assert used not in idle
+        assert upstream.exchanges[-1].request.connection == 3
+
+
+async def test_idle_connections_are_swept() -> None:
+    async with upstream_of(say_hello) as upstream, lean() as transport:
+        assert await answer_to(transport, upstream.ask()) == b"hello"
+        transport._sweep()
+        assert kept(transport) == 1
+        for connection in transport._connections:
+            connection.idle_since -= 10
+        transport._sweep()
+        assert (kept(transport), transport._sweeper) == (0, None)
+        await upstream.asked()
+        assert not transport._connections
+
+
+async def test_an_idle_connection_that_ends_leaves_the_pool_at_once() -> None:
+    async def answer_and_leave(exchange: Exchange) -> None:
+        await say_hello(exchange)
+        await asyncio.sleep(0.01)
+        exchange.close()
+
+    async with upstream_of(answer_and_leave) as upstream, lean() as transport:
+        assert await answer_to(transport, upstream.ask()) == b"hello"
+        assert kept(transport) == 1
+        await upstream.asked()
+        assert kept(transport) == 0
+        assert not transport._connections
+
+
+async def test_an_answer_that_is_here_whole_keeps_its_connection_unread() -> None:
+    async with upstream_of(stream_ab) as upstream, lean() as transport:
+        async with transport.open(upstream.ask()):
+            await upstream.asked()
+        async with transport.open(upstream.ask()) as response:
+            assert await body_of(response) == b"ab"
+        assert {one.request.connection for one in upstream.exchanges} == {1}
+
+
+async def test_an_answer_can_not_be_read_after_its_context() -> None:
+    async with upstream_of(stream_ab) as upstream, lean() as transport:
+        async with transport.open(upstream.ask()) as response:
+            pass
+        with pytest.raises(RuntimeError):
+            await response.read()
+
+
+async def test_a_connection_made_while_closing_is_closed() -> None:
+    async with upstream_of(say_hello) as upstream, lean() as transport:
+        task = asyncio.create_task(answer_to(transport, upstream.ask()))
+        await asyncio.sleep(0)
+        await transport.aclose()
+        with pytest.raises(UpstreamUnreachable):
+            await task
+        assert upstream.exchanges == []
+
+
+async def test_cancelled_while_connecting() -> None:
+    async with lean(allow_address=lambda _address: True) as transport:
+
+        async def wait(*_args: object, **_options: object) -> None:
+            await hang()
+
+        transport._dialer._connect = wait  # type: ignore[method-assign]
+        task = asyncio.create_task(answer_to(transport, get("http://127.0.0.1:1/")))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# the limits
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"x: y\r\n" * 257 + b"content-length: 0\r\n\r\n",
+        OK + b"x: " + b"y" * 66_000 + b"\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 17 + OK + b"content-length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+        b"HTTP/1.1 007 Agent\r\ncontent-length: 0\r\n\r\n",
+        OK + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        OK + b"transfer-encoding: gzip\r\n\r\nx",
+        OK + b"content-encoding: br\r\ncontent-length: 2\r\n\r\nx",
+    ],
+    ids=lambda answer: repr(answer[:40]),
+)
+async def test_heads_that_are_refused(answer: bytes) -> None:
+    assert isinstance(await failure_of(answer, close=False), UpstreamFailed)
+
+
+async def test_a_head_at_the_limits_with_a_large_body_behind_it() -> None:
+    head = OK + b"x: y\r\n" * 254 + b"y: " + b"z" * 60_000 + b"\r\ncontent-length: 200000\r\n\r\n"
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send_raw(head + b"b" * 200_000)
+
+    async with upstream_of(answer) as upstream, lean() as transport:
+        assert await answer_to(transport, upstream.ask()) == b"b" * 200_000
+
+
+async def test_what_came_is_delivered_before_the_error() -> None:
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send_raw(OK + b"transfer-encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n")
+
+    async with (
+        upstream_of(cut) as upstream,
+        lean() as transport,
+        transport.open(upstream.ask()) as response,
+    ):
+        assert await response.read() == b"part"
+        for _ in range(2):
+            with pytest.raises(UpstreamInterrupted):
+                await response.read()
+
+
+async def test_the_limit_of_the_whole_exchange_covers_connecting() -> None:
+    async with lean() as transport:
+
+        async def wait(*_args: object, **_options: object) -> None:
+            await hang()
+
+        transport._dialer._connect = wait  # type: ignore[method-assign]
+        timeouts = Timeouts(connect_s=5, total_s=0.05)
+        with pytest.raises(UpstreamTimeout):
+            await answer_to(transport, get("http://127.0.0.1:1/", timeouts))
+        with pytest.raises(UpstreamUnreachable):
+            await answer_to(transport, get("http://127.0.0.1:1/", Timeouts(connect_s=0.05)))
+
+
+async def test_one_timer_serves_all_limits_of_a_connection() -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send_head(200, [], length=None)
+        for _ in range(6):  # longer in all than a pause may be
+            await exchange.send_body(b"x")
+            await asyncio.sleep(0.04)
+        if len(upstream.exchanges) == 2:
+            await hang()
+        await exchange.end_body()
+
+    async with upstream_of(answer) as upstream, lean() as transport:
+        timeouts = Timeouts(connect_s=5, first_byte_s=5, idle_s=0.1)
+        assert await answer_to(transport, upstream.ask(timeouts=LONG)) == b"xxxxxx"
+        with pytest.raises(UpstreamTimeout):
+            await answer_to(transport, upstream.ask(timeouts=timeouts))
+        assert await answer_to(transport, upstream.ask(timeouts=timeouts)) == b"xxxxxx"
+
+
+# what is sent
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "start"),
+    [
+        ("http://a.example", "http://a.example:80", "GET / HTTP/1.1\r\nhost: a.example\r\n"),
+        ("http://A.Example:80/b", "http://a.example:80", "GET /b HTTP/1.1\r\nhost: a.example\r\n"),
+        ("https://a:8443/?q", "https://a:8443", "GET /?q HTTP/1.1\r\nhost: a:8443\r\n"),
+        ("https://a:443/b#c", "https://a:443", "GET /b HTTP/1.1\r\nhost: a\r\n"),
+        ("http://[::1]:81/", "http://[::1]:81", "GET / HTTP/1.1\r\nhost: [::1]:81\r\n"),
+        ("http://[::1]/", "http://[::1]:80", "GET / HTTP/1.1\r\nhost: [::1]\r\n"),
+        ("http://bücher.example/ü?ü=%20", "http://xn--bcher-kva.example:80", "GET /%C3%BC?%C3%BC="),
+        ("http://a/b%2Fc?d=e&f=[1]", "http://a:80", "GET /b%2Fc?d=e&f=[1] HTTP/1.1\r\n"),
+    ],
+)
+def test_the_first_lines(url: str, origin: str, start: str) -> None:
+    target = Requests().target("GET", url)
+    assert target.origin == origin
+    assert target.start.startswith(start)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:key@a/",
+        "http://a:0/",
+        "http://a:99999/",
+        "http://a:x/",
+        "http://a/b c",
+        "http://a/b\r\nx: y",
+        "http://a\\@b/",
+        "http:///b",
+        "//a/b",
+        "http://" + "ü" * 80 + "/",
+    ],
+)
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(UpstreamFailed) as failed:
+        Requests().target("GET", url)
+    assert url not in failed.value.message
+
+
+@pytest.mark.parametrize("method", ["", "G T", "GET\r\n", "CONNECT"])
+def test_methods_that_are_refused(method: str) -> None:
+    with pytest.raises(UpstreamFailed):
+        Requests().target(method, "http://a/")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("x", "a\0b"),
+        ("x", "\u20ac"),
+        ("", "a"),
+        ("x y", "a"),
+        ("x:", "a"),
+        ("ü", "a"),
+        ("Content-Length", "3"),
+        ("transfer-encoding", "chunked"),
+        ("Host", "b"),
+    ],
+)
+def test_headers_that_are_refused(header: tuple[str, str]) -> None:
+    requests = Requests()
+    target = requests.target("POST", "http://a/")
+    for length in (None, 3):
+        with pytest.raises(UpstreamFailed):
+            requests.head(target, [("x-good", "1"), header], length)
+    assert requests.head(target, [("x-good", "\u00fc")], 3).endswith(
+        b"x-good: \xfc\r\ncontent-length: 3\r\n\r\n"
+    )
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    requests = Requests()
+    for number in range(3000):
+        target = requests.target("GET", f"http://a/{number}")
+        requests.head(target, [(f"x-{number}", "1")], None)
+    assert len(requests._targets) <= 1024
+    assert len(requests._names) <= 1024
+
+
+# addresses and TLS
+
+
+async def test_an_address_that_is_not_allowed_gets_nothing() -> None:
+    got: list[bytes] = []
+    asked: list[str] = []
+
+    async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        got.append(await reader.read())
+
+    def allow(address: str) -> bool:
+        asked.append(address)
+        return False
+
+    async with bytes_server(listen) as url, lean(allow_address=allow) as transport:
+        for address in (url, url.replace("http:", "https:")):
+            with pytest.raises(UpstreamUnreachable, match="address is not allowed") as failed:
+                await answer_to(transport, get(address))
+            assert "127.0.0.1" not in failed.value.message
+        await asyncio.sleep(0.05)
+        assert asked == ["127.0.0.1", "127.0.0.1"]
+        assert b"".join(got) == b""
+
+
+async def test_an_address_that_is_allowed() -> None:
+    async with upstream_of(say_hello) as upstream, lean(allow_address=bool) as transport:
+        assert await answer_to(transport, upstream.ask()) == b"hello"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of its own authority, for `localhost` only."""
+    openssl = which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"]
+    options += [
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+    ]
+    made = subprocess.run([openssl, *options], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("this openssl can't make the certificate")
+    return cert, key
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        head = await reader.readuntil(b"\r\n\r\n")
+        (line,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-l"))
+        body = await reader.readexactly(int(line.split(b":")[1]))
+        writer.write(OK + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+
+
+async def test_tls(certificate: tuple[Path, Path]) -> None:
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(*certificate)
+    names: list[str | None] = []
+    server_side.sni_callback = lambda _sock, name, _context: names.append(name)
+
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    async with bytes_server(echo, ssl=server_side) as address:
+        url = address.replace("127.0.0.1", "localhost")
+        async with lean(ssl_context=trusting) as transport:
+            for size in (1, 100_000, 3_000_000):
+                body = b"x" * size
+                request = OutboundRequest(method="POST", url=url, body=body, timeouts=LONG)
+                assert await answer_to(transport, request) == body
+            assert names == ["localhost"]  # one connection
+            with pytest.raises(UpstreamUnreachable):  # not for this name
+                await answer_to(transport, get(address))
+        async with lean() as transport:
+            with pytest.raises(UpstreamUnreachable, match="certificate"):
+                await answer_to(transport, get(url))
+
+
+# compressed answers
+
+
+async def packed_answer(coding: bytes, body: bytes) -> bytes:
+    async def answer(exchange: Exchange) -> None:
+        head = b"content-encoding: %b\r\ncontent-length: %d\r\n\r\n" % (coding, len(body))
+        await exchange.send_raw(OK + head)
+        for start in range(0, len(body), 1000):
+            await exchange.send_raw(body[start : start + 1000])
+
+    async with upstream_of(answer) as upstream, lean() as transport:
+        return await answer_to(transport, upstream.ask())
+
+
+async def test_compressed_answers() -> None:
+    plain = bytes(range(256)) * 4000
+    assert await packed_answer(b"gzip", gzip.compress(plain)) == plain
+    assert await packed_answer(b"Deflate", zlib.compress(plain)) == plain
+    assert await packed_answer(b"identity", plain) == plain
+    assert await packed_answer(b"gzip", b"") == b""
+    assert len(await packed_answer(b"gzip", gzip.compress(bytes(30_000_000)))) == 30_000_000
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b"plain" * 100)[:-9], b"this is not packed"])
+async def test_broken_compressed_answers(body: bytes) -> None:
+    with pytest.raises(UpstreamInterrupted):
+        await packed_answer(b"gzip", body)
+
+
+async def test_a_compressed_answer_that_breaks_off() -> None:
+    head = b"content-encoding: gzip\r\ncontent-length: 500\r\n\r\n"
+    failure = await failure_of(OK + head + gzip.compress(b"plain" * 100)[:-9])
+    assert isinstance(failure, UpstreamInterrupted)
