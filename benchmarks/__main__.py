@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ _UPSTREAMS = 2  # so that there is something to choose between
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; 0 if every chosen target that is installed was measured."""
     asked = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs are ended
     try:
         results, run = measure(_choose(asked), _effort(asked))
         if not (asked.quick or asked.no_write):
