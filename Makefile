@@ -8,12 +8,13 @@ SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 BIN := $(VENV)/bin
 # The pure cores: every branch is tested.
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down test test-integration lint format migrate seed docs clean
+.PHONY: help setup setup-dev dev up down test test-integration bench lint format migrate seed docs clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -43,6 +44,9 @@ test: setup-dev ## unit, property and contract tests, with branch coverage (PYTE
 test-integration: setup-dev ## tests against real engines and package downloads
 	@"$(BIN)/python" -m pytest -m integration $(PYTEST_ARGS)
 
+bench: setup-dev ## measure the data plane, write docs/performance.md (BENCH_ARGS="--quick" in a minute)
+	@"$(BIN)/python" -m benchmarks $(BENCH_ARGS)
+
 lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs
 	@"$(BIN)/python" -m ruff check .
 	@"$(BIN)/python" -m black --check --quiet . || { "$(BIN)/python" -m black --check .; exit 1; }
@@ -67,6 +71,6 @@ docs: setup-dev ## build the documentation into site/
 	@echo "site/index.html"
 
 clean: ## remove caches and built files; keeps .venv and data
-	@rm -rf build dist site .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf benchmarks/.cache build dist site .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -31,6 +31,10 @@ test:
 test-integration:
     @make test-integration
 
+# measure the data plane, write docs/performance.md
+bench:
+    @make bench
+
 # ruff, black, mypy, import-linter, sizes, generated docs
 lint:
     @make lint

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("router", "local_agent", "shared", "scripts")
+FOLDERS = ("router", "local_agent", "shared", "scripts", "benchmarks")
 MODULE_LINES = 400
 FUNCTION_LINES = 50
 NESTING = 3
