@@ -18,7 +18,7 @@ from router.errors import CircuitOpen, DeadlineExceeded, NoEndpoint
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
 from shared.http.cutoff import TimeLimit
-from shared.http.errors import ApiError
+from shared.http.errors import ApiError, StaleConnection
 from shared.http.exchange import Reply
 from shared.kit.clock import Clock
 
@@ -166,7 +166,8 @@ class Dispatcher:
                 self._refuse(trip.call, reason, 0, started, trip.attempts)
                 raise
         if trip.attempts:
-            place.ranked = Ranked(place.ranked.candidate, "failover")
+            is_same = trip.last is not None and trip.last.candidate is place.ranked.candidate
+            place.ranked = Ranked(place.ranked.candidate, "retry" if is_same else "failover")
         elif place.ranked is not trip.ranking[0]:
             place.ranked = Ranked(place.ranked.candidate, "overflow")
         trip.last = place.ranked
@@ -199,13 +200,19 @@ class Dispatcher:
         return [each for each in trip.ranking if self._fleet.takes(each.candidate.deployment)]
 
     def _check_retry(self, trip: _Trip, error: ApiError) -> None:
-        """Return if another attempt may follow the one that failed, on another endpoint.
+        """Return if another attempt may follow the one that failed.
+
+        It goes to another endpoint, or to the same on a new connection if the old one was stale.
 
         Raises:
             ApiError: that attempt's error.
         """
         tried = trip.last.candidate if trip.last is not None else None
-        trip.ranking = [each for each in self._left(trip) if each.candidate is not tried]
+        left = self._left(trip)
+        others = [each for each in left if each.candidate is not tried]
+        if isinstance(error, StaleConnection):
+            others = [*(each for each in left if each.candidate is tried), *others]
+        trip.ranking = others
         is_over = not error.is_retryable or trip.attempts >= self._max_attempts or not trip.ranking
         if is_over or not self._budget.spend():
             raise _explained(error, trip)

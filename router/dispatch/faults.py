@@ -6,6 +6,7 @@ from router.errors import AgentUnavailable
 from router.fleet.breaker import Fault
 from shared.http.errors import (
     ApiError,
+    StaleConnection,
     UpstreamAnswer,
     UpstreamCredentialRefused,
     UpstreamUnreachable,
@@ -20,13 +21,14 @@ def fault_of(error: ApiError | None) -> Fault | None:
     """Return whom a failed attempt speaks against; None if it tells nothing either way.
 
     A client's own mistake proves that the endpoint works. Busy (429, 503) is no defect: the answer
-    says when to come back. A refused credential is the operator's to mend, and waiting won't.
+    says when to come back. A refused credential is the operator's to mend, and waiting won't. A kept
+    connection may be closed at any time.
     """
     if error is None:
         return Fault.NONE
     if isinstance(error, UpstreamUnreachable | AgentUnavailable):
         return Fault.ENDPOINT
-    if isinstance(error, UpstreamCredentialRefused):
+    if isinstance(error, (UpstreamCredentialRefused, StaleConnection)):
         return None
     if isinstance(error, UpstreamAnswer):
         if error.status in {408, 409, 425, 429, 503, 529}:

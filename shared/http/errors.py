@@ -298,3 +298,10 @@ class UpstreamInterrupted(ApiError):
     code = "upstream_interrupted"
     origin = "upstream"
     is_retryable = True
+
+
+class StaleConnection(UpstreamInterrupted):
+    """The endpoint closed a kept connection just when the request was sent on it.
+
+    It tells nothing of the endpoint, which most likely never saw the request.
+    """

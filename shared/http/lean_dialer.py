@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
 
 import anyio
+from aiohappyeyeballs import start_connection
 
 from shared.http.errors import UpstreamTimeout, UpstreamUnreachable
 from shared.http.lean_connection import LeanConnection
@@ -59,7 +60,7 @@ class Dialer:
             raise UpstreamUnreachable(
                 "No secure connection to the upstream could be made. Check its certificate."
             ) from exc
-        except OSError as exc:
+        except (OSError, RuntimeError) as exc:  # uvloop has RuntimeErrors of its own
             connection.abort()
             raise UpstreamUnreachable("The upstream could not be reached.") from exc
         except BaseException:
@@ -70,16 +71,15 @@ class Dialer:
     async def _connect(
         self, loop: asyncio.AbstractEventLoop, connection: LeanConnection, target: Target
     ) -> None:
-        # uvloop tries one address after the other
-        eyes: dict[str, Any] = (
-            {"happy_eyeballs_delay": _NEXT_ADDRESS_S}
-            if isinstance(loop, asyncio.BaseEventLoop)
-            else {}
-        )
-        await loop.create_connection(lambda: connection, target.host, target.port, **eyes)
-        # before TLS, whose first message has the name in it
-        if self._allow_address is not None and not self._allow_address(connection.peer_address()):
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        if self._allow_address is not None:
+            found = [info for info in found if self._allow_address(str(info[4][0]))]
+        if not found:
             raise UpstreamUnreachable("The upstream's address is not allowed by the settings.")
+        connected = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S)
+        # Shielded: uvloop loses the socket when this is cancelled. It takes no longer than a turn
+        # of the loop, and a connection that was given up meanwhile closes what it is handed.
+        await asyncio.shield(loop.create_connection(lambda: connection, sock=connected))
         if target.is_tls:
             transport = await loop.start_tls(
                 connection.transport,

@@ -13,7 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-from shared.http.errors import ApiError, UpstreamInterrupted, UpstreamUnreachable
+from shared.http.errors import (
+    ApiError,
+    StaleConnection,
+    UpstreamInterrupted,
+    UpstreamUnreachable,
+)
 from shared.http.lean_connection import LeanConnection
 from shared.http.lean_decoding import Decoder
 from shared.http.lean_dialer import Dialer
@@ -26,9 +31,9 @@ _KEEPALIVE_S = 4.0
 _SWEEP_S = 2.0
 # How long a finished stream may take to send its last, empty chunk before its connection is given up.
 _TAIL_S = 0.05
-# A connection that was idle and closes this soon after a request was written crossed it with its
-# close. Later than that the upstream had the request, and what became of it is not for us to guess.
-_RACE_S = 1.0
+# A kept connection that closes this soon after a request was written was most likely being closed
+# when it was taken. Later than that the upstream had the request and what became of it is its doing.
+_RACE_S = 0.25
 # Up to the first a body is copied behind its head, up to the second it is handed over in one go.
 _JOINED_BYTES = 64 * 1024
 _WHOLE_BYTES = 512 * 1024
@@ -101,6 +106,11 @@ class LeanTransport:
                 return connection
             connection.abort()
         return None
+
+    def close_idle(self, target: Target) -> None:
+        """Close the kept connections to a target, which are no better than the one that was stale."""
+        for connection in self._idle.pop(target.origin, ()):
+            connection.abort()
 
     async def dialled(
         self, target: Target, request: OutboundRequest, total_at: float
@@ -187,10 +197,10 @@ class _Exchange:
         if connection is None:
             connection = await transport.dialled(self._target, request, total_at)
         error = await self._ask(connection, head, total_at)
-        if error is not None and is_kept and _has_crossed(connection, transport.loop().time() - now):
-            connection = await transport.dialled(self._target, request, total_at)
-            error = await self._ask(connection, head, total_at)
         if error is not None:
+            if is_kept and _has_crossed(connection, transport.loop().time() - now):
+                transport.close_idle(self._target)
+                raise StaleConnection("The upstream closed its idle connection.") from error
             raise error
         self._connection = connection
         self.status = connection.status
@@ -287,8 +297,8 @@ class _Exchange:
 def _has_crossed(connection: LeanConnection, after_s: float) -> bool:
     """Tell whether a request met a kept connection that the upstream was just closing.
 
-    Such a request was not processed, or its connection would not have closed without a byte: it may
-    be sent again on a new connection, whatever its method (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+    Most likely such a request was never read (RFC 9112, 9.3.1), but nobody can be sure: whether it
+    is sent again is for the caller to say, who counts it.
     """
     is_closed = isinstance(connection.error, UpstreamInterrupted)
     return is_closed and not connection.is_heard and after_s < _RACE_S

@@ -132,11 +132,15 @@ async def _port_of(process: subprocess.Popen[bytes], home: Path, log_path: Path)
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:
         with anyio.fail_after(30):
             while True:
-                assert process.poll() is None, log_path.read_text()
+                assert process.poll() is None, _log_of(log_path)
                 address = read_run_file(home / "run" / "router.json")
                 if address is not None and await _is_ready(client, address.port):
                     return address.port
                 await asyncio.sleep(0.02)
+
+
+def _log_of(path: Path) -> str:
+    return path.read_text()
 
 
 async def _is_ready(client: httpx.AsyncClient, port: int) -> bool:

@@ -17,7 +17,9 @@ from tests.router.scenes import CHAT, chat, one_engine, settled
 BODY = json.dumps(chat()).encode()
 LENGTH = str(len(BODY)).encode()
 # what an attacker hides behind a body: another request
-TAIL = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+TAIL = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 TAIL += b"Content-Length: " + LENGTH + b"\r\n\r\n" + BODY.replace(b"hello", b"hidde")
 CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 

@@ -307,7 +307,10 @@ async def test_an_upstream_that_fails_before_its_first_event_is_an_error_with_a_
         *((fault, status, False) for fault, status in NO_WHOLE.items()),
     ]
     async with one_engine(
-        start_router, router_first_byte_timeout_s=0.2, router_idle_timeout_s=0.2
+        start_router,
+        router_attempts=1,
+        router_first_byte_timeout_s=0.2,
+        router_idle_timeout_s=0.2,
     ) as scene:
         for fault, status, stream in cases:
             scene.engine.script.add(fault)

@@ -29,8 +29,6 @@ WORTH_ANOTHER_TRY = [
         "empty_200",
         "error_200",
         "garbage",
-        "cut",
-        "cut:reset=true",
         "stall",
     ),
 ]
@@ -53,6 +51,38 @@ async def test_what_fails_before_the_first_byte_is_tried_elsewhere(
             assert answer.headers["x-iir-attempts"] == "2"
             assert answer.headers["x-iir-reason"] == "failover"
         assert len(scene.first.requests) == len(scene.second.requests) == len(cases)
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut:reset=true"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_endpoint_that_hangs_up_is_left_for_another(
+    start_router: StartRouter, fault: str, stream: bool
+) -> None:
+    async with two_engines(start_router) as scene:
+        scene.first.script.add(fault)
+        answer = await scene.client.post(CHAT, json=chat(stream=stream))
+        assert answer.status_code == 200
+        assert answer.headers["x-iir-endpoint"] == "second"
+        assert answer.headers["x-iir-reason"] == "failover"
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut:reset=true"])
+async def test_a_kept_connection_that_closes_costs_an_attempt_that_is_seen(
+    start_router: StartRouter, fault: str
+) -> None:
+    async with two_engines(start_router) as scene:
+        await scene.client.post(CHAT, json=chat())
+        scene.first.script.add(fault)
+        answer = await scene.client.post(CHAT, json=chat())
+        assert answer.status_code == 200
+        assert answer.headers["x-iir-endpoint"] == "first"
+        assert answer.headers["x-iir-reason"] == "retry"
+        assert answer.headers["x-iir-attempts"] == "2"
+        rows = [
+            (row["endpoint"], row["attempt"], row["error"]) for row in await usage_of(scene.router)
+        ]
+        stale = ("first", 1, "upstream_interrupted")
+        assert rows == [("first", 1, None), stale, ("first", 2, None)]
 
 
 async def test_the_preferred_endpoint_serves_as_long_as_it_can(start_router: StartRouter) -> None:
