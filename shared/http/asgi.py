@@ -8,9 +8,10 @@ from starlette.types import Receive, Scope, Send
 
 from shared.http.cutoff import TimeLimit
 from shared.http.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType
-from shared.http.headers import find_header
 
 _CLOSE = (("connection", "close"),)
+# Where a scope keeps its headers once one was asked for.
+_BY_NAME = "iir.headers"
 
 
 class ClientGone(Exception):
@@ -19,8 +20,10 @@ class ClientGone(Exception):
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """Return the first value of a request header; `name` is lower case."""
-    headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
-    return find_header(headers, name)
+    by_name: dict[bytes, bytes] | None = scope.get(_BY_NAME)
+    if by_name is None:
+        by_name = scope[_BY_NAME] = dict(reversed(scope["headers"]))
+    return by_name.get(name)
 
 
 async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float = 30.0) -> bytes:
@@ -106,7 +109,7 @@ def check_host_header(scope: Scope) -> str:
     Raises:
         BadRequest: there is none, or more than one.
     """
-    hosts: list[bytes] = [value for key, value in scope["headers"] if key == b"host"]
-    if len(hosts) != 1:
+    host = header(scope, b"host")
+    if host is None or [key for key, _ in scope["headers"]].count(b"host") > 1:
         raise BadRequest("Send exactly one Host header.")
-    return hosts[0].decode("latin-1")
+    return host.decode("latin-1")

@@ -47,6 +47,7 @@ def is_local(scope: Scope) -> bool:
     )
 
 
+@lru_cache(maxsize=256)
 def host_of(host_header: str) -> str:
     """Return the host of a Host header in lower case, without port and brackets; "" if odd."""
     if _ODD.search(host_header):

@@ -11,9 +11,12 @@ import asyncio
 import secrets
 from asyncio.events import TimerHandle
 from collections.abc import Callable
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from shared.http.cycle import Cycle
 from shared.http.errors import error_body
 from shared.http.relay import CONNECTION
 
@@ -46,6 +49,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _head_timer: TimerHandle | None = None
     _write_timer: TimerHandle | None = None
+    _idle_timer: TimerHandle | None = None
+    _idle_since = 0.0
     _is_in_head = False
     _is_over = False
     _is_lost = False
@@ -127,20 +132,83 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        size = sum(len(name) + len(value) for name, value in self.headers)
+        size = 0
+        is_chunked = False
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"transfer-encoding":
+                # llhttp lets other codings pass before the last, which a server in front may read
+                # otherwise
+                if is_chunked or value.lower() != b"chunked":
+                    raise _Refused
+                is_chunked = True
         if size > self.max_head_bytes or len(self.headers) > self.max_headers:
             raise self._refused(431)
-        # llhttp lets other codings pass before the last, which a server in front may read otherwise
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
-        if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
-            raise _Refused
-        super().on_headers_complete()
+        self._serve_request()
+
+    def _serve_request(self) -> None:
+        """Start to serve the request, or let it wait for the one before (as uvicorn's method does)."""
+        parser = self.parser
+        version = parser.get_http_version()
+        scope = self.scope
+        scope["method"] = parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        url = httptools.parse_url(self.url)
+        scope["raw_path"] = url.path
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["query_string"] = url.query or b""
+        before = self.cycle
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_response_complete(self) -> None:
-        """Begin with the next request, or close behind the last one before a refusal."""
-        is_last = self._is_over and not self.pipeline
-        super().on_response_complete()
-        if is_last:
+        """Begin with the next request, or close behind the last one before a refusal.
+
+        uvicorn arms a timer after each answer; here one looks from time to time.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        if self._is_over:
+            self.transport.close()
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close a connection on which nothing happens; look again later at one that is in use."""
+        self._idle_timer = None
+        if self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        is_busy = not self.cycle.response_complete or (self._is_in_head and self._head_bytes > 0)
+        if is_busy or left > 0:
+            again_s = self.timeout_keep_alive if is_busy else left
+            self._idle_timer = self.loop.call_later(again_s, self._close_idle)
+        else:
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -194,7 +262,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def _cancel_timers(self) -> None:
-        for timer in (self._head_timer, self._write_timer, self._discard_timer):
+        for timer in (self._head_timer, self._write_timer, self._discard_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._write_timer = self._discard_timer = None
+        self._head_timer = self._write_timer = self._discard_timer = self._idle_timer = None

@@ -12,12 +12,15 @@ import atexit
 import logging
 import sys
 import threading
+import time
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import Processor
+
+from shared.kit.clock import wall_time
 
 _MOST_PLACES = 12
 _LATE_S = 0.05
@@ -93,7 +96,7 @@ def configure_logs(
     as_json = not target.isatty() if json is None else json
     shared: list[Processor] = [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _Stamp(),
         _show_places,
     ]
     text: list[Processor] = [
@@ -121,6 +124,23 @@ def configure_logs(
     # their information is ours already, or noise
     for name in ("uvicorn.error", "alembic", "httpx", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+class _Stamp:
+    """Adds the time, UTC in ISO 8601 with microseconds; what a second's lines share is made once."""
+
+    def __init__(self) -> None:
+        self._shared = -1, ""
+
+    def __call__(self, _logger: Any, _name: str, values: MutableMapping[str, Any]) -> Any:
+        now = wall_time()
+        second = int(now)
+        made_for, text = self._shared
+        if made_for != second:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._shared = second, text
+        values["timestamp"] = f"{text}.{int((now - second) * 1e6):06d}Z"
+        return values
 
 
 def _is_news(record: logging.LogRecord) -> bool:

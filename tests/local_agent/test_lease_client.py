@@ -186,7 +186,8 @@ async def test_a_router_without_the_route_is_not_asked_in_a_hurry() -> None:
     async with stage.running():
         await stage.until_calls(6)
     assert stage.lease.status is LeaseStatus.ROUTER_AWAY
-    assert 0.8 * (0.5 + 1 + 2 + 4 + 5) < sum(stage.waits) < 1.2 * (0.5 + 1 + 2 + 4 + 5 + 5)
+    planned = 0.5 + 1 + 2 + 4 + 5  # and up to two more, before this test looks
+    assert 0.8 * planned < sum(stage.waits) < 1.2 * (planned + 5 + 5)
 
 
 async def test_a_newer_start_of_this_agent_takes_over() -> None:

@@ -1,0 +1,115 @@
+"""The sending half of one request on uvicorn's server: uvicorn's own, without what costs most.
+
+A head is checked and rendered in one go and leaves together with what follows it, in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.events import Handle
+from collections.abc import Iterable
+
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+# Up to this a body is copied behind its head, which is cheaper than a write of its own.
+_JOINED_BYTES = 64 * 1024
+_NO_BODY = frozenset({204, 304})
+# RFC 9110, 5.5: in a header's value they would end it, or worse
+_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code != 0x09)
+
+
+class Cycle(RequestResponseCycle):
+    """Sends one answer. As ASGI asks, headers' names come in lower case."""
+
+    _head: bytes = b""
+    _flushing: Handle | None = None
+
+    async def send(self, message: Message) -> None:  # type: ignore[override] # the same, by its other name
+        """Take the next message of an answer (ASGI)."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if not self.response_started and kind == "http.response.start":
+            self._start(message["status"], message.get("headers", ()))
+        elif self.response_started and not self.response_complete and kind == "http.response.body":
+            self._go_on(message.get("body", b""), is_last=not message.get("more_body", False))
+        else:
+            raise RuntimeError(f"the message {kind!r} is out of turn")
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        lines = [STATUS_LINE[status]]
+        closes = False
+        for name, value in (*self.default_headers, *headers):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"content-length":
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+            elif name == b"connection" and value.lower() == b"close":
+                closes = True
+        if closes:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        if (
+            self.chunked_encoding is None
+            and self.scope["method"] != "HEAD"
+            and status not in _NO_BODY
+        ):
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join(lines)
+        # each line has the two that end it, and nothing may have more
+        if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
+            self.response_started = False
+            raise RuntimeError("a header of the answer holds control characters")
+        self._head = head + b"\r\n"
+        self._flushing = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send the head alone: what follows it takes its time."""
+        head, self._head = self._head, b""
+        if head and not self.transport.is_closing():
+            self.transport.write(head)
+
+    def _go_on(self, body: bytes, *, is_last: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+            body = b""
+        elif self.chunked_encoding:
+            body = _chunked(body, is_last=is_last)
+        else:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0:
+                raise RuntimeError("the answer's body is longer than its content-length")
+        if self._head and len(body) <= _JOINED_BYTES:
+            body = self._head + body
+            self._head = b""
+            if self._flushing is not None:
+                self._flushing.cancel()
+        elif self._head:
+            self._flush()
+        if body:
+            self.transport.write(body)
+        if is_last:
+            self._end()
+
+    def _end(self) -> None:
+        if self.expected_content_length:
+            raise RuntimeError("the answer's body is shorter than its content-length")
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
+def _chunked(body: bytes, *, is_last: bool) -> bytes:
+    """Return a piece of a body as a chunk (RFC 9112, 7.1)."""
+    if not is_last:
+        return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
