@@ -225,6 +225,7 @@ class LeanConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let whoever waits know, and the pool (asyncio)."""
         self._lose(is_orderly=False)
+        self._transport.abort()  # Python 3.10 takes TLS that the far side closed for unclosed
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

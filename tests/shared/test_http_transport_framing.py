@@ -246,9 +246,11 @@ async def test_a_body_that_nobody_takes_has_a_limit(transport: Transport) -> Non
 
 
 async def test_a_cancelled_upload_closes_the_connection(transport: Transport) -> None:
-    left = asyncio.Event()
+    begun, left = asyncio.Event(), asyncio.Event()
 
     async def read_late(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        begun.set()
         await asyncio.sleep(0.1)
         with suppress(ConnectionError):
             while await reader.read(2**20):
@@ -263,6 +265,7 @@ async def test_a_cancelled_upload_closes_the_connection(transport: Transport) ->
                 pass
 
         task = asyncio.create_task(call())
+        await begun.wait()
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

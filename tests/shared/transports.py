@@ -108,7 +108,7 @@ async def bytes_server(handle: Handler, **options: Any) -> AsyncIterator[str]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
-        with suppress(asyncio.CancelledError, OSError):
+        with suppress(asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
             await handle(reader, writer)
         writer.transport.abort()
         await asyncio.sleep(0)
