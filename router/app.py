@@ -169,6 +169,7 @@ class Router:
     async def _follow(self) -> None:
         before = self.sync.failures
         await self.sync.look()
+        self.fleet.waits.cut_lost()
         self.readiness.registry = self.sync.problem or "ok"
         self.metrics.registry_errors += self.sync.failures - before
 

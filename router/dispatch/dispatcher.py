@@ -40,13 +40,14 @@ class Dispatched(msgspec.Struct, frozen=True):
 class _Trip:
     """One call on its way: where it may still go, and how far it has come.
 
-    `notes` are what the log will say of it, however it ends.
+    `most` is how many attempts it may have. `notes` are what the log will say of it, however it ends.
     """
 
     call: Call
     model: ModelName
     ranking: list[Ranked]
     notes: MutableMapping[str, object]
+    most: int
     last: Ranked | None = None
     attempts: int = 0
     queued_s: float = 0.0
@@ -159,7 +160,7 @@ class Dispatcher:
             raise
         self._budget.earn()
         notes["model"] = resolution.model
-        return _Trip(call, resolution.model, ranking, notes)
+        return _Trip(call, resolution.model, ranking, notes, self._max_attempts)
 
     async def _place(self, trip: _Trip, limit: TimeLimit, started: float) -> Place:
         """Return a place on the best endpoint that is left, waiting for one if need be.
@@ -217,7 +218,9 @@ class Dispatcher:
     def _check_retry(self, trip: _Trip, error: ApiError) -> None:
         """Return if another attempt may follow the one that failed.
 
-        It goes to another endpoint, or to the same on a new connection if the old one was stale.
+        It goes to another endpoint, or to the same on a new connection if the old one was stale: once,
+        and beyond those that the settings allow, since if nobody is there any more another endpoint
+        has to have its chance.
 
         Raises:
             ApiError: that attempt's error.
@@ -225,10 +228,11 @@ class Dispatcher:
         tried = trip.last.candidate if trip.last is not None else None
         left = self._left(trip)
         others = [each for each in left if each.candidate is not tried]
-        if isinstance(error, StaleConnection):
+        if isinstance(error, StaleConnection) and trip.most == self._max_attempts:
+            trip.most += 1
             others = [*(each for each in left if each.candidate is tried), *others]
         trip.ranking = others
-        is_over = not error.is_retryable or trip.attempts >= self._max_attempts or not trip.ranking
+        is_over = not error.is_retryable or trip.attempts >= trip.most or not trip.ranking
         if is_over or not self._budget.spend():
             raise _explained(error, trip)
 
