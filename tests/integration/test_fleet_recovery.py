@@ -140,11 +140,11 @@ class Load:
         found = (a.ended_at - since for a in self.answers if _is(a, endpoint) and a.sent_at > since)
         return next(found, None)
 
-    async def until(self, is_true: Callable[[], object], limit_s: float, what: str) -> None:
-        began = monotonic()
-        while not is_true():
-            assert monotonic() - began < limit_s, f"{what}: not within {limit_s} s"
-            await asyncio.sleep(0.01)
+    async def until_from(self, endpoint: str, since: float) -> None:
+        """Wait until this endpoint has served what was sent after `since`."""
+        with anyio.fail_after(20):
+            while self.first_from(endpoint, since) is None:
+                await asyncio.sleep(0.01)
 
 
 def _is(answer: Answer, endpoint: str) -> bool:
@@ -191,9 +191,8 @@ def write(router: RouterProcess, change: Callable[[Any], object]) -> None:
 
 
 def show(**figures: object) -> None:
-    print(
-        {name: round(v, 3) if isinstance(v, float) else v for name, v in figures.items()}
-    )  # noqa: T201 - a measurement
+    shown = {name: round(v, 3) if isinstance(v, float) else v for name, v in figures.items()}
+    print(shown)  # noqa: T201 - a measurement
 
 
 async def test_an_engine_is_killed_beside_another_and_no_request_is_lost(tmp_path: Path) -> None:
@@ -208,9 +207,7 @@ async def test_an_engine_is_killed_beside_another_and_no_request_is_lost(tmp_pat
                 killed_at = first.signal(signal.SIGKILL)
                 await asyncio.sleep(3.0)
                 back_at = await first.start()
-                await load.until(
-                    lambda: load.first_from("first", back_at), 10, "the first serves again"
-                )
+                await load.until_from("first", back_at)
                 await asyncio.sleep(0.5)
             again_s = load.first_from("first", back_at)
             assert again_s is not None
@@ -242,9 +239,7 @@ async def test_the_only_engine_is_killed_and_serves_as_soon_as_it_is_back(tmp_pa
                     only.signal(signal.SIGKILL)
                     await asyncio.sleep(away_s)
                     back_at = await only.start()
-                    await load.until(
-                        lambda since=back_at: load.first_from("only", since), 10, "it serves again"
-                    )
+                    await load.until_from("only", back_at)
                 again_s = load.first_from("only", back_at)
                 assert again_s is not None
                 show(away_s=away_s, served_again_s=again_s, lost=len(load.lost))
@@ -293,9 +288,7 @@ async def test_an_agent_is_lost_and_its_requests_go_elsewhere(tmp_path: Path, wa
                     back_at = await a.start()
                 else:
                     back_at = a.signal(signal.SIGCONT)
-                await load.until(
-                    lambda: load.first_from("agent:mac-a", back_at), 20, "the first serves again"
-                )
+                await load.until_from("agent:mac-a", back_at)
             again_s = load.first_from("agent:mac-a", back_at)
             meanwhile = [x for x in load.answers if lost_at < x.sent_at < back_at]
             show(
