@@ -59,6 +59,7 @@ from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
+_PROBE_SPARED_S = 0.5
 
 
 class Router:
@@ -144,8 +145,10 @@ class Router:
                 poll_s = self.settings.router_catalog_poll_s
                 tasks.start_soon(self._repeat, poll_s, self._follow)
                 tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
-                if self.settings.router_probe_s:
-                    tasks.start_soon(self._repeat, self.settings.router_probe_s, self.prober.look)
+                if probe_s := self.settings.router_probe_s:
+                    tasks.start_soon(self._repeat, probe_s, self.prober.look)
+                    often_s = min(_PROBE_SPARED_S, probe_s)
+                    tasks.start_soon(self._repeat, often_s, self.prober.look_at_spared)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
@@ -166,6 +169,7 @@ class Router:
     async def _follow(self) -> None:
         before = self.sync.failures
         await self.sync.look()
+        self.fleet.waits.cut_lost()
         self.readiness.registry = self.sync.problem or "ok"
         self.metrics.registry_errors += self.sync.failures - before
 

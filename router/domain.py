@@ -162,8 +162,8 @@ class Ranked(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one attempt. Times in seconds; `error` is an error code or None.
 
-    A request that ended before it was sent anywhere (refused, or its client left the queue) has one
-    outcome with `attempt` 0 and no endpoint.
+    A request that ended outside of any attempt (refused, or its client left the queue) has one
+    outcome with `attempt` 0 and no endpoint, besides those of the attempts before, if there were any.
     """
 
     endpoint: EndpointId

@@ -120,7 +120,7 @@ class Settings(BaseServiceSettings):
         default=10.0,
         ge=0,
         description="How often endpoints without a lease are asked whether they answer, in seconds; "
-        "those in a cloud only while their breaker is open. 0 asks never.",
+        "those in a cloud only while their breaker is open, others then twice a second. 0 asks never.",
     )
     router_transport: TransportName = Field(
         default="lean",

@@ -63,6 +63,7 @@ class InferenceRoutes:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         call = await self._call(scope, receive, path)
+        context = request_context(scope)
         waiting = KeepAlive(
             send,
             every_s=self._keep_alive_s if call.facts.stream and _is_patient(scope) else 0.0,
@@ -71,10 +72,10 @@ class InferenceRoutes:
         async with (
             while_connected(scope, receive) as stop_watching,
             waiting,
-            self._dispatcher.dispatch(call) as dispatched,
+            self._dispatcher.dispatch(call, context.notes) as dispatched,
         ):
             await waiting.stop()
-            headers = self._route_headers(dispatched, request_context(scope))
+            headers = self._route_headers(dispatched, context)
             await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
             stop_watching()
 
@@ -99,10 +100,6 @@ class InferenceRoutes:
         endpoint = dispatched.ranked.candidate.deployment.endpoint
         overhead_s = dispatched.sent_at - context.started - dispatched.queued_s
         self._metrics.served(overhead_s, dispatched.queued_s)
-        notes = context.notes
-        notes["model"] = dispatched.model
-        notes["endpoint"] = endpoint.id
-        notes["attempts"] = dispatched.attempts
         return [
             (b"x-iir-model", header_safe(dispatched.model).encode()),
             (b"x-iir-endpoint", header_safe(endpoint.id).encode()),

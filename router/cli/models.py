@@ -36,6 +36,9 @@ def add(
     ] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name; may be repeated.")] = None,
     priority: Annotated[int, typer.Option(help="Lower goes first.", min=0, max=1_000_000)] = 100,
+    weight: Annotated[
+        float, typer.Option(help="Its share among those of one priority; 2 takes twice as much.")
+    ] = 1.0,
     connect_s: Annotated[float | None, _limit("to connect")] = None,
     first_byte_s: Annotated[float | None, _limit("until the first byte")] = None,
     idle_s: Annotated[float | None, _limit("between two chunks")] = None,
@@ -46,6 +49,7 @@ def add(
         provider=provider,
         upstream_name=upstream_name or model_id,
         priority=priority,
+        weight=weight,
         limits=TimeLimits(
             connect_s=connect_s, first_byte_s=first_byte_s, idle_s=idle_s, total_s=total_s
         ),

@@ -10,7 +10,8 @@ from types import TracebackType
 from router.dispatch.admission import Place
 from router.dispatch.faults import fault_of, rest_of
 from router.dispatch.meter import Meter
-from router.domain import Call, Outcome
+from router.domain import Call, EndpointId, Outcome
+from router.errors import AgentUnavailable
 from router.fleet.breaker import Fault
 from router.fleet.registry import Fleet
 from router.ports import Backend
@@ -90,11 +91,30 @@ class Attempt:
         try:
             backend = backend_of(deployment.endpoint.backend)
             self._sending = backend.send(deployment, self._call)
-            self.reply = await self._sending.__aenter__()
+            self.reply = await (
+                self._reply_of_agent(self._sending, deployment.endpoint.id)
+                if deployment.endpoint.is_agent
+                else self._sending.__aenter__()
+            )
         except BaseException as error:
             self._end(error)
             raise
         self._meter.take(self.reply)
+
+    async def _reply_of_agent(
+        self, sending: AbstractAsyncContextManager[Reply], endpoint: EndpointId
+    ) -> Reply:
+        """Wait for the reply for as long as the agent lives: one that froze takes connections."""
+        with Cutoff() as lost:
+            self._fleet.waits.add(endpoint, lost.cut)
+            try:
+                return await sending.__aenter__()
+            finally:
+                self._fleet.waits.drop(endpoint, lost.cut)
+        raise AgentUnavailable(
+            "The agent that has this model stopped answering while it had the request.",
+            retry_after_s=5,
+        )
 
     async def __aexit__(
         self,

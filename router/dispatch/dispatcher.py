@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,11 +38,16 @@ class Dispatched(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Trip:
-    """One call on its way: where it may still go, and how far it has come."""
+    """One call on its way: where it may still go, and how far it has come.
+
+    `most` is how many attempts it may have. `notes` are what the log will say of it, however it ends.
+    """
 
     call: Call
     model: ModelName
     ranking: list[Ranked]
+    notes: MutableMapping[str, object]
+    most: int
     last: Ranked | None = None
     attempts: int = 0
     queued_s: float = 0.0
@@ -77,22 +82,30 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._deadline_s = deadline_s
 
-    def dispatch(self, call: Call) -> AbstractAsyncContextManager[Dispatched]:
+    def dispatch(
+        self, call: Call, notes: MutableMapping[str, object] | None = None
+    ) -> AbstractAsyncContextManager[Dispatched]:
         """Enter with the reply of the first endpoint that gives one.
 
         Entering raises `ApiError`: no candidate, no place, or the last attempt's error, with
         `x-iir-attempts` on it.
-        """
-        return _Dispatch(self, call)
 
-    async def start(self, call: Call) -> tuple[Attempt, Dispatched]:
+        Args:
+            call: what is sent.
+            notes: told the model, the endpoint and the number of each attempt as it begins.
+        """
+        return _Dispatch(self, call, {} if notes is None else notes)
+
+    async def start(
+        self, call: Call, notes: MutableMapping[str, object]
+    ) -> tuple[Attempt, Dispatched]:
         """Return the attempt that has a reply, which is open, and how it came about.
 
         Raises:
             ApiError: see `dispatch`.
         """
         started = self._clock()
-        trip = self._begin(call, started)
+        trip = self._begin(call, notes, started)
         # one deadline for queue and attempts; a stream that has begun may take as long as it takes
         with TimeLimit(self._deadline_s) as limit:
             attempt = await self._first_reply(trip, limit, started)
@@ -129,7 +142,7 @@ class Dispatcher:
             else:
                 return attempt
 
-    def _begin(self, call: Call, started: float) -> _Trip:
+    def _begin(self, call: Call, notes: MutableMapping[str, object], started: float) -> _Trip:
         """Find out who may serve the call.
 
         Raises:
@@ -146,7 +159,8 @@ class Dispatcher:
                 self._refuse(call, error.code, error.status, started)
             raise
         self._budget.earn()
-        return _Trip(call, resolution.model, ranking)
+        notes["model"] = resolution.model
+        return _Trip(call, resolution.model, ranking, notes, self._max_attempts)
 
     async def _place(self, trip: _Trip, limit: TimeLimit, started: float) -> Place:
         """Return a place on the best endpoint that is left, waiting for one if need be.
@@ -159,11 +173,11 @@ class Dispatcher:
             try:
                 place = await self._wait(trip)
             except ApiError as error:
-                self._refuse(trip.call, error.code, error.status, started, trip.attempts)
+                self._refuse(trip.call, error.code, error.status, started)
                 raise _explained(error, trip) from None
             except asyncio.CancelledError:
                 reason = "deadline_exceeded" if limit.is_cut else "abandoned"
-                self._refuse(trip.call, reason, 0, started, trip.attempts)
+                self._refuse(trip.call, reason, 0, started)
                 raise
         if trip.attempts:
             is_same = trip.last is not None and trip.last.candidate is place.ranked.candidate
@@ -172,6 +186,8 @@ class Dispatcher:
             place.ranked = Ranked(place.ranked.candidate, "overflow")
         trip.last = place.ranked
         trip.attempts += 1
+        trip.notes["endpoint"] = place.ranked.candidate.deployment.endpoint.id
+        trip.notes["attempts"] = trip.attempts
         return place
 
     async def _wait(self, trip: _Trip) -> Place:
@@ -202,7 +218,9 @@ class Dispatcher:
     def _check_retry(self, trip: _Trip, error: ApiError) -> None:
         """Return if another attempt may follow the one that failed.
 
-        It goes to another endpoint, or to the same on a new connection if the old one was stale.
+        It goes to another endpoint, or to the same on a new connection if the old one was stale: once,
+        and beyond those that the settings allow, since if nobody is there any more another endpoint
+        has to have its chance.
 
         Raises:
             ApiError: that attempt's error.
@@ -210,10 +228,11 @@ class Dispatcher:
         tried = trip.last.candidate if trip.last is not None else None
         left = self._left(trip)
         others = [each for each in left if each.candidate is not tried]
-        if isinstance(error, StaleConnection):
+        if isinstance(error, StaleConnection) and trip.most == self._max_attempts:
+            trip.most += 1
             others = [*(each for each in left if each.candidate is tried), *others]
         trip.ranking = others
-        is_over = not error.is_retryable or trip.attempts >= self._max_attempts or not trip.ranking
+        is_over = not error.is_retryable or trip.attempts >= trip.most or not trip.ranking
         if is_over or not self._budget.spend():
             raise _explained(error, trip)
 
@@ -228,12 +247,8 @@ class Dispatcher:
         text = f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
         return _explained(DeadlineExceeded(text), trip)
 
-    def _refuse(
-        self, call: Call, code: str, status: int, started: float, attempts: int = 0
-    ) -> None:
-        """Record a request that ended without an attempt; those that had one have its row."""
-        if attempts:
-            return
+    def _refuse(self, call: Call, code: str, status: int, started: float) -> None:
+        """Record a request that ended outside of any attempt; those that it had have their own rows."""
         total_s = self._clock() - started
         self._settle(
             call,
@@ -257,15 +272,18 @@ class Dispatcher:
 class _Dispatch(AbstractAsyncContextManager[Dispatched]):
     """The time from a call's arrival to the last byte of its reply."""
 
-    __slots__ = ("_attempt", "_call", "_dispatcher")
+    __slots__ = ("_attempt", "_call", "_dispatcher", "_notes")
 
-    def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, call: Call, notes: MutableMapping[str, object]
+    ) -> None:
         self._dispatcher = dispatcher
         self._call = call
+        self._notes = notes
         self._attempt: Attempt | None = None
 
     async def __aenter__(self) -> Dispatched:
-        self._attempt, dispatched = await self._dispatcher.start(self._call)
+        self._attempt, dispatched = await self._dispatcher.start(self._call, self._notes)
         return dispatched
 
     async def __aexit__(

@@ -51,8 +51,9 @@ class Meter:
 
     @property
     def failure(self) -> ApiError | None:
-        """Return what broke off the answer after it had begun."""
-        return self._reply.failure if self._reply is not None else None
+        """Return what broke off the answer after it had begun, or the error that it ended with."""
+        reply = self._reply
+        return None if reply is None else reply.failure or reply.reported()
 
     def fail(self, error: ApiError) -> None:
         """Note what ended the attempt."""

@@ -143,7 +143,7 @@ class RouterMetrics:
             self._attempts,
         )
         refused = CounterMetricFamily(
-            "iir_refused", "Requests that ended before any attempt", labels=("reason",)
+            "iir_refused", "Requests that ended outside of any attempt", labels=("reason",)
         )
         for reason, count in self._refused.items():
             refused.add_metric((reason,), count)

@@ -142,17 +142,18 @@ class Breakers:
         breaker = self._breakers.get((endpoint,))
         return breaker is not None and breaker.open_until is not None
 
-    def miss(self, endpoint: str, *, is_certain: bool = True) -> None:
-        """Note that a probe got no answer, or (`is_certain` false) one that says it is not well.
+    def miss(self, endpoint: str) -> None:
+        """Note that a probe got no answer, or one that says it is not well.
 
-        The latter never prolongs an open breaker: a request may be served where probes are not.
+        However often it is asked, that never prolongs an open breaker; once its time is over, a probe
+        is as good a trial as a request.
         """
         now = self._clock()
         breaker = self._breakers.get((endpoint,), Breaker())
         if breaker.open_until is not None:
-            if not is_certain and now < breaker.open_until:
+            if now < breaker.open_until:
                 return
-            breaker = begin(breaker, now)  # as good a trial as a request
+            breaker = begin(breaker, now)
         self._breakers[endpoint,] = fail(breaker, now, self._rule)
 
     def answer(self, endpoint: str) -> None:

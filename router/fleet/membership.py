@@ -83,6 +83,11 @@ class Membership:
             return LeaseState.LIVE
         return LeaseState.SUSPECT if age_s < 2 * self._ttl_s else LeaseState.EXPIRED
 
+    def is_lost(self, member: Member) -> bool:
+        """Tell whether an agent fell silent: it gave no lease back, and does not renew it."""
+        is_silent = self._clock() - member.heard_at >= 2 * self._ttl_s
+        return is_silent and member.lease_id is not None
+
     def register(
         self, row_id: int, name: str, agent_id: str, registration: Registration, lease_id: str
     ) -> Member:

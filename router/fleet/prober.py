@@ -2,12 +2,13 @@
 
 An endpoint that can't be reached loses its traffic after as many misses as requests would need, and
 gets it back with the first answer, however long its breaker would have stayed open. Those in a cloud
-are asked only while their breaker is open: their operators count requests.
+are asked only while their breaker is open: their operators count requests. Others that are spared are
+asked more often: who was restarted is to serve again within a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -16,7 +17,7 @@ import structlog
 from router.domain import Endpoint, EndpointId, Zone
 from router.fleet.registry import Fleet
 from router.ports import Backend
-from shared.http.errors import ApiError, UpstreamTimeout, UpstreamUnreachable
+from shared.http.errors import ApiError, UpstreamTimeout
 
 _AT_ONCE = 16
 
@@ -33,17 +34,32 @@ class Prober:
 
     async def look(self) -> None:
         """Ask each endpoint once, some at a time."""
-        limiter = anyio.CapacityLimiter(_AT_ONCE)
-        endpoints = [each for each in self._fleet.endpoints() if self._is_due(each)]
         self._silent &= {each.id for each in self._fleet.endpoints()}
+        await self._ask_all([each for each in self._fleet.endpoints() if self._is_due(each)])
+
+    async def look_at_spared(self) -> None:
+        """Ask those that get no requests, but for those in a cloud."""
+        spared = [
+            each
+            for each in self._fleet.endpoints()
+            if each.zone is not Zone.CLOUD and self._is_spared(each)
+        ]
+        if spared:
+            await self._ask_all(spared)
+
+    async def _ask_all(self, endpoints: Sequence[Endpoint]) -> None:
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
         async with anyio.create_task_group() as group:
             for endpoint in endpoints:
                 group.start_soon(partial(self._ask, limiter, endpoint))
 
     def _is_due(self, endpoint: Endpoint) -> bool:
-        if endpoint.backend not in self._backends:
-            return False
-        return endpoint.zone is not Zone.CLOUD or self._fleet.breakers.is_spared(endpoint.id)
+        return endpoint.backend in self._backends and (
+            endpoint.zone is not Zone.CLOUD or self._is_spared(endpoint)
+        )
+
+    def _is_spared(self, endpoint: Endpoint) -> bool:
+        return endpoint.backend in self._backends and self._fleet.breakers.is_spared(endpoint.id)
 
     async def _ask(self, limiter: anyio.CapacityLimiter, endpoint: Endpoint) -> None:
         async with limiter:
@@ -57,8 +73,7 @@ class Prober:
     def _note_silence(self, endpoint: Endpoint, error: ApiError) -> None:
         if isinstance(error, UpstreamTimeout) and self._fleet.is_busy(endpoint.id):
             return  # engines of a single thread answer nobody else while they work
-        is_unreachable = isinstance(error, UpstreamUnreachable)
-        self._fleet.breakers.miss(endpoint.id, is_certain=is_unreachable)
+        self._fleet.breakers.miss(endpoint.id)
         if endpoint.id not in self._silent:
             self._silent.add(endpoint.id)
             self._log.warning("endpoint_silent", endpoint=endpoint.id, reason=error.code)

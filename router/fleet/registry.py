@@ -39,6 +39,7 @@ from router.fleet.deployments import Deployments
 from router.fleet.listing import ListedModel, list_models
 from router.fleet.membership import LeaseState, Membership
 from router.fleet.rests import Rests
+from router.fleet.waits import Waits
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotFound, ModelNotPulled
 from shared.http.transport import Timeouts
@@ -77,6 +78,7 @@ class Fleet:
         self._membership = membership
         self.breakers = Breakers(monotonic) if breakers is None else breakers
         self.rests = Rests(membership.now)
+        self.waits = Waits(membership)
         self._endpoint_of = endpoint_of
         self._deployments = Deployments(timeouts or Timeouts())
         self._in_flight: dict[EndpointId, int] = {}

@@ -20,7 +20,7 @@ from router.domain import (
     Zone,
 )
 from router.store.errors import InvalidValue, NameTaken, UnknownName
-from router.store.limits import api_names, in_flight_limit, time_limits
+from router.store.limits import api_names, in_flight_limit, share, time_limits
 from router.store.names import label, model_name, variable
 from router.store.tables import aliases as alias_table
 from router.store.tables import deployments, models, prefix_rules, providers
@@ -267,7 +267,7 @@ def _columns(deployment: DeploymentEntry) -> dict[str, object]:
         "provider": deployment.provider,
         "upstream_name": model_name(deployment.upstream_name, "upstream name"),
         "priority": deployment.priority,
-        "weight": deployment.weight,
+        "weight": share(deployment.weight),
         "context_tokens": deployment.context_tokens,
         "capabilities": list(deployment.capabilities),
         **time_limits(deployment.limits),

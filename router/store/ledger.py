@@ -77,7 +77,7 @@ class UsageLedger(OutcomeSink):
     def record(self, facts: RequestFacts, outcome: Outcome) -> None:
         """Keep one outcome for the next `flush`.
 
-        A request that ended before its first attempt has no endpoint (`""`), and so no zone.
+        A request that ended outside of any attempt has no endpoint (`""`), and so no zone.
         """
         if len(self._rows) >= self._most_waiting:
             self.dropped += 1

@@ -11,6 +11,7 @@ from router.store.errors import InvalidValue
 
 _MOST_S: Final = 86_400
 _MOST_IN_FLIGHT: Final = 1_000_000
+_MOST_WEIGHT: Final = 1_000
 
 
 def time_limits(limits: TimeLimits) -> dict[str, float | None]:
@@ -21,6 +22,13 @@ def time_limits(limits: TimeLimits) -> dict[str, float | None]:
         if seconds is not None and not 0 < seconds <= _MOST_S:
             raise InvalidValue(f"the limit {name} must be more than 0 and at most {_MOST_S} s")
     return columns
+
+
+def share(weight: float) -> float:
+    """Return a deployment's weight among its siblings, or raise `InvalidValue`."""
+    if not 0 < weight <= _MOST_WEIGHT:  # NaN fails as well
+        raise InvalidValue(f"the weight must be more than 0 and at most {_MOST_WEIGHT}")
+    return weight
 
 
 def in_flight_limit(most: int | None) -> int | None:

@@ -41,6 +41,10 @@ def _no_usage() -> Sequence[bytes]:
     return ()
 
 
+def _no_report() -> ApiError | None:
+    return None
+
+
 class Reply(msgspec.Struct):
     """An upstream's answer whose first body chunk is already in hand.
 
@@ -48,7 +52,8 @@ class Reply(msgspec.Struct):
     upstream breaks off. `headers` are filtered: safe to pass on. `usage` returns the usage objects
     that went by so far, as JSON, of which later ones say more. `error_event` renders an error for
     the open stream. `error_origin` is whom an agent names as the cause of its error. `failure` is
-    what broke the answer off, told by whoever sent it on.
+    what broke the answer off, told by whoever sent it on; `reported` returns the error with which the
+    answer itself says that it ended, in its API's own event.
     """
 
     status: int
@@ -60,6 +65,7 @@ class Reply(msgspec.Struct):
     error_event: Callable[[ApiError], bytes] = ApiError.event
     error_origin: Origin | None = None
     failure: ApiError | None = None
+    reported: Callable[[], ApiError | None] = _no_report
 
     async def whole(self) -> bytes:
         """Return the rest of the answer, all of it."""
@@ -132,6 +138,7 @@ async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
         is_stream=True,
         usage=lambda: stream.usage,
         error_event=rules.error_event,
+        reported=lambda: stream.reported,
     )
 
 

@@ -263,6 +263,8 @@ class _Exchange:
         size = len(body)
         try:
             connection.begin(request.timeouts, total_at, is_head_only=self._target.is_head)
+            if connection.error is not None:  # it closed as it was made; uvloop raises on a write
+                return connection.error
             if size <= _JOINED_BYTES:
                 connection.write(head + body)
             elif size <= _WHOLE_BYTES:

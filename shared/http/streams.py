@@ -16,7 +16,8 @@ from typing import Final, Protocol
 import msgspec
 
 from shared.http.anthropic_errors import anthropic_error_body, anthropic_stream_error
-from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted
+from shared.http.errors import ApiError, UpstreamAnswer, UpstreamFailed, UpstreamInterrupted
+from shared.http.responses_errors import responses_stream_error
 from shared.http.sse import SseFramer, event_data
 from shared.http.transport import InboundResponse
 from shared.http.upstream_errors import is_error, status_of, upstream_error
@@ -50,15 +51,21 @@ _decode_nested = msgspec.json.Decoder(_Nested).decode
 
 
 class Verdict(Enum):
-    """What becomes of an event."""
+    """What becomes of an event. `FAILED` is the last one too, and the API's own way to say so."""
 
     PASS = "pass"  # noqa: S105 - no password
     DROP = "drop"
     LAST = "last"
+    FAILED = "failed"
 
 
 class StreamRules(Protocol):
-    """The rules of one API; an instance serves any number of streams."""
+    """The rules of one API; an instance serves any number of streams.
+
+    `ends_with_done`: `[DONE]` is its end; else a stream that has nothing but that broke off.
+    """
+
+    ends_with_done: bool
 
     def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
         """Judge an event that holds a JSON object.
@@ -66,6 +73,10 @@ class StreamRules(Protocol):
         Raises:
             ApiError: it reports an error, which the client has to get in another shape.
         """
+        ...
+
+    def failure(self, data: bytes) -> UpstreamAnswer:
+        """Return the error that an event's data report."""
         ...
 
     def error_event(self, error: ApiError) -> bytes:
@@ -80,18 +91,24 @@ class ChatRules:
     over, since it has no choices.
     """
 
+    ends_with_done = True
+
     def __init__(self, *, hides_usage: bool = False) -> None:
         self._hides_usage = hides_usage
 
     def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
         """See `StreamRules.judge`."""
         if is_error(top.error, top.object) or _has_line(event, b"event: error", b"event:error"):
-            raise upstream_error(status_of(data), data)
+            raise self.failure(data)
         if data == b"{}":
             return Verdict.DROP  # a ping: SDKs make a chunk without choices of it
         if self._hides_usage and top.usage != _NULL and bytes(top.choices) == b"[]":
             return Verdict.DROP
         return Verdict.PASS
+
+    def failure(self, data: bytes) -> UpstreamAnswer:
+        """See `StreamRules.failure`."""
+        return upstream_error(status_of(data), data)
 
     def error_event(self, error: ApiError) -> bytes:
         """See `StreamRules.error_event`."""
@@ -99,20 +116,26 @@ class ChatRules:
 
 
 class ResponsesRules:
-    """OpenAI's Responses: named events, of which one of three ends the stream."""
+    """OpenAI's Responses: named events, of which one of four ends the stream."""
 
-    _LAST = frozenset(
-        {b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"'}
-    )
+    ends_with_done = False
+    _LAST = frozenset({b'"response.completed"', b'"response.incomplete"'})
+    _FAILED = frozenset({b'"response.failed"', b'"error"'})
 
     def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
         """See `StreamRules.judge`."""
         kind = bytes(top.type)
         if kind in self._LAST:
             return Verdict.LAST
+        if kind in self._FAILED:
+            return Verdict.FAILED
         if is_error(top.error, top.object) or event.startswith(_ERROR_NAMES):
-            raise upstream_error(status_of(data), data)
+            raise self.failure(data)
         return Verdict.PASS
+
+    def failure(self, data: bytes) -> UpstreamAnswer:
+        """See `StreamRules.failure`."""
+        return responses_stream_error(data)
 
     def error_event(self, error: ApiError) -> bytes:
         """See `StreamRules.error_event`.
@@ -133,14 +156,20 @@ class MessagesRules:
     are rendered anew.
     """
 
+    ends_with_done = False
+
     def judge(self, event: bytes, data: bytes, top: Top) -> Verdict:
         """See `StreamRules.judge`."""
         kind = bytes(top.type)
         if kind == b'"message_stop"':
             return Verdict.LAST
         if kind == b'"error"' or is_error(top.error, top.object) or event.startswith(_ERROR_NAMES):
-            raise anthropic_stream_error(data)
+            raise self.failure(data)
         return Verdict.PASS
+
+    def failure(self, data: bytes) -> UpstreamAnswer:
+        """See `StreamRules.failure`."""
+        return anthropic_stream_error(data)
 
     def error_event(self, error: ApiError) -> bytes:
         """See `StreamRules.error_event`; Anthropic's SDK raises on events of this name only."""
@@ -161,7 +190,8 @@ class EventStream(AsyncIterator[bytes]):
 
     The iteration ends with the API's own end; it raises `ApiError` if the upstream reported an
     error, sent what is no event, or broke off. `usage` are the usage objects that went by, as JSON,
-    whether or not the client got them.
+    whether or not the client got them. `reported` is the error of a stream that ended with its API's
+    own event for one, which passes like any other.
     """
 
     __slots__ = (
@@ -172,6 +202,7 @@ class EventStream(AsyncIterator[bytes]):
         "_is_done",
         "_response",
         "_rules",
+        "reported",
         "usage",
     )
 
@@ -183,6 +214,7 @@ class EventStream(AsyncIterator[bytes]):
         self._failure: ApiError | None = None
         self._has_begun = False
         self._is_done = False
+        self.reported: ApiError | None = None
         self.usage: list[bytes] = []
 
     async def begin(self) -> None:
@@ -253,7 +285,7 @@ class EventStream(AsyncIterator[bytes]):
             return b""
         if verdict is Verdict.DROP:
             return b""
-        if verdict is Verdict.LAST:
+        if verdict is not Verdict.PASS:
             self._is_done = True
         return event
 
@@ -263,6 +295,8 @@ class EventStream(AsyncIterator[bytes]):
             # `retry:`, `id:` and names without data make the SDKs parse nothing, and fail
             return Verdict.PASS if _is_comment(event) else Verdict.DROP
         if data == DONE:
+            if not self._rules.ends_with_done:
+                raise UpstreamInterrupted("The upstream ended its stream before it was done.")
             self._has_begun = True
             return Verdict.LAST
         if not data or data.isspace():
@@ -270,6 +304,10 @@ class EventStream(AsyncIterator[bytes]):
         top = self._decoded(data)
         self._note_usage(top)
         verdict = self._rules.judge(event, data, top)
+        if verdict is Verdict.FAILED:
+            self.reported = self._rules.failure(data)
+            if not self._has_begun:  # another endpoint may do better
+                raise self.reported
         self._has_begun = True
         return verdict
 

@@ -19,6 +19,7 @@ from router.settings import Settings, load_settings
 from router.store.catalog import add_model, add_provider
 from router.store.prepare import prepare
 from router.store.writer import RegistryWriter
+from shared.kit.clock import Clock, monotonic
 from shared.testing.serving import serving
 
 
@@ -48,17 +49,21 @@ StartRouter = Callable[..., AbstractAsyncContextManager[RunningRouter]]
 
 
 def starter(home: Path) -> StartRouter:
-    """Return `start(upstream=URL, models=(…), **settings)`, for routers with the state in `home`."""
+    """Return `start(upstream=URL, models=(…), clock=…, **settings)`, for routers with the state in `home`."""
 
     @asynccontextmanager
     async def start(
-        *, upstream: str | None = None, models: tuple[str, ...] = (), **overrides: Any
+        *,
+        upstream: str | None = None,
+        models: tuple[str, ...] = (),
+        clock: Clock = monotonic,
+        **overrides: Any,
     ) -> AsyncIterator[RunningRouter]:
         settings = load_settings(
             iir_home=home, **{"router_breaker_failures": 1_000_000, **overrides}
         )
         install(Path(settings.store_url.removeprefix("sqlite:///")))
-        router = Router(settings)
+        router = Router(settings, clock=clock)
         async with (
             serving(router.asgi()) as base_url,
             httpx.AsyncClient(base_url=base_url, verify=False) as client,  # loads no certificates

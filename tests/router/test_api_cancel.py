@@ -1,11 +1,10 @@
-"""The client leaves: the upstream is closed at once, the slot is free, the ledger says abandoned."""
+"""Clients that leave in odd ways; each phase of a request is in `test_cancellation`."""
 
 from __future__ import annotations
 
 import asyncio
 
 import anyio
-import pytest
 
 from shared.testing.engine import EngineOptions
 from shared.testing.raw_client import connected, render_request
@@ -14,48 +13,6 @@ from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, chat, one_engine, settled, two_engines, usage_of
 
 SLOW = EngineOptions(models=("tiny",), tokens=200, latency=Latency(itl_s=0.02))
-PHASES = {
-    "waiting for the first byte": ("stall", True, False),
-    "waiting for the first event": ("stall:after=0", True, False),
-    "in the middle of the stream": ("", True, True),
-    "waiting for a whole answer": ("stall", False, False),
-    "in the middle of a whole answer": ("stall:after=1", False, False),
-}
-
-
-@pytest.mark.parametrize("phase", PHASES)
-async def test_whoever_leaves_is_not_served_on(start_router: StartRouter, phase: str) -> None:
-    fault, stream, reads = PHASES[phase]
-    async with one_engine(start_router, SLOW) as scene:
-        if fault:
-            scene.engine.script.add(fault)
-        request = render_request("POST", CHAT, chat(stream=stream), {"host": "localhost"})
-        clock = asyncio.get_running_loop().time
-        async with connected(scene.router.base_url) as (reader, writer):
-            writer.write(request)
-            await scene.engine.journal.wait_for(lambda: bool(scene.engine.requests))
-            if reads:
-                await reader.readuntil(b"data: ")
-            await asyncio.sleep(0.03)
-            assert scene.router.router.fleet.in_flight() == 1
-            left_at = clock()
-        await settled(scene.router)
-        await scene.engine.journal.wait_for(lambda: scene.engine.requests[0].aborted)
-        assert clock() - left_at < 0.5
-        rows = await usage_of(scene.router)
-        assert [(row["error"], row["attempt"]) for row in rows] == [("abandoned", 1)]
-        metrics = (await scene.client.get("/metrics")).text
-        assert 'iir_attempts_total{endpoint="engine",outcome="abandoned"} 1.0' in metrics
-
-
-async def test_a_client_that_leaves_while_connecting(start_router: StartRouter) -> None:
-    async with one_engine(start_router, SLOW) as scene:
-        request = render_request("POST", CHAT, chat(), {"host": "localhost"})
-        for _ in range(5):
-            async with connected(scene.router.base_url) as (_, writer):
-                writer.write(request)
-        await asyncio.sleep(0.05)
-        await settled(scene.router)
 
 
 async def test_a_client_that_leaves_in_its_body_reaches_nobody(start_router: StartRouter) -> None:

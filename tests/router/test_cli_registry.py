@@ -270,6 +270,8 @@ def test_models_are_added_listed_and_removed(iir: Iir, monkeypatch: pytest.Monke
 def test_models_time_limits_are_shown(iir: Iir) -> None:
     add = ("models", "add", "slow", "--provider", "openai")
     assert "at most 86400 s" in iir(*add, "--idle-s", "nan", code=2)
+    for weight in ("0", "-1", "nan", "inf"):
+        assert "more than 0 and at most 1000" in iir(*add, f"--weight={weight}", code=2)
     iir(*add, "--connect-s", "0.5", "--first-byte-s", "600")
     assert "connect 0.5 s, first_byte 600 s" in iir("models", "list")
     [found] = from_json(iir("models", "list", "--json"))

@@ -85,6 +85,28 @@ async def test_a_kept_connection_that_closes_costs_an_attempt_that_is_seen(
         assert rows == [("first", 1, None), stale, ("first", 2, None)]
 
 
+async def test_a_stale_connection_costs_nobody_the_second_endpoint(
+    start_router: StartRouter,
+) -> None:
+    async with two_engines(start_router) as scene:
+        await scene.client.post(CHAT, json=chat())
+        scene.first.script.add("cut", "status:code=500")  # and then it turns out to be broken
+        answer = await scene.client.post(CHAT, json=chat())
+        assert (answer.status_code, answer.headers["x-iir-endpoint"]) == (200, "second")
+        assert answer.headers["x-iir-attempts"] == "3"
+        assert len(await usage_of(scene.router)) == 4
+
+
+async def test_a_stale_connection_is_no_failure_even_of_a_single_attempt(
+    start_router: StartRouter,
+) -> None:
+    async with two_engines(start_router, router_attempts=1) as scene:
+        await scene.client.post(CHAT, json=chat())
+        scene.first.script.add("cut")
+        answer = await scene.client.post(CHAT, json=chat())
+        assert (answer.status_code, answer.headers["x-iir-endpoint"]) == (200, "first")
+
+
 async def test_the_preferred_endpoint_serves_as_long_as_it_can(start_router: StartRouter) -> None:
     async with two_engines(start_router) as scene:
         for _ in range(3):

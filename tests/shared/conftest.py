@@ -12,7 +12,12 @@ from shared.http.transport import Transport
 from tests.shared.transports import TRANSPORTS
 
 # Both loops: services run on uvloop, where there is one, and loops differ in how connections end.
-_ON_BOTH_LOOPS = {"test_http_transport", "test_http_transport_framing", "test_lean_transport"}
+_ON_BOTH_LOOPS = {
+    "test_http_transport",
+    "test_http_transport_framing",
+    "test_lean_transport",
+    "test_lean_races",
+}
 
 
 def pytest_asyncio_loop_factories(

@@ -151,7 +151,7 @@ async def test_the_sdks_lose_a_last_event_without_its_blank_line() -> None:
 
 async def test_an_own_error_event_of_responses_is_yielded() -> None:
     failure = b'event: error\ndata: {"type":"error","code":"x","message":"y","param":null}\n\n'
-    assert judge(ResponsesRules(), failure) is Verdict.LAST
+    assert judge(ResponsesRules(), failure) is Verdict.FAILED
     async with serving(*events_of(RESPONSES)[:5], failure) as base_url:
         assert (await response_types(base_url))[-1] == "error"
 

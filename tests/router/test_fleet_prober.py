@@ -1,0 +1,161 @@
+"""The prober: whom it asks and how often, and what its answers mean for traffic."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import NoReturn
+
+import pytest
+
+from router.domain import Call, Catalog, Deployment, Endpoint, EndpointId, Provider, Zone
+from router.fleet.breaker import BreakerRule, Breakers
+from router.fleet.membership import Membership
+from router.fleet.prober import Prober
+from router.fleet.registry import Fleet
+from router.ports import Backend
+from shared.http.errors import ApiError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
+from shared.http.exchange import Reply
+
+GONE = UpstreamUnreachable("gone")
+
+
+class Now:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.s = 100.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+class Asked(Backend):
+    """Answers probes as told, and keeps whom it asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, ApiError | None] = {}
+        self.asked: list[str] = []
+
+    def send(self, deployment: Deployment, call: Call) -> AbstractAsyncContextManager[Reply]:
+        return self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise AssertionError("a prober sends no requests")
+
+    async def probe(self, endpoint: Endpoint) -> None:
+        self.asked.append(endpoint.id)
+        error = self.answers.get(endpoint.id)
+        if error is not None:
+            raise error
+
+
+@pytest.fixture
+def now() -> Now:
+    return Now()
+
+
+@pytest.fixture
+def backend() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def fleet(now: Now) -> Fleet:
+    def endpoint_of(provider: Provider) -> Endpoint:
+        return Endpoint(
+            id=EndpointId(provider.name),
+            base_url="http://x/v1",
+            backend=provider.dialect,
+            zone=provider.zone,
+        )
+
+    rule = BreakerRule(failures=2, first_s=2)
+    fleet = Fleet(Membership(now, 30.0), endpoint_of, Breakers(now, rule))
+    zones = {"lan": Zone.LOCAL, "k8s": Zone.CLUSTER, "vendor": Zone.CLOUD}
+    providers = {
+        name: Provider(name=name, dialect="fake", base_url="http://x", zone=zone)
+        for name, zone in zones.items()
+    }
+    martian = Provider(name="odd", dialect="martian", base_url="http://x", zone=Zone.LOCAL)
+    fleet.swap(Catalog(providers={**providers, "odd": martian}))
+    return fleet
+
+
+@pytest.fixture
+def prober(fleet: Fleet, backend: Asked) -> Prober:
+    return Prober(fleet, {"fake": backend})
+
+
+async def test_who_is_asked(prober: Prober, backend: Asked, fleet: Fleet) -> None:
+    await prober.look()
+    assert sorted(backend.asked) == ["k8s", "lan"]  # a vendor counts requests
+    backend.asked.clear()
+    await prober.look_at_spared()
+    assert backend.asked == []
+    for _ in range(2):
+        for name in ("lan", "vendor"):
+            fleet.breakers.miss(name)
+    await prober.look()
+    assert sorted(backend.asked) == ["k8s", "lan", "vendor"]
+
+
+async def test_the_spared_are_asked_more_often_but_for_those_in_a_cloud(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    for _ in range(2):
+        for name in ("lan", "vendor", "odd"):
+            fleet.breakers.miss(name)
+    backend.answers["lan"] = GONE
+    await prober.look_at_spared()
+    assert backend.asked == ["lan"]
+    assert fleet.breakers.wait_s("lan", "m") is not None
+    backend.answers.clear()
+    await prober.look_at_spared()
+    assert fleet.breakers.wait_s("lan", "m") is None
+    backend.asked.clear()
+    await prober.look_at_spared()
+    assert backend.asked == []
+
+
+async def test_misses_open_the_breaker_and_one_answer_closes_it(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    backend.answers["lan"] = GONE
+    await prober.look()
+    assert fleet.breakers.wait_s("lan", "m") is None
+    await prober.look()
+    assert fleet.breakers.wait_s("lan", "m") == 2
+    assert fleet.breakers.wait_s("k8s", "m") is None
+    backend.answers.clear()
+    await prober.look()
+    assert fleet.breakers.wait_s("lan", "m") is None
+
+
+@pytest.mark.parametrize("error", [GONE, UpstreamFailed("500")])
+async def test_being_asked_often_spares_it_for_no_longer(
+    prober: Prober, backend: Asked, fleet: Fleet, now: Now, error: ApiError
+) -> None:
+    backend.answers["lan"] = error
+    for _ in range(20):
+        await prober.look()
+    assert fleet.breakers.wait_s("lan", "m") == 2
+    now.s += 2
+    for _ in range(20):
+        await prober.look_at_spared()
+    assert fleet.breakers.wait_s("lan", "m") == 4
+
+
+async def test_a_busy_engine_that_answers_no_probe_is_no_lost_one(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    backend.answers["lan"] = UpstreamTimeout("late")
+    endpoint = next(one for one in fleet.endpoints() if one.id == "lan")
+    deployment = Deployment(endpoint=endpoint, upstream_name="m")
+    fleet.enter(deployment)
+    for _ in range(5):
+        await prober.look()
+    assert fleet.breakers.wait_s("lan", "m") is None
+    fleet.leave(deployment)
+    for _ in range(2):
+        await prober.look()
+    assert fleet.breakers.wait_s("lan", "m") is not None

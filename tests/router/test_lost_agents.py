@@ -1,0 +1,160 @@
+"""An agent that falls silent without closing anything: what it was sent goes elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from router.domain import EndpointId
+from router.fleet.membership import Membership
+from router.fleet.waits import Waits
+from shared.contracts.agents import AgentModel, Heartbeat, Registration
+from shared.testing.engine import EngineOptions, SimulatedEngine, running
+from tests.router.harness import RunningRouter, StartRouter
+from tests.router.scenes import CHAT, chat, error_of, settled, usage_of
+from tests.router.test_breakers_serve import Ahead
+from tests.router.test_fleet_membership import FakeClock
+
+TTL_S = 30.0
+SLOW_POLL_S = 1000.0
+
+
+def register(membership: Membership, row_id: int, url: str = "http://127.0.0.1:9") -> None:
+    registration = Registration(
+        incarnation=row_id,
+        name="label",
+        base_url=url,
+        access_token="t" * 32,
+        models=(AgentModel(id="tiny"),),
+    )
+    membership.register(row_id, f"mac{row_id}", f"id{row_id}", registration, "l")
+
+
+def beat(membership: Membership, row_id: int, seq: int = 1) -> None:
+    membership.renew(row_id, Heartbeat(lease_id="l", incarnation=row_id, seq=seq))
+
+
+def test_who_waits_for_a_lost_agent_is_cut_and_nobody_else() -> None:
+    clock = FakeClock()
+    membership = Membership(clock, TTL_S)
+    waits = Waits(membership)
+    register(membership, 1)
+    register(membership, 2)
+    cut: list[str] = []
+    cuts = {name: (lambda name=name: cut.append(name)) for name in ("a", "b", "other")}
+    waits.add(EndpointId("agent:mac1"), cuts["a"])
+    waits.add(EndpointId("agent:mac1"), cuts["b"])
+    waits.add(EndpointId("agent:mac2"), cuts["other"])
+    clock.now += 2 * TTL_S - 1
+    beat(membership, 2)
+    waits.cut_lost()
+    assert cut == []
+    clock.now += 1
+    waits.drop(EndpointId("agent:mac1"), cuts["b"])
+    waits.cut_lost()
+    assert cut == ["a"]
+
+
+def test_an_agent_that_drains_or_said_goodbye_is_not_lost() -> None:
+    clock = FakeClock()
+    membership = Membership(clock, TTL_S)
+    register(membership, 1)
+    membership.renew(1, Heartbeat(lease_id="l", incarnation=1, seq=1, state="draining"))
+    member = membership.get(1)
+    assert member is not None
+    assert not membership.is_lost(member)
+    membership.release(1)
+    clock.now += 10 * TTL_S
+    member = membership.get(1)
+    assert member is not None
+    assert not membership.is_lost(member)
+
+
+async def sent(router: RunningRouter, engine: SimulatedEngine) -> asyncio.Task[httpx.Response]:
+    """Send a request to an agent that never answers, and return once it is there."""
+    engine.script.add("stall")
+    asked = asyncio.ensure_future(router.client.post(CHAT, json=chat()))
+    await engine.journal.wait_for(lambda: bool(engine.requests))
+    return asked
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+async def test_the_client_of_a_frozen_agent_hears_of_it(
+    start_router: StartRouter, has_other: bool
+) -> None:
+    clock = Ahead()
+    frozen, other = (SimulatedEngine(EngineOptions(models=("tiny",))) for _ in range(2))
+    async with (
+        running(frozen) as frozen_url,
+        running(other) as other_url,
+        start_router(clock=clock, router_catalog_poll_s=SLOW_POLL_S) as router,
+    ):
+        fleet = router.router.fleet
+        register(fleet.membership, 1, frozen_url)
+        fleet.patch()
+        asked = await sent(router, frozen)
+        clock.s += 2 * TTL_S + 1
+        if has_other:
+            register(fleet.membership, 2, other_url)
+            beat(fleet.membership, 2)
+            fleet.patch()
+        fleet.waits.cut_lost()
+        answer = await asked
+        await frozen.journal.wait_for(lambda: frozen.requests[0].aborted)
+        assert answer.status_code == 503
+        assert error_of(answer)["code"] == "agent_unavailable"
+        assert int(answer.headers["retry-after"]) >= 1
+        rows = await usage_of(router)
+        assert [(row["endpoint"], row["error"]) for row in rows] == [
+            ("agent:mac1", "agent_unavailable")
+        ]
+        again = await router.client.post(CHAT, json=chat())
+        assert again.status_code == (200 if has_other else 503)
+        await settled(router)
+
+
+async def test_a_request_that_a_frozen_agent_holds_fails_over(start_router: StartRouter) -> None:
+    clock = Ahead()
+    frozen, other = (SimulatedEngine(EngineOptions(models=("tiny",))) for _ in range(2))
+    async with (
+        running(frozen) as frozen_url,
+        running(other) as other_url,
+        start_router(
+            clock=clock, router_catalog_poll_s=SLOW_POLL_S, router_policy="priority"
+        ) as router,
+    ):
+        membership = router.router.fleet.membership
+        register(membership, 1, frozen_url)
+        register(membership, 2, other_url)
+        router.router.fleet.patch()
+        asked = await sent(router, frozen)
+        clock.s += 2 * TTL_S + 1
+        beat(membership, 2)
+        router.router.fleet.waits.cut_lost()
+        answer = await asked
+        assert (answer.status_code, answer.headers["x-iir-endpoint"]) == (200, "agent:mac2")
+        assert answer.headers["x-iir-attempts"] == "2"
+        rows = [(row["attempt"], row["error"]) for row in await usage_of(router)]
+        assert rows == [(1, "agent_unavailable"), (2, None)]
+
+
+async def test_an_answer_on_its_way_is_never_cut(start_router: StartRouter) -> None:
+    """Only its heartbeats are missing: it serves, as anybody can see."""
+    clock = Ahead()
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    async with (
+        running(engine) as url,
+        start_router(clock=clock, router_catalog_poll_s=SLOW_POLL_S) as router,
+    ):
+        register(router.router.fleet.membership, 1, url)
+        router.router.fleet.patch()
+        engine.script.add("slow:after=1,ms=100")
+        async with router.client.stream("POST", CHAT, json=chat(stream=True)) as answer:
+            chunks = answer.aiter_bytes()
+            first = await chunks.__anext__()
+            clock.s += 2 * TTL_S + 1
+            router.router.fleet.waits.cut_lost()
+            rest = b"".join([chunk async for chunk in chunks])
+        assert (first + rest).endswith(b"data: [DONE]\n\n")
