@@ -59,6 +59,7 @@ from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
+_LOOP_S = 0.1
 
 
 class Router:
@@ -132,6 +133,9 @@ class Router:
         show.counter(
             "iir_ledger_dropped", "Ledger rows that found no room", lambda: self.ledger.dropped
         )
+        show.gauge(
+            "iir_event_loop_tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks())
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -144,6 +148,7 @@ class Router:
                 poll_s = self.settings.router_catalog_poll_s
                 tasks.start_soon(self._repeat, poll_s, self._follow)
                 tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
+                tasks.start_soon(self._watch_loop)
                 if self.settings.router_probe_s:
                     tasks.start_soon(self._repeat, self.settings.router_probe_s, self.prober.look)
                 yield
@@ -162,6 +167,12 @@ class Router:
                 await work()
             except Exception as exc:  # noqa: BLE001 - a defect here must not take requests down
                 self._log.exception("background_work_failed", kind=type(exc).__name__)
+
+    async def _watch_loop(self) -> None:
+        while True:
+            due = self.clock() + _LOOP_S
+            await anyio.sleep(_LOOP_S)
+            self.metrics.loop_was_late(max(self.clock() - due, 0.0))
 
     async def _follow(self) -> None:
         before = self.sync.failures

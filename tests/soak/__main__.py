@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(minutes=asked.minutes, clients=asked.clients, seed=seed, say=_say)
     _say(f"{asked.minutes:g} minutes, {asked.clients} clients, --seed {seed}")
     with tempfile.TemporaryDirectory(prefix="iir-soak-") as folder:
-        found = asyncio.run(soak(options, asked.keep or Path(folder)))
+        home = asked.keep or Path(folder)
+        home.mkdir(parents=True, exist_ok=True)
+        found = asyncio.run(soak(options, home))
     print(render(found))
     return 1 if found.complaints else 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.soak.plan import AGENT_MODEL, KEYS
 
-_WORDS = "the router forwards each request to an engine and lets none of them be lost".split()
+_WORDS = ("each", "request", "that", "the", "router", "takes", "ends", "in", "its", "ledger")
 _PATHS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -11,7 +12,7 @@ from router.domain import APIS, DeploymentEntry, Provider, Scope, Zone
 from router.store.catalog import add_model, add_provider
 from router.store.keys import create_key
 
-SETTINGS: Mapping[str, str] = {
+SETTINGS: Mapping[str, Any] = {
     "ROUTER_CONNECT_TIMEOUT_S": "1",
     "ROUTER_FIRST_BYTE_TIMEOUT_S": "2",
     "ROUTER_IDLE_TIMEOUT_S": "2",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TypeVar
 
 from tests.soak.run import Found
 from tests.soak.watch import growth, quantile
 
 _SHOWN = 60
+_T = TypeVar("_T")
 
 
 def render(found: Found) -> str:
@@ -28,7 +30,7 @@ def _figures(found: Found) -> Iterator[str]:
     yield f"refused as: {_counts(Counter(each.code for each in accounts if each.code))}"
     yield f"ledger: {len(rows)} rows; {_counts(Counter(row.error or 'ok' for row in rows))}"
     yield f"attempts per request: {_counts(Counter(len(each) for each in found.ledger.values()))}"
-    yield f"starts of engines: {_counts(Counter(found.engine_ends))}"
+    yield f"engines ended: {_counts(Counter(found.engine_ends))}"
     yield f"idle before: {found.before}"
     yield f"idle after: {found.after}; connections at engines: {found.connections}"
     watch = found.watch
@@ -42,7 +44,7 @@ def _figures(found: Found) -> Iterator[str]:
         )
 
 
-def _counts(counts: Counter[object]) -> str:
+def _counts(counts: Counter[_T]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -95,7 +94,6 @@ class Site:
 async def soak(options: Options, folder: Path) -> Found:
     """Run it all, in this folder."""
     found = Found(options.seed)
-    folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         site = await _start(options, folder, stack)
         await _warm_up(site)
@@ -120,7 +118,6 @@ async def soak(options: Options, folder: Path) -> Found:
 
 async def _start(options: Options, folder: Path, stack: AsyncExitStack) -> Site:
     home = folder / "router"
-    home.mkdir()
     running = await stack.enter_async_context(engines(options.seed, folder))
     store_url = load_settings(iir_home=home).store_url
     install(Path(store_url.removeprefix("sqlite:///")))
