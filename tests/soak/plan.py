@@ -19,8 +19,8 @@ SETTINGS: Mapping[str, Any] = {
     "ROUTER_TOTAL_TIMEOUT_S": "6",
     "ROUTER_DEADLINE_S": "6",
     "ROUTER_ATTEMPTS": "3",
-    "ROUTER_QUEUE": "12",
-    "ROUTER_QUEUE_S": "1.5",
+    "ROUTER_QUEUE": "6",
+    "ROUTER_QUEUE_S": "1",
     "ROUTER_KEEP_ALIVE_S": "0.5",
     "ROUTER_PROBE_S": "2",
     "ROUTER_MAX_BODY_MB": "1",
@@ -46,16 +46,16 @@ class EnginePlan:
     models: tuple[str, ...]
     zone: Zone = Zone.LOCAL
     persona: str = "vllm"
-    max_in_flight: int = 6
-    ttft_ms: float = 10.0
-    itl_ms: float = 2.0
+    max_in_flight: int = 4
+    ttft_ms: float = 20.0
+    itl_ms: float = 8.0
     tokens: int | None = 16
     trouble: float = 0.0
     comes_and_goes: bool = False
 
 
 ENGINES = (
-    EnginePlan(name="steady", models=("three", "busy"), max_in_flight=5, trouble=0.02),
+    EnginePlan(name="steady", models=("three", "busy"), max_in_flight=3, trouble=0.02),
     EnginePlan(name="restless", models=("three", "two"), trouble=0.05, comes_and_goes=True),
     EnginePlan(name="moody", models=("three", "two"), trouble=0.35, zone=Zone.CLOUD),
     EnginePlan(name="terse", models=("two",), persona="llamacpp", trouble=0.15),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from tests.soak.books import Metrics
 from tests.soak.run import Found
 from tests.soak.watch import growth, quantile
 
@@ -33,6 +34,12 @@ def _figures(found: Found) -> Iterator[str]:
     yield f"engines ended: {_counts(Counter(found.engine_ends))}"
     yield f"idle before: {found.before}"
     yield f"idle after: {found.after}; connections at engines: {found.connections}"
+    values = found.metrics.values
+    yield (
+        f"waited in a queue: {values['iir_queue_seconds_count']:.0f} of those who were served; "
+        f"the event loop was late by {_mean_ms(values):.1f} ms on average, "
+        f"{_over(found.metrics):.2%} of the time by more than 20 ms"
+    )
     watch = found.watch
     if watch is not None and watch.answer_s:
         ms = [1000 * quantile(watch.answer_s, share) for share in (0.5, 0.99, 1.0)]
@@ -42,6 +49,17 @@ def _figures(found: Found) -> Iterator[str]:
             f"{growth(watch.rss_mb):+.1f} from a quarter of the time to the end; "
             f"files: at most {max(watch.files)}"
         )
+
+
+def _mean_ms(values: Mapping[str, float]) -> float:
+    count = values["iir_event_loop_delay_seconds_count"]
+    return 1000 * values["iir_event_loop_delay_seconds_sum"] / max(count, 1)
+
+
+def _over(metrics: Metrics) -> float:
+    name = "iir_event_loop_delay_seconds"
+    within = metrics.by_label[f"{name}_bucket", "0.02"]
+    return 1 - within / max(metrics.values[f"{name}_count"], 1)
 
 
 def _counts(counts: Counter[_T]) -> str:
