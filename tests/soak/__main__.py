@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
     options = Options(minutes=asked.minutes, clients=asked.clients, seed=seed, say=_say)
     _say(f"{asked.minutes:g} minutes, {asked.clients} clients, --seed {seed}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the programs are ended
     with tempfile.TemporaryDirectory(prefix="iir-soak-") as folder:
         home = asked.keep or Path(folder)
         home.mkdir(parents=True, exist_ok=True)

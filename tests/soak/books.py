@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 from tests.soak.accounts import Account, Ending, Row, differs
 
 _QUIET_S = 20.0
+_LABELS = {"outcome", "reason", "le"}
 _QUIET = ("iir_in_flight", "iir_queued", "iir_ledger_waiting")
 
 
@@ -78,21 +79,25 @@ def check_log(path: Path, accounts: Mapping[str, Account]) -> list[str]:
 class Metrics:
     """What `/metrics` says: by name, and by name and one label."""
 
-    values: Counter[str] = field(default_factory=Counter)
-    by_label: Counter[tuple[str, str]] = field(default_factory=Counter)
+    values: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    by_label: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
 
 
 async def read_metrics(client: httpx.AsyncClient) -> Metrics:
     """Ask the router."""
     answer = await client.get("/metrics")
     answer.raise_for_status()
+    return parse_metrics(answer.text)
+
+
+def parse_metrics(text: str) -> Metrics:
+    """Return what Prometheus' text says."""
     found = Metrics()
-    for family in text_string_to_metric_families(answer.text):
-        for sample in family.samples:
-            found.values[sample.name] += sample.value  # type: ignore[assignment] # counts floats too
-            for label in ("outcome", "reason", "le"):
-                if label in sample.labels:
-                    found.by_label[sample.name, sample.labels[label]] += sample.value  # type: ignore[assignment]
+    families = text_string_to_metric_families(text)
+    for sample in (sample for family in families for sample in family.samples):
+        found.values[sample.name] += sample.value
+        for label in _LABELS & sample.labels.keys():
+            found.by_label[sample.name, sample.labels[label]] += sample.value
     return found
 
 

@@ -63,6 +63,11 @@ class Engine:
         self.ends += 1
         return await process.wait()
 
+    async def kill(self) -> None:
+        """End it if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            await self.stop(signal.SIGKILL)
+
     def connections(self) -> int:
         """Return how many connections are open to it."""
         assert self._process is not None
@@ -103,8 +108,7 @@ async def engines(seed: int, folder: Path) -> AsyncIterator[list[Engine]]:
         yield made
     finally:
         for engine in made:
-            if engine._process is not None and engine._process.returncode is None:
-                await engine.stop(signal.SIGKILL)
+            await engine.kill()
 
 
 def invite(connection: Connection, home: Path) -> None:
@@ -128,12 +132,16 @@ async def agent(home: Path, router_url: str) -> AsyncIterator[None]:
             *(sys.executable, "-m", "local_agent", "serve"), env=variables, cwd=home, stderr=log
         )
     try:
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
-            with anyio.fail_after(_START_S):
-                while (await client.get(f"{router_url}/readyz")).json()["agents"] == 0:
-                    await asyncio.sleep(0.1)
+        with anyio.fail_after(_START_S):
+            await _registered(router_url)
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+
+
+async def _registered(router_url: str) -> None:
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        while (await client.get(f"{router_url}/readyz")).json()["agents"] == 0:
+            await asyncio.sleep(0.1)
