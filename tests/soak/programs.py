@@ -78,15 +78,13 @@ class Engine:
         """Return how often it got a request with each id."""
         return Counter(self.seen_path.read_text().split()) if self.seen_path.exists() else Counter()
 
-    async def disturb(self, rng: Random) -> None:
-        """Kill it again and again, or let it stand still, until cancelled; it is well then."""
-        while True:
-            await asyncio.sleep(rng.uniform(4, 12))
+    async def disturb(self, rng: Random, stop: asyncio.Event) -> None:
+        """Kill it again and again, or let it stand still, until told to stop; it is well then."""
+        while not await is_set_within(stop, rng.uniform(4, 12)):
             is_kill, pause_s = rng.random() < 0.7, rng.uniform(0.2, 3)
-            with anyio.CancelScope(shield=True):
-                await (self._kill(pause_s) if is_kill else self._hold(pause_s))
+            await (self._restart(pause_s) if is_kill else self._hold(pause_s))
 
-    async def _kill(self, pause_s: float) -> None:
+    async def _restart(self, pause_s: float) -> None:
         await self.stop(signal.SIGKILL)
         await asyncio.sleep(pause_s)
         await self.start()
@@ -96,6 +94,15 @@ class Engine:
         self._process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(pause_s)
         self._process.send_signal(signal.SIGCONT)
+
+
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event for so long, and tell whether it came."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ from tests.soak.books import (
     quiet_metrics,
     read_ledger,
 )
+from tests.soak.changes import operate
 from tests.soak.clients import Client, Desk
 from tests.soak.plan import MODELS, PATIENCE_S, SETTINGS, register
 from tests.soak.programs import Engine, agent, engines, invite
@@ -153,27 +154,27 @@ async def _load(options: Options, site: Site, found: Found) -> None:
     found.accounts = desk.accounts
     stop = asyncio.Event()
     rng = Random(options.seed)
-    unrest = [
-        loop.create_task(engine.disturb(rng))
-        for engine in site.engines
-        if engine.plan.comes_and_goes
-    ]
-    clients = [loop.create_task(Client(desk, n).run(stop)) for n in range(options.clients)]
+    work = {f"client {n}": Client(desk, n).run(stop) for n in range(options.clients)}
+    for engine in site.engines:
+        if engine.plan.comes_and_goes:
+            work[f"unrest of {engine.plan.name}"] = engine.disturb(rng, stop)
+    work["operator"] = operate(site.router.settings.store_url, rng, stop)
+    tasks = [loop.create_task(each, name=name) for name, each in work.items()]
     watch.start()
     try:
         await _until(desk, options, site)
     finally:
         stop.set()
-        done, late = await asyncio.wait(clients, timeout=_END_S)
+        done, late = await asyncio.wait(tasks, timeout=_END_S)
         found.seconds = loop.time() - desk.began
         watch.stop()
-        for task in [*unrest, *late]:
+        for task in late:
             task.cancel()
-        await asyncio.gather(*unrest, *late, return_exceptions=True)
+        await asyncio.gather(*late, return_exceptions=True)
     found.complaints += desk.complaints
-    found.complaints += [f"a client did not end within {_END_S:.0f} s" for _ in late]
+    found.complaints += [f"{each.get_name()}: no end within {_END_S:.0f} s" for each in late]
     found.complaints += [
-        f"a client failed: {task.exception()!r}" for task in done if task.exception()
+        f"{each.get_name()} failed: {each.exception()!r}" for each in done if each.exception()
     ]
     found.engine_ends = {engine.plan.name: engine.ends for engine in site.engines}
 
