@@ -129,6 +129,7 @@ class Router:
         show.gauge(
             "iir_queued", "Requests that wait for an endpoint", lambda: self.admission.waiting
         )
+        show.gauge("iir_places_taken", "Places of limited endpoints", lambda: self.admission.taken)
         show.gauge("iir_ledger_waiting", "Ledger rows not written yet", lambda: self.ledger.waiting)
         show.counter(
             "iir_ledger_dropped", "Ledger rows that found no room", lambda: self.ledger.dropped

@@ -129,6 +129,7 @@ async def test_300_models_of_a_prefix_rule_add_no_series_each(start_router: Star
         for number in range(100):
             await scene.client.post(CHAT, json=chat(f"unknown-{number}"))
         text = (await scene.client.get("/metrics")).text
+        assert "iir_places_taken 0.0" in text
         assert "unknown-" not in text
         assert len(text.splitlines()) < 150
 

@@ -17,7 +17,7 @@ from tests.soak.accounts import Account, Ending, Row, differs
 
 _QUIET_S = 20.0
 _LABELS = {"outcome", "reason", "le"}
-_QUIET = ("iir_in_flight", "iir_queued", "iir_ledger_waiting")
+_QUIET = ("iir_in_flight", "iir_queued", "iir_places_taken", "iir_ledger_waiting")
 
 
 def read_ledger(store_url: str) -> dict[str, list[Row]]:
@@ -106,7 +106,7 @@ async def quiet_metrics(client: httpx.AsyncClient) -> tuple[Metrics, list[str]]:
     deadline = asyncio.get_running_loop().time() + _QUIET_S
     while True:
         metrics = await read_metrics(client)
-        busy = [name for name in _QUIET if metrics.values[name]]
+        busy = [name for name in _QUIET if metrics.values.get(name, -1)]
         if not busy:
             return metrics, []
         if asyncio.get_running_loop().time() > deadline:
