@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 from tests.soak.accounts import Account, Ending, Row, differs
 
 _QUIET_S = 20.0
+_HEARD_MS = 20.0
 _LABELS = {"outcome", "reason", "le"}
 _QUIET = ("iir_in_flight", "iir_queued", "iir_places_taken", "iir_ledger_waiting")
 
@@ -73,6 +74,21 @@ def check_log(path: Path, accounts: Mapping[str, Account]) -> list[str]:
         if not least <= lines[each.request_id] <= 1:
             found.append(f"log: {lines[each.request_id]} lines of {each.request_id}")
     return found
+
+
+def note_heard(path: Path, accounts: Mapping[str, Account]) -> None:
+    """Note of requests whose client left which of them the router had begun with, by its log.
+
+    It takes a whole request as soon as it comes; what it had for longer was on its way.
+    """
+    with path.open(encoding="utf-8") as log:
+        for line in log:
+            if '"abandoned"' not in line or not line.startswith("{"):
+                continue
+            entry = json.loads(line)
+            account = accounts.get(entry.get("request_id", ""))
+            if account is not None and account.is_http and entry["duration_ms"] > _HEARD_MS:
+                account.was_heard = True
 
 
 @dataclass(slots=True)

@@ -46,7 +46,7 @@ IN_STREAMS = (
     "bad_chunk",
     "bad_chunk:after=2",
     "json_200",
-    "slow_stream:ms=30",
+    "slow_stream:ms=10",
     "after_done",
     "hang_after_done:ms=800",
     "hang_after_done",

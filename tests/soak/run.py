@@ -24,6 +24,7 @@ from tests.soak.books import (
     check_log,
     check_metrics,
     check_seen,
+    note_heard,
     quiet_metrics,
     read_ledger,
 )
@@ -42,9 +43,9 @@ _MOST_ANSWER_S = 1.0
 _MOST_CONNECTIONS = 1
 _MORE_FILES = 2
 _MORE_TASKS = 2
-# Fragments, and caches that fill up (peak buffers, compiled queries, labels) take some MiB; a leak of
-# 200 bytes per request takes this much within ten minutes.
-_MORE_RSS_MB = 12.0
+# Fragments and peaks take up to 4 MiB after the first quarter of two minutes, and 1 of ten. A leak takes
+# this much if it is 1.2 KiB per request in two minutes, 80 bytes in thirty.
+_MORE_RSS_MB = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,7 @@ async def soak(options: Options, folder: Path) -> Found:
                 found.complaints.append(f"engine {engine.plan.name}: a defect; see its log")
     _check_watch(found)
     _check_states(found)
+    found.complaints = [*dict.fromkeys(found.complaints)]
     return found
 
 
@@ -221,6 +223,7 @@ def _check_books(site: Site, found: Found) -> None:
     found.complaints += check_metrics(found.metrics, ledger)
     warm_up = ledger.pop("warm-up", [])
     found.ledger = ledger
+    note_heard(router.log_path, found.accounts)
     seen = {engine.plan.name: engine.seen() for engine in site.engines}
     for counts in seen.values():
         del counts["warm-up"]

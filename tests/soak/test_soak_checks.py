@@ -14,7 +14,14 @@ from shared.testing.distortions import STREAM_ONLY, check_kinds
 from shared.testing.faults import parse_faults
 from tests.soak.accounts import Account, Ending, Row, differs
 from tests.soak.asks import make_ask
-from tests.soak.books import check_ledger, check_log, check_metrics, check_seen, parse_metrics
+from tests.soak.books import (
+    check_ledger,
+    check_log,
+    check_metrics,
+    check_seen,
+    note_heard,
+    parse_metrics,
+)
 from tests.soak.faults import EVERYWHERE, IN_STREAMS, choose_fault
 from tests.soak.judge import Wrong, judge
 from tests.soak.plan import AGENT_MODEL
@@ -178,6 +185,17 @@ def test_errors_and_alien_lines_in_the_log_are_found(tmp_path: Path) -> None:
     for text, count in ((f"{line}\n{line}\n", 1), ("", 1), (f"{line}\n{error}\nTraceback\n", 2)):
         log.write_text(text)
         assert len(check_log(log, accounts)) == count
+
+
+def test_the_log_tells_with_whom_the_router_had_begun(tmp_path: Path) -> None:
+    log = tmp_path / "router.log"
+    for duration_ms, was_heard in ((0.3, False), (250.0, True)):
+        entry = {"event": "request", "request_id": "soak-1", "outcome": "abandoned"}
+        log.write_text(json.dumps({**entry, "duration_ms": duration_ms}) + "\nno entry\n")
+        accounts = {"soak-1": account(Ending.LEFT)}
+        note_heard(log, accounts)
+        assert accounts["soak-1"].was_heard is was_heard
+        assert len(check_ledger(accounts, {})) == was_heard
 
 
 METRICS = """\
