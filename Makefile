@@ -9,12 +9,13 @@ VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 BIN := $(VENV)/bin
 # The pure cores: every branch is tested.
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down test test-integration bench lint format migrate seed docs clean
+.PHONY: help setup setup-dev dev up down test test-integration soak bench lint format migrate seed docs clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -43,6 +44,9 @@ test: setup-dev ## unit, property and contract tests, with branch coverage (PYTE
 
 test-integration: setup-dev ## tests against real engines and package downloads
 	@"$(BIN)/python" -m pytest -m integration $(PYTEST_ARGS)
+
+soak: setup-dev ## the router under random faults for 30 minutes (SOAK_ARGS="--minutes 2"); nothing may leak or be lost
+	@exec "$(BIN)/python" -m tests.soak $(SOAK_ARGS)
 
 bench: setup-dev ## measure the data plane, write docs/performance.md (BENCH_ARGS="--quick" in a minute)
 	@"$(BIN)/python" -m benchmarks $(BENCH_ARGS)

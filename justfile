@@ -31,6 +31,10 @@ test:
 test-integration:
     @make test-integration
 
+# the router under random faults for 30 minutes
+soak:
+    @make soak
+
 # measure the data plane, write docs/performance.md
 bench:
     @make bench

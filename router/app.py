@@ -60,6 +60,7 @@ from shared.kit.run_file import announced
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
+_LOOP_S = 0.1
 
 
 class Router:
@@ -129,9 +130,13 @@ class Router:
         show.gauge(
             "iir_queued", "Requests that wait for an endpoint", lambda: self.admission.waiting
         )
+        show.gauge("iir_places_taken", "Places of limited endpoints", lambda: self.admission.taken)
         show.gauge("iir_ledger_waiting", "Ledger rows not written yet", lambda: self.ledger.waiting)
         show.counter(
             "iir_ledger_dropped", "Ledger rows that found no room", lambda: self.ledger.dropped
+        )
+        show.gauge(
+            "iir_event_loop_tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks())
         )
 
     @asynccontextmanager
@@ -145,6 +150,7 @@ class Router:
                 poll_s = self.settings.router_catalog_poll_s
                 tasks.start_soon(self._repeat, poll_s, self._follow)
                 tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
+                tasks.start_soon(self._watch_loop)
                 if probe_s := self.settings.router_probe_s:
                     tasks.start_soon(self._repeat, probe_s, self.prober.look)
                     often_s = min(_PROBE_SPARED_S, probe_s)
@@ -165,6 +171,12 @@ class Router:
                 await work()
             except Exception as exc:  # noqa: BLE001 - a defect here must not take requests down
                 self._log.exception("background_work_failed", kind=type(exc).__name__)
+
+    async def _watch_loop(self) -> None:
+        while True:
+            due = self.clock() + _LOOP_S
+            await anyio.sleep(_LOOP_S)
+            self.metrics.loop_was_late(max(self.clock() - due, 0.0))
 
     async def _follow(self) -> None:
         before = self.sync.failures

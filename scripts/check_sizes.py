@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("router", "local_agent", "shared", "scripts", "benchmarks")
+FOLDERS = ("router", "local_agent", "shared", "scripts", "benchmarks", "tests/soak")
 MODULE_LINES = 400
 FUNCTION_LINES = 50
 NESTING = 3

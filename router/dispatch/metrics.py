@@ -71,6 +71,7 @@ class RouterMetrics:
         self._failovers = 0
         self._overhead = _Histogram(_QUICK)
         self._queued = _Histogram()
+        self._late = _Histogram()
         self._gauges: dict[str, tuple[str, Read]] = {}
         self._counters: dict[str, tuple[str, Read]] = {}
         self.gauge("iir_in_flight", "Attempts under way", fleet.in_flight)
@@ -117,6 +118,10 @@ class RouterMetrics:
         if queued_s:
             self._queued.observe(queued_s)
 
+    def loop_was_late(self, late_s: float) -> None:
+        """Take how late the event loop did what was due: each request waits that long on top."""
+        self._late.observe(late_s)
+
     def _count_tokens(self, endpoint: EndpointId, kind: str, tokens: int) -> None:
         key = (endpoint, kind)
         self._tokens[key] = self._tokens.get(key, 0) + tokens
@@ -154,6 +159,7 @@ class RouterMetrics:
         for name, text, histogram in (
             ("iir_overhead_seconds", "The router's own time before sending", self._overhead),
             ("iir_queue_seconds", "Waiting for a place on an endpoint", self._queued),
+            ("iir_event_loop_delay_seconds", "How late the event loop is", self._late),
         ):
             family = HistogramMetricFamily(name, text)
             family.add_metric((), histogram.buckets(), histogram.total)

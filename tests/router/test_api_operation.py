@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import anyio
+import httpx
 
 from router.domain import DeploymentEntry, PrefixRule
 from router.store.catalog import add_alias, add_model, add_prefix_rule
@@ -99,6 +100,28 @@ async def test_metrics_name_what_happened_and_stay_small(start_router: StartRout
         assert "unknown-" not in after
 
 
+async def test_metrics_tell_how_the_event_loop_fares(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        before = await loop_figures(router.client)
+        with anyio.fail_after(5):
+            while (after := await loop_figures(router.client))["delay"] == before["delay"]:
+                await anyio.sleep(0.01)
+        async with anyio.create_task_group() as held:
+            for _ in range(50):
+                held.start_soon(anyio.sleep_forever)
+            assert (await loop_figures(router.client))["tasks"] > after["tasks"] + 40
+            held.cancel_scope.cancel()
+
+
+async def loop_figures(client: httpx.AsyncClient) -> dict[str, float]:
+    text = (await client.get("/metrics")).text
+    names = {"tasks": "iir_event_loop_tasks", "delay": "iir_event_loop_delay_seconds_count"}
+    return {
+        key: float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
+        for key, name in names.items()
+    }
+
+
 async def test_300_models_of_a_prefix_rule_add_no_series_each(start_router: StartRouter) -> None:
     async with one_engine(start_router) as scene:
         scene.router.write(lambda c: add_prefix_rule(c, PrefixRule("unknown-", "engine")))
@@ -106,6 +129,7 @@ async def test_300_models_of_a_prefix_rule_add_no_series_each(start_router: Star
         for number in range(100):
             await scene.client.post(CHAT, json=chat(f"unknown-{number}"))
         text = (await scene.client.get("/metrics")).text
+        assert "iir_places_taken 0.0" in text
         assert "unknown-" not in text
         assert len(text.splitlines()) < 150
 

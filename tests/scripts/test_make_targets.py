@@ -10,7 +10,7 @@ import pytest
 
 MAKEFILE = Path("Makefile").read_text()
 PROMISED = {
-    "help", "setup", "dev", "up", "down", "test", "test-integration", "bench", "lint", "format", "migrate",
+    "help", "setup", "dev", "up", "down", "test", "test-integration", "soak", "bench", "lint", "format", "migrate",
     "seed", "docs",
 }  # fmt: skip
 
