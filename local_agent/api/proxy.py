@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,13 +19,14 @@ from shared.http.errors import (
     ApiError,
     MethodNotAllowed,
     ModelNotFound,
+    StaleConnection,
     UnsupportedApi,
     UpstreamFailed,
     UpstreamInterrupted,
     UpstreamUnreachable,
 )
 from shared.http.exchange import Reply, exchange
-from shared.http.guard import request_context
+from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream
 from shared.http.keep_alive import KeepAlive, takes_comments
 from shared.http.relay import relay, while_connected
@@ -37,6 +38,7 @@ from shared.http.wire import decode_object, encode_object, model_name, wants_str
 _CHAT = "/chat/completions"
 _INFER = "/infer"
 _RESTART_S = 10.0
+_SECOND_ATTEMPT = (b"x-iir-attempts", b"2")
 
 Hook = Callable[[], object]
 
@@ -86,7 +88,7 @@ class Proxy:
         values: Mapping[str, object],
         *,
         stream: bool,
-        request_id: str,
+        context: RequestContext,
         headers: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[Reply]:
         """Enter with the worker's reply; it is a stream if one is asked for.
@@ -96,14 +98,15 @@ class Proxy:
             path: the engine's route, relative to the API base.
             values: the body's top level; `model` becomes what the engine calls it.
             stream: whether the body asks for a stream.
-            request_id: who asks.
+            context: the request's, for its id and its log line.
             headers: what goes on of the client's headers.
 
         Raises:
             ApiError: the model can't be had now, or the worker failed before its first byte.
         """
+        context.notes["model"] = model
         upstream = await self._supervisor.ensure_ready(
-            model, self._load_wait_s, request_id=request_id
+            model, self._load_wait_s, request_id=context.request_id
         )
         with self._supervisor.slot(model):
             request = OutboundRequest(
@@ -112,35 +115,52 @@ class Proxy:
                 headers=(
                     ("content-type", "application/json"),
                     ("accept", "text/event-stream" if stream else "application/json"),
-                    ("x-request-id", request_id),
+                    ("x-request-id", context.request_id),
                     *headers,
                 ),
                 body=encode_object({**values, "model": upstream.model}),
                 timeouts=self._timeouts,
             )
-            async with self._exchange(request, STREAM_RULES.get(path)) as reply:
+            async with self._exchange(request, STREAM_RULES.get(path), context) as reply:
                 if stream and not reply.is_stream:
                     raise UpstreamFailed("The engine was asked for a stream and did not send one.")
                 yield reply
 
     @asynccontextmanager
     async def _exchange(
-        self, request: OutboundRequest, rules: StreamRules | None
+        self, request: OutboundRequest, rules: StreamRules | None, context: RequestContext
     ) -> AsyncIterator[Reply]:
-        is_committed = False
+        async with AsyncExitStack() as opened:
+            try:
+                reply = await self._reply(opened, request, rules, context)
+            except (UpstreamUnreachable, UpstreamInterrupted) as error:
+                raise WorkerGone(
+                    "The worker of this model has just ended and is being started again.",
+                    retry_after_s=_RESTART_S,
+                ) from error
+            yield reply
+
+    async def _reply(
+        self,
+        opened: AsyncExitStack,
+        request: OutboundRequest,
+        rules: StreamRules | None,
+        context: RequestContext,
+    ) -> Reply:
+        """Return the worker's reply, which `opened` closes; on a new connection if a kept one was closed.
+
+        Raises:
+            ApiError: there is none, or it is an error.
+        """
         try:
-            async with exchange(self._transport, request, rules) as reply:
-                if reply.status >= 400:
-                    await _raise_for(reply)
-                is_committed = True
-                yield reply
-        except (UpstreamUnreachable, UpstreamInterrupted) as error:
-            if is_committed:
-                raise
-            raise WorkerGone(
-                "The worker of this model has just ended and is being started again.",
-                retry_after_s=_RESTART_S,
-            ) from error
+            reply = await opened.enter_async_context(exchange(self._transport, request, rules))
+        except StaleConnection:
+            context.notes["attempts"] = 2
+            reply = await opened.enter_async_context(exchange(self._transport, request, rules))
+            reply.headers.append(_SECOND_ATTEMPT)
+        if reply.status >= 400:
+            await _raise_for(reply)
+        return reply
 
 
 async def _raise_for(reply: Reply) -> None:
@@ -198,14 +218,12 @@ class InferenceRoutes:
         values = decode_object(body)
         stream = wants_stream(values) and path in STREAM_RULES
         model = self._proxy.resolve(model_name(values), path)
-        context = request_context(scope)
-        context.notes["model"] = model
         call = self._proxy.call(
             model,
             path,
             values,
             stream=stream,
-            request_id=context.request_id,
+            context=request_context(scope),
             headers=pass_upstream(scope["headers"]),
         )
         async with self._waiting(scope, send, path if stream else None) as waiting, call as reply:
@@ -216,14 +234,12 @@ class InferenceRoutes:
     async def _infer(self, scope: Scope, body: bytes, send: Send, answered: Hook) -> None:
         infer = InferCall.parse(body)
         model = self._proxy.resolve(infer.model, _CHAT)
-        context = request_context(scope)
-        context.notes["model"] = model
         call = self._proxy.call(
             model,
             _CHAT,
             infer.chat_values(),
             stream=infer.stream,
-            request_id=context.request_id,
+            context=request_context(scope),
         )
         path = _CHAT if infer.stream else None
         async with self._waiting(scope, send, path) as waiting, call as reply:
