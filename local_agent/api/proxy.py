@@ -13,7 +13,7 @@ from local_agent.domain import ModelId
 from local_agent.errors import WorkerGone
 from local_agent.supervisor import Supervisor
 from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
-from shared.http.anthropic_errors import anthropic_error_body
+from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.asgi import read_body
 from shared.http.errors import (
     ApiError,
@@ -196,6 +196,8 @@ class InferenceRoutes:
         if path is None:
             await self._rest(scope, receive, send)
             return
+        if path in MESSAGES_PATHS:
+            request_context(scope).id_header = REQUEST_ID
         try:
             await self._serve(scope, receive, send, path)
         except ApiError as error:

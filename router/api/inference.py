@@ -10,7 +10,7 @@ from router.dispatch.dispatcher import Dispatched, Dispatcher, header_safe
 from router.dispatch.metrics import RouterMetrics
 from router.domain import Call, ModelName, RequestFacts, Scope, Zone
 from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
-from shared.http.anthropic_errors import anthropic_error_body
+from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import ApiError, BadRequest, MethodNotAllowed
 from shared.http.guard import RequestContext, request_context
@@ -48,6 +48,8 @@ class InferenceRoutes:
         if path is None:
             await self._rest(scope, receive, send)
             return
+        if path in MESSAGES_PATHS:
+            request_context(scope).id_header = REQUEST_ID
         try:
             await self._serve(scope, receive, send, path)
         except ApiError as error:
