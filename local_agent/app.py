@@ -193,6 +193,7 @@ class Agent:
             ),
             access=access,
             max_body_bytes=_MAX_BODY_BYTES,
+            keep_alive_s=self.settings.agent_keep_alive_s,
         )
         return Guard(routes, rules=rules, clock=monotonic, origin="agent")
 

@@ -10,6 +10,7 @@ from local_agent.domain import Deployment, HostFacts, ModelId, WorkerState
 from local_agent.engines import choose_engine
 from local_agent.ports import Engine
 from shared.contracts.agents import AgentModel, ModelStatus
+from shared.contracts.apis import paths_of
 from shared.kit.plugins import Plugins
 
 _STATUS: Mapping[WorkerState, ModelStatus] = {
@@ -29,12 +30,17 @@ _STATUS: Mapping[WorkerState, ModelStatus] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One known model. `problem` says why it can't run here; `engine` is None if there is none."""
+    """One known model. `problem` says why it can't run here; `engine` is None if there is none.
+
+    `apis` and `max_in_flight` are what its engine says of itself; None for what can't run here.
+    """
 
     deployment: Deployment
     engine: Engine | None
     is_pulled: bool
     problem: str | None
+    apis: tuple[str, ...] | None = None
+    max_in_flight: int | None = None
 
     @property
     def pull_command(self) -> str | None:
@@ -56,7 +62,13 @@ class Entry:
             is_pulled=self.is_pulled,
             pull_command=self.pull_command,
             context_tokens=self.deployment.context_tokens,
+            apis=self.apis,
+            max_in_flight=self.max_in_flight,
         )
+
+    def speaks(self, path: str) -> bool:
+        """Tell whether its engine serves this route; what can't run here has another problem."""
+        return self.apis is None or path in paths_of(self.apis)
 
     def _status(self, state: WorkerState, reason: str | None) -> ModelStatus:
         if self.problem is not None and state is not WorkerState.PULLING:
@@ -107,4 +119,13 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
         problem = f"its weights are not on this host; pull them: {pull_command(deployment.model)}"
         return Entry(deployment=deployment, engine=engine, is_pulled=False, problem=problem)
     problem_here = engine.unsupported_reason(host, deployment)
-    return Entry(deployment=deployment, engine=engine, is_pulled=True, problem=problem_here)
+    if problem_here is not None:
+        return Entry(deployment=deployment, engine=engine, is_pulled=True, problem=problem_here)
+    return Entry(
+        deployment=deployment,
+        engine=engine,
+        is_pulled=True,
+        problem=None,
+        apis=engine.apis(deployment),
+        max_in_flight=engine.max_in_flight(deployment),
+    )

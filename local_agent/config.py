@@ -35,6 +35,7 @@ from local_agent.engines import AUTO, ENGINES
 from local_agent.weights.source import Source, parse_source
 from local_agent.weights.store import WeightStore
 from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
+from shared.contracts.apis import APIS
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
 _WITHOUT_WEIGHTS = frozenset({"external", "simulated"})
@@ -116,6 +117,11 @@ class ModelConfig(_Entry):
     upstream_name: str | None = Field(
         default=None, description="The model's name in that server, if it differs."
     )
+    apis: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=f"Which APIs that server speaks ({', '.join(APIS)}); default: the first three.",
+    )
     options: dict[str, Annotated[str, BeforeValidator(_as_text)]] = Field(
         default={}, description="Options of the engine."
     )
@@ -150,12 +156,21 @@ class ModelConfig(_Entry):
             raise ValueError("must not hold a user, a password, a query or a fragment")
         return value.rstrip("/") if value else None
 
+    @field_validator("apis")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not set(value) <= set(APIS):
+            raise ValueError(f"may name: {', '.join(APIS)}")
+        return value
+
     @model_validator(mode="after")
     def _belongs_together(self) -> ModelConfig:
         if self.is_external and (self.url is None or self.source):
             raise ValueError("engine external needs `url`, and takes no `source`")
         if self.url is not None and not self.is_external:
             raise ValueError(f"`url` is for engine external, not for {self.engine}")
+        if self.apis is not None and not self.is_external:
+            raise ValueError(f"`apis` is for engine external, not for {self.engine}")
         if self.engine == "simulated" and self.source:
             raise ValueError("engine simulated takes no `source`")
         if not self.source and not self.is_external and self.engine != "simulated":
@@ -267,6 +282,7 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             preload=model.preload,
             external_url=model.url,
             upstream_name=model.upstream_name,
+            apis=model.apis,
             options=dict(model.options),
         )
         for model in config.models

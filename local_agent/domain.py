@@ -33,7 +33,8 @@ class Deployment:
     """A model with its engine and options on this host.
 
     `weights` is a file below `$IIR_HOME/models`, or None while they are not pulled (or when the
-    engine needs none). `options` are the engine's own, already validated.
+    engine needs none). `apis` are those of `APIS` that a server speaks which runs already (None: what
+    most do). `options` are the engine's own, already validated.
     """
 
     model: ModelId
@@ -45,6 +46,7 @@ class Deployment:
     preload: bool = False
     external_url: str | None = None
     upstream_name: str | None = None
+    apis: tuple[str, ...] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property

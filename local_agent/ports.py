@@ -53,6 +53,14 @@ class Engine(Protocol):
         """Return the model name that the engine expects in a request."""
         ...
 
+    def apis(self, deployment: Deployment) -> tuple[str, ...]:
+        """Return which of `shared.contracts.apis.APIS` it speaks."""
+        ...
+
+    def max_in_flight(self, deployment: Deployment) -> int | None:
+        """Return how many requests it works on at once; None if that is not known."""
+        ...
+
     def parse_load(self, metrics: str) -> EngineLoad:
         """Read the load from the engine's Prometheus text; zeros where it tells nothing."""
         ...

@@ -57,6 +57,13 @@ class AgentSettings(BaseServiceSettings):
         ge=0,
         description="How long a request waits for its model to load before it gets 503, in seconds.",
     )
+    agent_keep_alive_s: float = Field(
+        default=15.0,
+        ge=0,
+        description="A streaming client of the agent that waits for its first event, since the model "
+        "loads or the prompt is long, gets a comment after so many seconds, and again as often; 0 "
+        "sends none.",
+    )
     agent_drain_s: float = Field(
         default=60.0,
         ge=0,

@@ -90,6 +90,11 @@ class Supervisor:
         """Return the model of an id or alias; None if nobody has this name."""
         return self._catalog.resolve(name)
 
+    def speaks(self, model: ModelId, path: str) -> bool:
+        """Tell whether the model's engine serves this route, which is relative to the API base."""
+        entry = self._catalog.entries.get(model)
+        return entry is None or entry.speaks(path)
+
     def models(self) -> tuple[AgentModel, ...]:
         """Return all known models, loaded or not, from memory."""
         found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NewType
@@ -11,14 +11,12 @@ import msgspec
 from msgspec import Raw
 
 from shared.contracts.agents import Heartbeat, Registration
+from shared.contracts.apis import DEFAULT_APIS, paths_of
 from shared.http.transport import Timeouts
 
 EndpointId = NewType("EndpointId", str)
 ModelName = NewType("ModelName", str)
 KeyId = NewType("KeyId", str)
-
-APIS: Final = ("chat", "completions", "embeddings", "responses", "messages")
-"""The API routes that an endpoint may speak, by name."""
 
 
 class Zone(str, Enum):
@@ -64,24 +62,6 @@ class TimeLimits:
     first_byte_s: float | None = None
     idle_s: float | None = None
     total_s: float | None = None
-
-
-API_PATHS: Final = {
-    "chat": ("/chat/completions",),
-    "completions": ("/completions",),
-    "embeddings": ("/embeddings",),
-    "responses": ("/responses",),
-    "messages": ("/messages", "/messages/count_tokens"),
-}
-"""The routes of each of `APIS`, relative to the API base. Nothing else is ever sent upstream."""
-
-DEFAULT_APIS: Final = ("chat", "completions", "embeddings")
-"""What an endpoint speaks unless it says otherwise."""
-
-
-def paths_of(apis: Iterable[str]) -> frozenset[str]:
-    """Return the routes of these APIs; a name that is not known has none."""
-    return frozenset(path for api in apis for path in API_PATHS.get(api, ()))
 
 
 DEFAULT_PATHS: Final = paths_of(DEFAULT_APIS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ApiError, Forbidden, NotFound, Unavailable
+from shared.http.errors import ApiError, Forbidden, Unavailable
 
 
 class NoEndpoint(Unavailable):
@@ -40,12 +40,6 @@ class UpstreamBusy(ApiError):
     code = "upstream_busy"
     origin = "upstream"
     is_retryable = True
-
-
-class UnsupportedApi(NotFound):
-    """The model is known, but none of its endpoints speaks the API of this route."""
-
-    code = "unsupported_api"
 
 
 class DeadlineExceeded(ApiError):

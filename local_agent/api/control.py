@@ -52,6 +52,7 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
         "is_pulled": model.is_pulled,
         "pull_command": model.pull_command,
         "context_length": model.context_tokens,
+        "apis": None if model.apis is None else list(model.apis),
     }
 
 

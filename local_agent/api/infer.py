@@ -100,12 +100,16 @@ _decode = msgspec.json.Decoder(_Chat).decode
 _encode = msgspec.json.Encoder().encode
 
 
-async def infer_relay(reply: Reply, model: str, send: Send) -> None:
-    """Send a chat's reply in the shape of `/infer`; errors stay as they are."""
+async def infer_relay(reply: Reply, model: str, send: Send, *, has_begun: bool = False) -> None:
+    """Send a chat's reply in the shape of `/infer`; errors stay as they are.
+
+    `has_begun`: the head was sent already, see `relay`.
+    """
     if reply.status >= 400:
         await relay(reply, send)
     elif reply.is_stream:
-        await relay(msgspec.structs.replace(reply, chunks=_texts(reply.chunks)), send)
+        shaped = msgspec.structs.replace(reply, chunks=_texts(reply.chunks))
+        await relay(shaped, send, has_begun=has_begun)
     else:
         chat = _parsed(await reply.whole())
         choice = chat.choices[0] if chat.choices else _Choice()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,22 +12,33 @@ from local_agent.api.infer import InferCall, infer_relay
 from local_agent.domain import ModelId
 from local_agent.errors import WorkerGone
 from local_agent.supervisor import Supervisor
+from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
+from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.asgi import read_body
 from shared.http.errors import (
+    ApiError,
     MethodNotAllowed,
     ModelNotFound,
+    StaleConnection,
+    UnsupportedApi,
+    UpstreamFailed,
     UpstreamInterrupted,
     UpstreamUnreachable,
 )
 from shared.http.exchange import Reply, exchange
-from shared.http.guard import request_context
+from shared.http.guard import RequestContext, request_context
+from shared.http.headers import pass_upstream
+from shared.http.keep_alive import KeepAlive, takes_comments
 from shared.http.relay import relay, while_connected
+from shared.http.streams import STREAM_RULES, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
 from shared.http.upstream_errors import upstream_error
 from shared.http.wire import decode_object, encode_object, model_name, wants_stream
 
-INFERENCE_PATHS = ("/chat/completions", "/completions", "/embeddings")
+_CHAT = "/chat/completions"
+_INFER = "/infer"
 _RESTART_S = 10.0
+_SECOND_ATTEMPT = (b"x-iir-attempts", b"2")
 
 Hook = Callable[[], object]
 
@@ -48,16 +59,23 @@ class Proxy:
         self._timeouts = timeouts
         self._load_wait_s = load_wait_s
 
-    def resolve(self, name: str) -> ModelId:
-        """Return the model that `name` or an alias means.
+    def resolve(self, name: str, path: str) -> ModelId:
+        """Return the model that `name` or an alias means, for a request to the route `path`.
 
         Raises:
             ModelNotFound: this agent does not know it.
+            UnsupportedApi: its engine does not serve this route.
         """
         model = self._supervisor.resolve(name)
         if model is None:
             raise ModelNotFound(
                 f"This agent does not know the model {name!r}. GET /v1/models lists what it has.",
+                param="model",
+            )
+        if not self._supervisor.speaks(model, path):
+            raise UnsupportedApi(
+                f"The engine of the model {name!r} does not speak {path}. If it is a server of yours that "
+                "does, say so: `apis:` in the agent's YAML file.",
                 param="model",
             )
         return model
@@ -70,15 +88,25 @@ class Proxy:
         values: Mapping[str, object],
         *,
         stream: bool,
-        request_id: str,
+        context: RequestContext,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[Reply]:
-        """Enter with the worker's reply.
+        """Enter with the worker's reply; it is a stream if one is asked for.
+
+        Args:
+            model: an id, as `resolve` gives it.
+            path: the engine's route, relative to the API base.
+            values: the body's top level; `model` becomes what the engine calls it.
+            stream: whether the body asks for a stream.
+            context: the request's, for its id and its log line.
+            headers: what goes on of the client's headers.
 
         Raises:
             ApiError: the model can't be had now, or the worker failed before its first byte.
         """
+        context.notes["model"] = model
         upstream = await self._supervisor.ensure_ready(
-            model, self._load_wait_s, request_id=request_id
+            model, self._load_wait_s, request_id=context.request_id
         )
         with self._supervisor.slot(model):
             request = OutboundRequest(
@@ -87,30 +115,52 @@ class Proxy:
                 headers=(
                     ("content-type", "application/json"),
                     ("accept", "text/event-stream" if stream else "application/json"),
-                    ("x-request-id", request_id),
+                    ("x-request-id", context.request_id),
+                    *headers,
                 ),
                 body=encode_object({**values, "model": upstream.model}),
                 timeouts=self._timeouts,
             )
-            async with self._exchange(request) as reply:
+            async with self._exchange(request, STREAM_RULES.get(path), context) as reply:
+                if stream and not reply.is_stream:
+                    raise UpstreamFailed("The engine was asked for a stream and did not send one.")
                 yield reply
 
     @asynccontextmanager
-    async def _exchange(self, request: OutboundRequest) -> AsyncIterator[Reply]:
-        is_committed = False
+    async def _exchange(
+        self, request: OutboundRequest, rules: StreamRules | None, context: RequestContext
+    ) -> AsyncIterator[Reply]:
+        async with AsyncExitStack() as opened:
+            try:
+                reply = await self._reply(opened, request, rules, context)
+            except (UpstreamUnreachable, UpstreamInterrupted) as error:
+                raise WorkerGone(
+                    "The worker of this model has just ended and is being started again.",
+                    retry_after_s=_RESTART_S,
+                ) from error
+            yield reply
+
+    async def _reply(
+        self,
+        opened: AsyncExitStack,
+        request: OutboundRequest,
+        rules: StreamRules | None,
+        context: RequestContext,
+    ) -> Reply:
+        """Return the worker's reply, which `opened` closes; on a new connection if a kept one was closed.
+
+        Raises:
+            ApiError: there is none, or it is an error.
+        """
         try:
-            async with exchange(self._transport, request) as reply:
-                if reply.status >= 400:
-                    await _raise_for(reply)
-                is_committed = True
-                yield reply
-        except (UpstreamUnreachable, UpstreamInterrupted) as error:
-            if is_committed:
-                raise
-            raise WorkerGone(
-                "The worker of this model has just ended and is being started again.",
-                retry_after_s=_RESTART_S,
-            ) from error
+            reply = await opened.enter_async_context(exchange(self._transport, request, rules))
+        except StaleConnection:
+            context.notes["attempts"] = 2
+            reply = await opened.enter_async_context(exchange(self._transport, request, rules))
+            reply.headers.append(_SECOND_ATTEMPT)
+        if reply.status >= 400:
+            await _raise_for(reply)
+        return reply
 
 
 async def _raise_for(reply: Reply) -> None:
@@ -121,16 +171,24 @@ async def _raise_for(reply: Reply) -> None:
 
 
 class InferenceRoutes:
-    """Serves the inference paths and `/infer`, and hands everything else on."""
+    """Serves the inference paths (with and without `/v1` before them) and `/infer`; hands on the rest."""
 
     def __init__(
-        self, rest: ASGIApp, *, proxy: Proxy, access: AgentAccess, max_body_bytes: int
+        self,
+        rest: ASGIApp,
+        *,
+        proxy: Proxy,
+        access: AgentAccess,
+        max_body_bytes: int,
+        keep_alive_s: float,
     ) -> None:
         self._rest = rest
         self._proxy = proxy
         self._access = access
         self._max_body_bytes = max_body_bytes
-        self._paths = {f"/v1{path}": path for path in INFERENCE_PATHS} | {"/infer": "/infer"}
+        self._keep_alive_s = keep_alive_s
+        paths = {f"{base}{path}": path for path in INFERENCE_PATHS for base in ("/v1", "")}
+        self._paths = {**paths, _INFER: _INFER}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -138,39 +196,63 @@ class InferenceRoutes:
         if path is None:
             await self._rest(scope, receive, send)
             return
+        if path in MESSAGES_PATHS:
+            request_context(scope).id_header = REQUEST_ID
+        try:
+            await self._serve(scope, receive, send, path)
+        except ApiError as error:
+            if path in MESSAGES_PATHS:
+                error.reshape(anthropic_error_body(error))
+            raise
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         self._access.require(scope, Need.DATA)
         body = await read_body(scope, receive, limit=self._max_body_bytes)
         async with while_connected(scope, receive) as stop_watching:
-            if path == "/infer":
+            if path == _INFER:
                 await self._infer(scope, body, send, stop_watching)
             else:
                 await self._pass(scope, path, body, send, stop_watching)
 
     async def _pass(self, scope: Scope, path: str, body: bytes, send: Send, answered: Hook) -> None:
         values = decode_object(body)
-        stream = wants_stream(values)
-        model = self._proxy.resolve(model_name(values))
-        context = request_context(scope)
-        context.notes["model"] = model
-        call = self._proxy.call(model, path, values, stream=stream, request_id=context.request_id)
-        async with call as reply:
-            await relay(reply, send)
+        stream = wants_stream(values) and path in STREAM_RULES
+        model = self._proxy.resolve(model_name(values), path)
+        call = self._proxy.call(
+            model,
+            path,
+            values,
+            stream=stream,
+            context=request_context(scope),
+            headers=pass_upstream(scope["headers"]),
+        )
+        async with self._waiting(scope, send, path if stream else None) as waiting, call as reply:
+            await waiting.stop()
+            await relay(reply, send, has_begun=waiting.has_begun)
             answered()
 
     async def _infer(self, scope: Scope, body: bytes, send: Send, answered: Hook) -> None:
         infer = InferCall.parse(body)
-        model = self._proxy.resolve(infer.model)
-        context = request_context(scope)
-        context.notes["model"] = model
+        model = self._proxy.resolve(infer.model, _CHAT)
         call = self._proxy.call(
             model,
-            "/chat/completions",
+            _CHAT,
             infer.chat_values(),
             stream=infer.stream,
-            request_id=context.request_id,
+            context=request_context(scope),
         )
-        async with call as reply:
-            await infer_relay(reply, model, send)
+        path = _CHAT if infer.stream else None
+        async with self._waiting(scope, send, path) as waiting, call as reply:
+            await waiting.stop()
+            await infer_relay(reply, model, send, has_begun=waiting.has_begun)
             answered()
+
+    def _waiting(self, scope: Scope, send: Send, path: str | None) -> KeepAlive:
+        """Return what keeps the client of a stream to `path` waiting; None is for whole answers."""
+        return KeepAlive(
+            send,
+            every_s=self._keep_alive_s if path is not None and takes_comments(scope) else 0.0,
+            error_event=ApiError.event if path is None else STREAM_RULES[path].error_event,
+        )

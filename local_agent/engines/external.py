@@ -5,6 +5,7 @@ from __future__ import annotations
 from local_agent.domain import Deployment, EngineLoad, HostFacts
 from local_agent.engines import ENGINES, metric, unknown_options
 from local_agent.ports import HttpProbe
+from shared.contracts.apis import DEFAULT_APIS
 
 _RUNNING = ("vllm:num_requests_running", "llamacpp:requests_processing")
 _WAITING = ("vllm:num_requests_waiting", "llamacpp:requests_deferred")
@@ -36,6 +37,14 @@ class External:
     def upstream_name(self, deployment: Deployment) -> str:
         """The other server may know the model by another name."""
         return deployment.upstream_name or deployment.model
+
+    def apis(self, deployment: Deployment) -> tuple[str, ...]:
+        """What most servers speak; one that speaks more is declared by `apis`."""
+        return DEFAULT_APIS if deployment.apis is None else deployment.apis
+
+    def max_in_flight(self, deployment: Deployment) -> None:
+        """Return None: no server tells, and others may use it too."""
+        del deployment
 
     def parse_load(self, metrics: str) -> EngineLoad:
         """Read the names of vLLM and llama.cpp; other servers tell nothing."""

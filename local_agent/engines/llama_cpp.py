@@ -5,6 +5,7 @@ from __future__ import annotations
 from local_agent.domain import Deployment, EngineLoad, HostFacts
 from local_agent.engines import ENGINES, metric, python_launch, unknown_options
 from local_agent.ports import HttpProbe, Launch
+from shared.contracts.apis import APIS
 
 _OPTIONS = {
     "gpu_layers": "--gpu-layers",
@@ -54,6 +55,15 @@ class LlamaCpp:
     def upstream_name(self, deployment: Deployment) -> str:
         """The model is served under its own id."""
         return deployment.model
+
+    def apis(self, deployment: Deployment) -> tuple[str, ...]:
+        """Its server speaks all of them; embeddings can be switched off."""
+        has_embeddings = deployment.options.get("embeddings", "true").lower() == "true"
+        return tuple(api for api in APIS if api != "embeddings" or has_embeddings)
+
+    def max_in_flight(self, deployment: Deployment) -> int:
+        """It has a slot for each; more wait inside it."""
+        return deployment.parallel
 
     def parse_load(self, metrics: str) -> EngineLoad:
         """Read llama.cpp's own metric names."""

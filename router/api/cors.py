@@ -12,6 +12,7 @@ from shared.http.origin import OriginRules
 EXPOSED_HEADERS = (
     "retry-after",
     "retry-after-ms",
+    "request-id",
     "x-iir-attempts",
     "x-iir-endpoint",
     "x-iir-error-origin",

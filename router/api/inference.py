@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from router.api.access import Access
 from router.dispatch.dispatcher import Dispatched, Dispatcher, header_safe
 from router.dispatch.metrics import RouterMetrics
-from router.domain import API_PATHS, Call, ModelName, RequestFacts, Scope, Zone
-from shared.http.anthropic_errors import anthropic_error_body
+from router.domain import Call, ModelName, RequestFacts, Scope, Zone
+from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
+from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import ApiError, BadRequest, MethodNotAllowed
 from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream
-from shared.http.keep_alive import KeepAlive
+from shared.http.keep_alive import KeepAlive, takes_comments
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES
 from shared.http.wire import decode_object, model_name, wants_stream
-
-INFERENCE_PATHS: Final = tuple(path for paths in API_PATHS.values() for path in paths)
-_MESSAGES: Final = frozenset(API_PATHS["messages"])
 
 
 class InferenceRoutes:
@@ -52,10 +48,12 @@ class InferenceRoutes:
         if path is None:
             await self._rest(scope, receive, send)
             return
+        if path in MESSAGES_PATHS:
+            request_context(scope).id_header = REQUEST_ID
         try:
             await self._serve(scope, receive, send, path)
         except ApiError as error:
-            if path in _MESSAGES:
+            if path in MESSAGES_PATHS:
                 error.reshape(anthropic_error_body(error))
             raise
 
@@ -66,7 +64,7 @@ class InferenceRoutes:
         context = request_context(scope)
         waiting = KeepAlive(
             send,
-            every_s=self._keep_alive_s if call.facts.stream and _is_patient(scope) else 0.0,
+            every_s=self._keep_alive_s if call.facts.stream and takes_comments(scope) else 0.0,
             error_event=STREAM_RULES[path].error_event if call.facts.stream else ApiError.event,
         )
         async with (
@@ -109,11 +107,6 @@ class InferenceRoutes:
             (b"x-iir-overhead-ms", b"%.2f" % (overhead_s * 1000)),
             (b"x-iir-queue-ms", b"%.0f" % (dispatched.queued_s * 1000)),
         ]
-
-
-def _is_patient(scope: AsgiScope) -> bool:
-    """Tell whether the client takes comments while it waits; `x-iir-keep-alive: off` does not."""
-    return (header(scope, b"x-iir-keep-alive") or b"").lower() != b"off"
 
 
 def _zone(scope: AsgiScope) -> Zone | None:

@@ -30,6 +30,8 @@ _USAGE_ON_DEMAND: Final = frozenset({"/chat/completions", "/completions"})
 _USER_AGENT: Final = ("user-agent", "intelligent-inference-router")
 _JSON: Final = ("content-type", "application/json")
 _ACCEPT: Final = {True: ("accept", "text/event-stream"), False: ("accept", "application/json")}
+# An agent's comments would send its 200 before it knows whether there is an answer; ours do not.
+_NO_COMMENTS: Final = (("x-iir-keep-alive", "off"),)
 _PROBE: Final = Timeouts(connect_s=2.0, first_byte_s=5.0, idle_s=5.0, total_s=10.0)
 
 
@@ -71,6 +73,7 @@ class OpenAIBackend:
                 _USER_AGENT,
                 ("x-request-id", facts.request_id),
                 *call.headers,
+                *(_NO_COMMENTS if endpoint.is_agent else ()),
                 *_credentials(endpoint, facts.path),
             ),
             body=encode_object({**body, "model": deployment.upstream_name}),

@@ -11,13 +11,14 @@ from router.backends import BACKENDS
 from router.cli.output import AsJson, CommandFailed, write_json, write_table
 from router.cli.session import read, write
 from router.cli.upstream_models import fetch_model_ids
-from router.domain import APIS, DeploymentEntry, Provider, Zone
+from router.domain import DeploymentEntry, Provider, Zone
 from router.settings import Settings, load_settings
 from router.store import catalog
 from router.store.agents import list_agents
 from router.store.database import Connection
 from router.store.errors import InvalidValue
 from router.store.urls import api_base, normalise
+from shared.contracts.apis import APIS
 
 app = typer.Typer(help="Third parties as data: base URL, credential, zone.", no_args_is_help=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.domain import (
-    DEFAULT_APIS,
     Deployment,
     DeploymentEntry,
     Endpoint,
@@ -13,10 +12,10 @@ from router.domain import (
     Provider,
     TimeLimits,
     Zone,
-    paths_of,
 )
 from router.fleet.membership import Member
 from shared.contracts.agents import AgentModel, Registration
+from shared.contracts.apis import DEFAULT_APIS, paths_of
 from shared.http.transport import Timeouts
 
 _Key = tuple[int, str, int, TimeLimits]

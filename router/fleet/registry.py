@@ -30,7 +30,6 @@ from router.errors import (
     CircuitOpen,
     NoEndpoint,
     ProviderNotConfigured,
-    UnsupportedApi,
     UpstreamBusy,
     ZoneRefused,
 )
@@ -41,7 +40,7 @@ from router.fleet.membership import LeaseState, Membership
 from router.fleet.rests import Rests
 from router.fleet.waits import Waits
 from shared.contracts.agents import AgentModel
-from shared.http.errors import ModelNotFound, ModelNotPulled
+from shared.http.errors import ModelNotFound, ModelNotPulled, UnsupportedApi
 from shared.http.transport import Timeouts
 from shared.kit.clock import monotonic
 
@@ -371,7 +370,7 @@ def _distinct(found: list[Candidate]) -> list[Candidate]:
 def _unsupported(name: str, path: str) -> UnsupportedApi:
     return UnsupportedApi(
         f"No endpoint of the model {name!r} speaks {path}. Use /v1/chat/completions, or, if its endpoint "
-        "does speak it, say so: iir providers set NAME --api …",
+        "does speak it, say so: iir providers set NAME --api …, or `apis:` in the agent's YAML file.",
         param="model",
     )
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
-from router.domain import APIS, TimeLimits
+from router.domain import TimeLimits
 from router.store.errors import InvalidValue
+from shared.contracts.apis import APIS
 
 _MOST_S: Final = 86_400
 _MOST_IN_FLIGHT: Final = 1_000_000

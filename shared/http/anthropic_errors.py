@@ -10,6 +10,9 @@ import msgspec
 from shared.http.errors import ApiError, UpstreamAnswer
 from shared.http.upstream_errors import status_of, upstream_error
 
+REQUEST_ID = b"request-id"
+"""The header in which Anthropic's SDKs look for a request's id."""
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",

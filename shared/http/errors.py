@@ -148,6 +148,12 @@ class ModelNotPulled(NotFound):
     code = "model_not_pulled"
 
 
+class UnsupportedApi(NotFound):
+    """The model is known, but nothing that serves it speaks the API of this route."""
+
+    code = "unsupported_api"
+
+
 class MethodNotAllowed(ApiError):
     """The route exists, with other methods."""
 

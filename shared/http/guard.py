@@ -33,12 +33,14 @@ class RequestContext:
     """What belongs to one request from its first to its last byte.
 
     `started` is on the service's monotonic clock, in seconds. `notes` go into the request's log
-    line: names and numbers only.
+    line: names and numbers only. `id_header` is where this API's SDKs look for the request's id, if
+    that is not `x-request-id`, which every answer has.
     """
 
     request_id: str
     started: float
     notes: dict[str, Any] = field(default_factory=dict)
+    id_header: bytes | None = None
 
 
 def request_context(scope: Scope) -> RequestContext:
@@ -75,7 +77,7 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(self._request_id(scope), self._clock())
         scope[_KEY] = context
-        tracked = _TrackedSend(send, context.request_id.encode())
+        tracked = _TrackedSend(send, context)
         try:
             self._rules.check_host(scope)
             await self._app(scope, receive, tracked)
@@ -130,15 +132,19 @@ def _stopping() -> ApiError:
 class _TrackedSend:
     """Adds the request id to the answer's head and remembers its status."""
 
-    __slots__ = ("_request_id", "_send", "status")
+    __slots__ = ("_context", "_send", "status")
 
-    def __init__(self, send: Send, request_id: bytes) -> None:
+    def __init__(self, send: Send, context: RequestContext) -> None:
         self._send = send
-        self._request_id = request_id
+        self._context = context
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
+            request_id = self._context.request_id.encode()
+            headers = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            if self._context.id_header is not None:
+                headers.append((self._context.id_header, request_id))
+            message["headers"] = headers
         await self._send(message)

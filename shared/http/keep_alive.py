@@ -12,13 +12,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-from starlette.types import Send
+from starlette.types import Scope, Send
 
+from shared.http.asgi import header
 from shared.http.errors import ApiError
 from shared.http.relay import STREAM_HEADERS, end_with, say_goodbye
 
 _COMMENT = b": keep-alive\n\n"
 _HEAD = ((b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS)
+
+
+def takes_comments(scope: Scope) -> bool:
+    """Tell whether the client takes comments while it waits; `x-iir-keep-alive: off` does not."""
+    return (header(scope, b"x-iir-keep-alive") or b"").lower() != b"off"
 
 
 class KeepAlive(AbstractAsyncContextManager["KeepAlive"]):

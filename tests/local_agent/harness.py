@@ -19,6 +19,7 @@ from local_agent.domain import WorkerState, WorkerView
 from local_agent.lifecycle import FailureRule
 from local_agent.settings import load_settings
 from local_agent.worker import Limits
+from shared.contracts.apis import DEFAULT_APIS
 from shared.http.serve import bind
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.serving import serving
@@ -99,7 +100,7 @@ def starter(home: Path) -> StartAgent:
     """Return `start(*models, engine=…, **settings)`, for agents with the state in `home`.
 
     Without models there is one, `tiny` (alias `default`), on a simulated engine that knows it as
-    `engine/tiny`.
+    `engine/tiny` and of which the agent is told that it speaks `apis`.
     """
 
     @asynccontextmanager
@@ -108,6 +109,7 @@ def starter(home: Path) -> StartAgent:
         engine: EngineOptions | None = None,
         fields: dict[str, Any] | None = None,
         first_s: float = 0.3,
+        apis: tuple[str, ...] = DEFAULT_APIS,
         **overrides: Any,
     ) -> AsyncIterator[RunningAgent]:
         options = engine or EngineOptions(models=("engine/tiny",))
@@ -116,7 +118,8 @@ def starter(home: Path) -> StartAgent:
             url = await stack.enter_async_context(running(simulated))
             if not models:
                 upstream_name = options.models[0]
-                models = (external(url, aliases=["default"], upstream_name=upstream_name),)
+                names: dict[str, Any] = {"aliases": ["default"], "upstream_name": upstream_name}
+                models = (external(url, apis=list(apis), **names),)
             write_yaml(home, models, fields or {})
             settings = load_settings(**{"iir_home": home, "router_url": AWAY, **overrides})
             listener = bind("127.0.0.1", 0)

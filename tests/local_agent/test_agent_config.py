@@ -68,6 +68,7 @@ models:
   - id: other
     url: http://127.0.0.1:11434/
     upstream_name: "llama3:8b"
+    apis: [chat, messages]
   - id: fake
     engine: simulated
 """)
@@ -83,6 +84,8 @@ models:
     assert mine.options == {"threads": "4", "embeddings": "true", "note": "plain"}
     assert other.is_external
     assert other.url == "http://127.0.0.1:11434"
+    assert other.apis == ("chat", "messages")
+    assert fake.apis is None
     assert not fake.sources
 
 
@@ -139,6 +142,10 @@ SIMULATED = "models:\n  - id: x\n    engine: simulated\n"
         (SIMULATED + "    aliases: [x]", "the name x is given twice"),
         (SIMULATED + "    source: ./x.gguf", "models[0]: engine simulated takes no `source`"),
         (SIMULATED + "    url: http://x", "`url` is for engine external, not for simulated"),
+        (SIMULATED + "    apis: [chat]", "`apis` is for engine external, not for simulated"),
+        ("models:\n  - {id: x, url: http://x, apis: [chats]}", "apis: may name: chat, completions"),
+        ("models:\n  - {id: x, url: http://x, apis: []}", "models[0].apis: tuple should have at"),
+        ("models:\n  - {id: x, url: http://x, apis: chat}", "models[0].apis: must be a list"),
         (SIMULATED + "    labels: ${env.NO}", "line 4: models[0].labels: the environment variable"),
         ("models:\n  - engine: simulated", "line 2: models[0].id: is missing"),
         ("models:\n  - id: a b", "line 2: models[0].id: may hold letters"),
@@ -197,9 +204,13 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 def test_deployments(tmp_path: Path) -> None:
-    config = read("models:\n  - {id: fake, engine: simulated, options: {tokens: 3}}")
+    config = read(
+        "models:\n  - {id: fake, engine: simulated, options: {tokens: 3}}\n"
+        "  - {id: far, url: http://x, apis: [responses]}"
+    )
     store = WeightStore(tmp_path)
-    small, mistral, fake = to_deployments(config, store)
+    small, mistral, fake, far = to_deployments(config, store)
+    assert far.apis == ("responses",)
     assert small.weights is None
     assert small.engine == "auto"
     assert mistral.context_tokens == 8192

@@ -172,8 +172,9 @@ FAILURES: list[tuple[str, int, object]] = [
 async def test_an_engine_that_fails_gives_a_clear_error(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
         for fault, status, code in FAILURES:
-            agent.engine.script.add(fault)
+            agent.engine.script.add(fault, fault)  # a connection cut at once is taken for stale
             answer = await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES})
+            agent.engine.script.clear()
             error = answer.json()["error"]
             assert (answer.status_code, error["code"]) == (status, code), fault
             assert "10.1.2.3" not in answer.text
@@ -190,7 +191,7 @@ async def test_a_stream_that_breaks_says_so(
     start_agent: StartAgent, fault: str, status: int
 ) -> None:
     async with start_agent() as agent:
-        agent.engine.script.add(fault)
+        agent.engine.script.add(fault, fault)  # a connection cut at once is taken for stale
         body = {"model": "tiny", "messages": MESSAGES, "stream": True}
         answer = await agent.client.post(CHAT, json=body)
         assert answer.status_code == status
@@ -201,6 +202,22 @@ async def test_a_stream_that_breaks_says_so(
             assert set(error) == {"message", "type", "param", "code"}
             assert "[DONE]" not in answer.text
         await agent.until_idle()
+
+
+async def test_a_kept_connection_that_was_closed_costs_an_attempt_not_the_answer(
+    start_agent: StartAgent,
+) -> None:
+    async with start_agent() as agent:
+        for stream in (False, True):
+            body = {"model": "tiny", "messages": MESSAGES, "stream": stream}
+            plain = await agent.client.post(CHAT, json=body)
+            agent.engine.script.add("cut:reset=true")
+            seen = len(agent.engine.requests)
+            answer = await agent.client.post(CHAT, json=body)
+            assert (plain.status_code, answer.status_code) == (200, 200)
+            assert "x-iir-attempts" not in plain.headers
+            assert answer.headers["x-iir-attempts"] == "2"
+            assert len(agent.engine.requests) == seen + 2
 
 
 async def test_a_long_answer_that_breaks_off_is_not_taken_for_whole(

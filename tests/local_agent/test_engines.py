@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from local_agent.domain import Deployment, EngineLoad, HostFacts, ModelId
 from local_agent.engines import ENGINES, choose_engine, metric
 from local_agent.engines._llama_cpp_server import arguments, parameters
+from shared.contracts.apis import APIS, DEFAULT_APIS
 
 ENGINES.discover("local_agent.engines")
 HOST = HostFacts(
@@ -62,6 +64,56 @@ def test_an_engine_is_a_pure_description(name: str) -> None:
     assert engine.readiness().path.startswith("/")
     assert engine.readiness().timeout_s > 0
     assert engine.upstream_name(deployment) == "org/m"
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_an_engine_says_what_it_speaks_and_how_much_it_takes(name: str) -> None:
+    engine, deployment = ENGINES[name], GOOD[name]
+    apis, most = engine.apis(deployment), engine.max_in_flight(deployment)
+    assert apis
+    assert set(apis) <= set(APIS)
+    assert most is None or most > 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields", "apis", "most"),
+    [
+        ("llama_cpp", {"parallel": 3}, APIS, 3),
+        ("llama_cpp", {"options": {"embeddings": "True"}}, APIS, 2),
+        (
+            "llama_cpp",
+            {"options": {"embeddings": "false"}},
+            ("chat", "completions", "responses", "messages"),
+            2,
+        ),
+        ("simulated", {}, APIS, 64),
+        ("simulated", {"options": {"persona": "anthropic", "slots": "5"}}, ("messages",), 5),
+        ("simulated", {"options": {"persona": "openai"}}, APIS[:4], 64),
+        ("external", {}, DEFAULT_APIS, None),
+        ("external", {"apis": ("chat", "responses")}, ("chat", "responses"), None),
+    ],
+)
+def test_apis_and_slots(
+    engine: str, fields: dict[str, Any], apis: tuple[str, ...], most: int | None
+) -> None:
+    deployment = Deployment(model=ModelId("m"), engine=engine, **fields)
+    assert ENGINES[engine].apis(deployment) == apis
+    assert ENGINES[engine].max_in_flight(deployment) == most
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"persona": "hal"}, "persona of engine simulated must be one of: vllm, llamacpp"),
+        ({"slots": "0"}, "slots of engine simulated must be a whole number over 0"),
+        ({"slots": "many"}, "slots of engine simulated must be a whole number over 0"),
+    ],
+)
+def test_wrong_options_of_the_simulated_engine(options: dict[str, str], words: str) -> None:
+    deployment = Deployment(model=ModelId("m"), engine="simulated", options=options)
+    reason = ENGINES["simulated"].unsupported_reason(BARE, deployment)
+    assert reason is not None
+    assert words in reason
 
 
 @pytest.mark.parametrize("name", sorted(GOOD))

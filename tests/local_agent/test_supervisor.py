@@ -16,6 +16,7 @@ from local_agent.engines import ENGINES
 from local_agent.errors import WorkerGone
 from local_agent.lifecycle import FailureRule
 from local_agent.supervisor import Supervisor
+from shared.contracts.apis import APIS
 from shared.http.errors import ModelLoading, ModelNotFound, ModelNotPulled, Unavailable
 
 if TYPE_CHECKING:
@@ -137,11 +138,14 @@ async def test_weights_that_are_not_pulled_are_404_with_the_command(
             await supervisor.ensure_ready(absent.model, 5)
         (model,) = supervisor.models()
         assert (model.status, model.is_pulled, model.engine) == ("unloaded", False, "llama_cpp")
+        assert (model.apis, model.max_in_flight) == (None, None)  # nobody asks it yet
         assert model.pull_command == "iir-agent pull 'org/big model'"
         weights = tmp_path / "w.gguf"
         weights.write_bytes(b"GGUF")
         supervisor.set_desired([replace(absent, weights=weights)])
         assert statuses(supervisor) == {absent.model: "unloaded"}
+        (model,) = supervisor.models()
+        assert (model.apis, model.max_in_flight) == (APIS, 2)
         await settled(supervisor, S.READY, absent.model)
         supervisor.set_desired([absent])
         await settled(supervisor, S.UNAVAILABLE, absent.model)

@@ -22,7 +22,7 @@ from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, Z
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
 from shared.contracts.agents import AgentModel, Heartbeat, Queue, Registration
-from shared.http.errors import ModelNotFound, ModelNotPulled
+from shared.http.errors import ModelNotFound, ModelNotPulled, UnsupportedApi
 from tests.router.test_fleet_membership import FakeClock
 
 CLOUD = Provider(
@@ -180,6 +180,20 @@ def test_agents_models_are_found_by_id_and_alias(fleet: Fleet) -> None:
         assert found.candidates[0].load.queued == 4
     join(fleet, 2, AgentModel(id="tiny"))
     assert endpoints(fleet, "tiny") == ["agent:mac1", "agent:mac2"]
+
+
+def test_an_agent_says_what_its_engine_speaks_and_how_much_it_takes(fleet: Fleet) -> None:
+    join(fleet, 1, AgentModel(id="m"), AgentModel(id="n", apis=("messages", "of-a-newer-peer")))
+    join(fleet, 2, AgentModel(id="m", apis=("chat", "responses"), max_in_flight=2))
+    found = {c.deployment.endpoint.id: c.deployment for c in fleet.resolve("m").candidates}
+    assert [found[name].max_in_flight for name in sorted(found)] == [None, 2]
+    assert len({deployment.pool for deployment in found.values()}) == 2
+    (only,) = fleet.resolve("m", path="/responses").candidates
+    assert only.deployment.endpoint.id == "agent:mac2"
+    assert fleet.resolve("n", path="/messages/count_tokens").candidates
+    for name, path in (("m", "/messages"), ("n", "/chat/completions")):
+        with pytest.raises(UnsupportedApi, match=path):
+            fleet.resolve(name, path=path)
 
 
 def test_an_agent_that_drops_a_model_is_not_asked_for_it(fleet: Fleet) -> None:

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from router.domain import APIS, DeploymentEntry, PrefixRule, Provider, TimeLimits, Zone
+from router.domain import DeploymentEntry, PrefixRule, Provider, TimeLimits, Zone
 from router.store import catalog, names, urls
 from router.store.errors import InvalidValue, NameTaken, Refusal, UnknownName
 from router.store.migrate import migrate
 from router.store.seed import SeedDocument, read_seed, seed
 from router.store.versions import Version, current
 from router.store.writer import RegistryWriter
+from shared.contracts.apis import APIS
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from router.domain import APIS, DeploymentEntry, Provider, Scope, Zone
+from router.domain import DeploymentEntry, Provider, Scope, Zone
 from router.store.catalog import add_model, add_provider
 from router.store.keys import create_key
+from shared.contracts.apis import APIS
 
 SETTINGS: Mapping[str, Any] = {
     "ROUTER_CONNECT_TIMEOUT_S": "1",
