@@ -122,6 +122,8 @@ class _Exchange(AbstractAsyncContextManager[Reply]):
     async def _entered(self, response: InboundResponse) -> Reply:
         if 300 <= response.status < 400:
             raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
+        if response.status >= 600:
+            raise UpstreamFailed("The upstream answered with a status that does not exist.")
         content_type = (find_header(response.headers, b"content-type") or b"").lower()
         if content_type.startswith(b"text/event-stream") and response.status < 300:
             return await _streamed(response, self._rules)

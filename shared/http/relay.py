@@ -119,6 +119,9 @@ async def relay(
     try:
         async for chunk in reply.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if not reply.is_stream:
+                # long pieces, of which the next may be here already: others have their turn
+                await asyncio.sleep(0)
     except ApiError as error:
         reply.failure = error
         if not reply.is_stream:

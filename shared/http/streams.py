@@ -9,6 +9,7 @@ Per event this costs the framing and one partial decode; nothing is serialised a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
 from typing import Final, Protocol
@@ -22,8 +23,10 @@ from shared.http.sse import SseFramer, event_data
 from shared.http.transport import InboundResponse
 from shared.http.upstream_errors import is_error, status_of, upstream_error
 
-# Comments before the first event are held until it comes, so that an error there can fail over.
-_HELD_BYTES = 8 * 1024 * 1024
+# What comes before the first event is held until it comes, so that an error there can fail over.
+_HELD_BYTES = 1024 * 1024
+# What is judged in one turn of the loop: it may be thousands of events without a word in them.
+_TURN_BYTES = 16 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NULL = msgspec.Raw(b"null")
 _ERROR_NAMES = (b"event: error", b"event:error")
@@ -201,6 +204,7 @@ class EventStream(AsyncIterator[bytes]):
         "_has_begun",
         "_is_done",
         "_response",
+        "_rest",
         "_rules",
         "reported",
         "usage",
@@ -211,6 +215,7 @@ class EventStream(AsyncIterator[bytes]):
         self._rules = rules
         self._framer = SseFramer()
         self._first = b""
+        self._rest = b""
         self._failure: ApiError | None = None
         self._has_begun = False
         self._is_done = False
@@ -224,12 +229,15 @@ class EventStream(AsyncIterator[bytes]):
             ApiError: see the class; nothing was passed on.
         """
         held = b""
+        seen = 0
         while not (self._has_begun and held):
             if self._failure is not None:
                 raise self._failure
-            if len(held) > _HELD_BYTES:
+            # what is dropped counts as well: it may go on for ever
+            if seen - len(self._framer.pending) > _HELD_BYTES:
                 raise UpstreamFailed("The upstream's stream does not come to its first event.")
-            chunk = await self._response.read()
+            chunk = await self._read()
+            seen += len(chunk)
             held += self._judge_all(self._feed(chunk)) if chunk else self._ending()
         self._first = held
 
@@ -244,9 +252,22 @@ class EventStream(AsyncIterator[bytes]):
                 raise self._failure
             if self._is_done:
                 raise StopAsyncIteration
-            chunk = await self._response.read()
+            chunk = await self._read()
             passed = self._judge_all(self._feed(chunk)) if chunk else self._ending()
         return passed
+
+    async def _read(self) -> bytes:
+        """Return the next piece, small enough to be judged while others wait."""
+        if self._rest:
+            await asyncio.sleep(0)
+            chunk = self._rest
+        else:
+            chunk = await self._response.read()
+        if len(chunk) > _TURN_BYTES:
+            self._rest = chunk[_TURN_BYTES:]
+            return chunk[:_TURN_BYTES]
+        self._rest = b""
+        return chunk
 
     def _feed(self, chunk: bytes) -> list[bytes]:
         events = self._framer.feed(chunk)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,18 +22,22 @@ from router.settings import Settings, load_settings
 from router.store.writer import RegistryWriter
 from shared.kit.run_file import read_run_file
 from tests.router.harness import install, register
+from tests.router.scenes import CHAT
 
 ROOT = Path(__file__).parents[2]
 # Shorter limits than anybody sets: they are no settings, since nobody has a reason to change them.
 _LAUNCH = """
 import json, resource, sys
 from router.__main__ import main
+from router.store.ledger import UsageLedger
 from shared.http import asgi
 from shared.http.protocol import GuardedProtocol
 
 limits = json.loads(sys.argv.pop(1))
 if files := limits.pop("files", None):
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+if rows := limits.pop("ledger_rows", None):
+    UsageLedger.__init__.__kwdefaults__["most_waiting"] = rows
 if idle_s := limits.pop("body_idle_s", None):
     asgi.read_body.__kwdefaults__["idle_s"] = idle_s
 for name, value in limits.items():
@@ -66,6 +71,37 @@ class RouterProcess:
         """Return what it has logged so far."""
         return self.log_path.read_text()
 
+    @asynccontextmanager
+    async def meanwhile(self, body: Mapping[str, Any] | None = None) -> AsyncIterator[None]:
+        """Ask all the time, and hold that a normal request is answered within a second.
+
+        Args:
+            body: a chat to send; without one `/health` is asked.
+        """
+        is_over = False
+        worst_s, asked = 0.0, 0
+
+        async def ask() -> None:
+            nonlocal worst_s, asked
+            while not is_over:
+                started = time.perf_counter()
+                request = self.client.post(CHAT, json=body) if body else self.client.get("/health")
+                answer = await request
+                assert answer.status_code == 200, answer.text
+                worst_s = max(worst_s, time.perf_counter() - started)
+                asked += 1
+                await asyncio.sleep(0.02)
+
+        task = asyncio.create_task(ask())
+        try:
+            yield
+            is_over = True
+            await task
+        finally:
+            task.cancel()
+        assert asked > 0
+        assert worst_s < 1.0, f"a normal request took {worst_s:.2f} s"
+
     async def exit_code(self, timeout_s: float = 10.0) -> int:
         """Wait for its end."""
         with anyio.fail_after(timeout_s):
@@ -95,7 +131,8 @@ async def router_process(
         home: its IIR_HOME.
         upstream: where the models are.
         models: what the endpoint `engine` serves.
-        limits: of a connection (attributes of `GuardedProtocol`), `files` and `body_idle_s`.
+        limits: of a connection (attributes of `GuardedProtocol`), `files`, `body_idle_s` and
+            `ledger_rows`.
         environment: settings, by their names in capitals.
     """
     settings = load_settings(iir_home=home)
