@@ -16,6 +16,7 @@ from router.settings import Settings, load_settings
 from router.store.agents import AgentInfo, list_agents
 from router.store.database import Connection
 from router.store.errors import StoreError
+from router.store.migrate import check
 from router.store.reader import RegistryReader, load_catalog
 from shared.http.origin import is_loopback
 from shared.kit.clock import wall_time
@@ -82,9 +83,6 @@ def examine(
 
 
 def _load(settings: Settings) -> Registry:
-    # Alembic takes as long to load as all the rest: only where it is needed.
-    from router.store.migrate import check  # noqa: PLC0415 - see above
-
     def fetch(connection: Connection) -> Registry:
         check(connection)
         return Registry(load_catalog(connection), tuple(list_agents(connection)))

@@ -11,6 +11,7 @@ from router.cli import agents, doctor, keys, models, providers, usage
 from router.cli.output import PoliteGroup
 from router.cli.session import write
 from router.settings import load_settings
+from router.store.migrate import migrate as bring_up_to_date
 from router.store.seed import PACKAGED, read_seed, seed
 
 app = typer.Typer(
@@ -48,9 +49,7 @@ def serve(
 @app.command()
 def migrate() -> None:
     """Make the registry, or bring it to this version's form."""
-    from router.store.migrate import migrate as run  # noqa: PLC0415 - Alembic loads for this alone
-
-    run(load_settings().store_url)
+    bring_up_to_date(load_settings().store_url)
     typer.echo("the registry is up to date")
 
 

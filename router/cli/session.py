@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from router.settings import Settings, load_settings
 from router.store.database import Connection, file_of
+from router.store.migrate import migrate
 from router.store.reader import RegistryReader
 from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
@@ -43,9 +44,6 @@ def write(
     path = file_of(url)
     is_new = path is not None and not path.exists()
     if is_new:
-        # Alembic takes as long to load as all the rest: only where it is needed.
-        from router.store.migrate import migrate  # noqa: PLC0415 - see above
-
         migrate(url)
     writer = RegistryWriter(url)
     try:

@@ -1,4 +1,7 @@
-"""Bringing a registry to the newest form: under a lock, in one transaction."""
+"""Bringing a registry to the newest form: under a lock, in one transaction.
+
+Alembic is loaded only where there is something to do: it takes 10 MB, and a third of the time of a start.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, column, inspect, select, table
 
 from router import migrations
 from router.store.database import file_of, open_database, use_wal
 from router.store.errors import FILE, DamagedRegistry, NewerRegistry, not_migrated, translated
+
+
+_FOLDER = Path(migrations.__file__).parent
+_VERSION_TABLE = "alembic_version"
 
 
 def migrate(url: str) -> None:
@@ -46,41 +49,47 @@ def check(connection: Connection) -> None:
         NoRegistry: it is older, or was never made.
         NewerRegistry: it is newer than this program.
     """
-    if (
-        _revision(connection, _config())
-        != ScriptDirectory.from_config(_config()).get_current_head()
-    ):
+    if _revision(connection) != _known_revisions()[-1]:
         raise not_migrated()
 
 
 def _upgrade(url: str) -> None:
     engine = open_database(url, is_writer=True)
     try:
-        config = _config()
         with engine.begin() as connection:
-            _revision(connection, config)
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if _revision(connection) != _known_revisions()[-1]:
+                _run_alembic(connection)
     finally:
         engine.dispose()
 
 
-def _config() -> Config:
+def _run_alembic(connection: Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - likewise
+
     config = Config()
-    folder = Path(migrations.__file__).parent
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    return config
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
-def _revision(connection: Connection, config: Config) -> str | None:
+def _known_revisions() -> list[str]:
+    """Return the revisions that this program knows, oldest first, as their files are called."""
+    return sorted(path.name.split("_")[0] for path in (_FOLDER / "versions").glob("[0-9]*_*.py"))
+
+
+def _revision(connection: Connection) -> str | None:
     """Return the registry's revision after checking that it is one we know."""
-    revision = MigrationContext.configure(connection).get_current_revision()
+    tables = inspect(connection).get_table_names()
+    revision: str | None = None
+    if _VERSION_TABLE in tables:
+        version = table(_VERSION_TABLE, column("version_num"))
+        revision = connection.scalar(select(version.c.version_num))
     if revision is None:
-        if inspect(connection).get_table_names():
+        if tables:
             raise DamagedRegistry(f"{FILE} holds another program's tables; name another file")
         return None
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if revision not in known:
+    if revision not in _known_revisions():
         raise NewerRegistry(
             "the registry was migrated by a newer version of this program; "
             f"upgrade the program, or name another file ({FILE})"
