@@ -219,8 +219,8 @@ class Dispatcher:
         """Return if another attempt may follow the one that failed.
 
         It goes to another endpoint, or to the same on a new connection if the old one was stale: once,
-        and beyond those that the settings allow, since if nobody is there any more another endpoint
-        has to have its chance.
+        and beyond the attempts that the settings allow if they allow several, since if nobody is there
+        any more another endpoint has to have its chance.
 
         Raises:
             ApiError: that attempt's error.
@@ -228,7 +228,7 @@ class Dispatcher:
         tried = trip.last.candidate if trip.last is not None else None
         left = self._left(trip)
         others = [each for each in left if each.candidate is not tried]
-        if isinstance(error, StaleConnection) and trip.most == self._max_attempts:
+        if isinstance(error, StaleConnection) and 1 < trip.most == self._max_attempts:
             trip.most += 1
             others = [*(each for each in left if each.candidate is tried), *others]
         trip.ranking = others
