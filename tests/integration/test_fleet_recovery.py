@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio
 import httpx
+import psutil
 import pytest
 
 from local_agent.process import free_port
@@ -81,9 +82,14 @@ class Program:
         return monotonic()
 
     def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        """End it and its workers."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        workers = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        self._process.wait()
+        for worker in workers:
+            worker.kill()
 
 
 @dataclass(slots=True)
