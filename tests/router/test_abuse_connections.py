@@ -88,8 +88,7 @@ async def test_a_head_that_drips_is_cut(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_drips_is_cut(tmp_path: Path) -> None:
-    async with scene(tmp_path, limits={**LIMITS, "body_grace_s": 1.5}) as (router, upstream):
-        upstream.cases["x"] = for_ever(b"", b"")
+    async with scene(tmp_path, limits={**LIMITS, "body_grace_s": 1.5}) as (router, _):
         async with router.meanwhile(chat()), many(router, 50, CHUNKED) as pairs:
             reading = asyncio.create_task(ends(pairs, 5.0))
             while not reading.done():
