@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from starlette.types import Receive, Scope, Send
@@ -12,6 +13,8 @@ from shared.http.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, 
 _CLOSE = (("connection", "close"),)
 # Where a scope keeps its headers once one was asked for.
 _BY_NAME = "iir.headers"
+# A body that comes slower than this in the long run holds a connection for nothing.
+_LEAST_BYTES_S = 256
 
 
 class ClientGone(Exception):
@@ -26,7 +29,9 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return by_name.get(name)
 
 
-async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float = 30.0) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, *, limit: int, idle_s: float = 30.0, grace_s: float = 60.0
+) -> bytes:
     """Return the request's body.
 
     Args:
@@ -34,11 +39,12 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
         receive: its channel.
         limit: the most bytes that are read.
         idle_s: how long the client may pause between two pieces, in seconds.
+        grace_s: how long it may drip, in seconds.
 
     Raises:
         BodyTooLarge: it is declared or sent longer than `limit`; the rest is not read.
         UnsupportedMediaType: it is compressed.
-        BodyTimeout: the client paused for too long.
+        BodyTimeout: the client paused for too long, or drips.
         ClientGone: the client left.
     """
     if (header(scope, b"content-encoding") or b"identity").lower() != b"identity":
@@ -48,6 +54,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
         raise _too_large(limit)
     pieces: list[bytes] = []
     size = 0
+    begun = 0.0
     while True:
         with TimeLimit(idle_s) as pause:
             message = await receive()
@@ -62,6 +69,10 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, idle_s: float
         pieces.append(body)
         if not message.get("more_body", False):
             return body if len(pieces) == 1 else b"".join(pieces)
+        now = asyncio.get_running_loop().time()
+        begun = begun or now
+        if now - begun > max(grace_s, size / _LEAST_BYTES_S):
+            raise body_timeout()
 
 
 def body_timeout() -> BodyTimeout:

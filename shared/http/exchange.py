@@ -68,7 +68,13 @@ class Reply(msgspec.Struct):
     reported: Callable[[], ApiError | None] = _no_report
 
     async def whole(self) -> bytes:
-        """Return the rest of the answer, all of it."""
+        """Return the answer, all of it.
+
+        Raises:
+            UpstreamFailed: it is longer than what is held, and maybe without end.
+        """
+        if self.body is None and not self.is_stream:
+            raise UpstreamFailed("The upstream's answer is too long to be read whole.")
         return (
             self.body if self.body is not None else b"".join([part async for part in self.chunks])
         )

@@ -30,7 +30,7 @@ _LAUNCH = """
 import json, resource, sys
 from router.__main__ import main
 from router.store.ledger import UsageLedger
-from shared.http import asgi
+from shared.http import asgi, serve
 from shared.http.protocol import GuardedProtocol
 
 limits = json.loads(sys.argv.pop(1))
@@ -40,6 +40,11 @@ if rows := limits.pop("ledger_rows", None):
     UsageLedger.__init__.__kwdefaults__["most_waiting"] = rows
 if idle_s := limits.pop("body_idle_s", None):
     asgi.read_body.__kwdefaults__["idle_s"] = idle_s
+if grace_s := limits.pop("body_grace_s", None):
+    asgi.read_body.__kwdefaults__["grace_s"] = grace_s
+if keep_alive_s := limits.pop("keep_alive_s", None):
+    options = serve.server_options
+    serve.server_options = lambda **given: {**options(**given), "timeout_keep_alive": keep_alive_s}
 for name, value in limits.items():
     setattr(GuardedProtocol, name, value)
 main()
@@ -131,8 +136,8 @@ async def router_process(
         home: its IIR_HOME.
         upstream: where the models are.
         models: what the endpoint `engine` serves.
-        limits: of a connection (attributes of `GuardedProtocol`), `files`, `body_idle_s` and
-            `ledger_rows`.
+        limits: of a connection (attributes of `GuardedProtocol`), `files`, `body_idle_s`,
+            `body_grace_s`, `keep_alive_s` and `ledger_rows`.
         environment: settings, by their names in capitals.
     """
     settings = load_settings(iir_home=home)
