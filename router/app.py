@@ -55,6 +55,7 @@ from shared.http.transport import Timeouts, Transport
 from shared.http.transports import make_transport
 from shared.kit.clock import Clock, monotonic
 from shared.kit.logs import configure_logs
+from shared.kit.memory import settle
 from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
@@ -298,7 +299,9 @@ def _serve_workers(settings: Settings, listener: socket.socket) -> None:
 def _worker_app(settings: Settings) -> ASGIApp:
     """Return one worker's application; runs in the worker's process, which has no log yet."""
     configure_logs(level=settings.log_level, json=settings.log_json)
-    return create_app(settings)
+    app = create_app(settings)
+    settle()
+    return app
 
 
 def _refuse_open_network(settings: Settings) -> None:
