@@ -10,7 +10,6 @@ from functools import partial
 from random import Random
 
 import anyio
-import structlog
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -54,7 +53,7 @@ from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Timeouts, Transport
 from shared.http.transports import make_transport
 from shared.kit.clock import Clock, monotonic
-from shared.kit.logs import configure_logs
+from shared.kit.logs import configure_logs, get_logger
 from shared.kit.memory import settle
 from shared.kit.run_file import announced
 
@@ -105,7 +104,7 @@ class Router:
             renew_s=settings.router_lease_renew_s,
             allowed_addresses=split_list(settings.router_agent_hosts),
         )
-        self._log = structlog.get_logger("router")
+        self._log = get_logger("router")
         self._leases_wait = False
 
     def dispatcher(self) -> Dispatcher:

@@ -17,7 +17,6 @@ from router import migrations
 from router.store.database import file_of, open_database, use_wal
 from router.store.errors import FILE, DamagedRegistry, NewerRegistry, not_migrated, translated
 
-
 _FOLDER = Path(migrations.__file__).parent
 _VERSION_TABLE = "alembic_version"
 
