@@ -10,7 +10,6 @@ from random import Random
 
 import anyio
 import httpx
-import structlog
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
@@ -47,7 +46,7 @@ from shared.http.serve import PortTaken, bind, run
 from shared.http.transport import Timeouts
 from shared.http.transports import make_transport
 from shared.kit.clock import monotonic, wall_time
-from shared.kit.logs import configure_logs
+from shared.kit.logs import configure_logs, get_logger
 from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
@@ -78,7 +77,7 @@ class Agent:
         self.settings = settings
         self.drain_s = _drain_s(settings, config)
         self._port = port
-        self._log = structlog.get_logger("agent")
+        self._log = get_logger("agent")
         self._transport = make_transport(settings.agent_transport)
         self._weights = WeightStore(settings.models_dir)
         rng = Random()  # noqa: S311 - spreads waits, guards nothing

@@ -10,7 +10,6 @@ from functools import partial
 from random import Random
 
 import anyio
-import structlog
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -54,7 +53,8 @@ from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Timeouts, Transport
 from shared.http.transports import make_transport
 from shared.kit.clock import Clock, monotonic
-from shared.kit.logs import configure_logs
+from shared.kit.logs import configure_logs, get_logger
+from shared.kit.memory import settle
 from shared.kit.run_file import announced
 
 _CONTROL_BODY_BYTES = 1024 * 1024
@@ -106,7 +106,7 @@ class Router:
             renew_s=settings.router_lease_renew_s,
             allowed_addresses=split_list(settings.router_agent_hosts),
         )
-        self._log = structlog.get_logger("router")
+        self._log = get_logger("router")
         self._leases_wait = False
 
     def dispatcher(self) -> Dispatcher:
@@ -314,7 +314,9 @@ def _serve_workers(settings: Settings, listener: socket.socket) -> None:
 def _worker_app(settings: Settings) -> ASGIApp:
     """Return one worker's application; runs in the worker's process, which has no log yet."""
     configure_logs(level=settings.log_level, json=settings.log_json)
-    return create_app(settings)
+    app = create_app(settings)
+    settle()
+    return app
 
 
 def _refuse_open_network(settings: Settings) -> None:

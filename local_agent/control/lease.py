@@ -15,7 +15,6 @@ from typing import Protocol
 
 import anyio
 import httpx
-import structlog
 from pydantic import BaseModel, Field, ValidationError
 
 from shared.contracts.agents import (
@@ -27,6 +26,7 @@ from shared.contracts.agents import (
     Registration,
 )
 from shared.kit.backoff import backoff_s
+from shared.kit.logs import get_logger
 
 _CREDENTIAL_WAIT_S = 60.0
 _LOOK_S = 2.0
@@ -135,7 +135,7 @@ class LeaseClient:
         self._seq = 0
         # made by `run`: anyio makes scopes inside an event loop only
         self._scope: anyio.CancelScope | None = None
-        self._log = structlog.get_logger("lease")
+        self._log = get_logger("lease")
         self.status = LeaseStatus.STARTING
 
     async def run(self) -> None:

@@ -8,8 +8,8 @@ from typing import TypeVar
 from router.settings import Settings, load_settings
 from router.store.database import Connection, file_of
 from router.store.migrate import migrate
+from router.store.prepare import prepare
 from router.store.reader import RegistryReader
-from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
 
 T = TypeVar("T")
@@ -42,13 +42,11 @@ def write(
     """
     url = (settings or load_settings()).store_url
     path = file_of(url)
-    is_new = path is not None and not path.exists()
-    if is_new:
-        migrate(url)
+    if path is not None and not path.exists():
+        make = prepare if is_seeded else migrate
+        make(url)
     writer = RegistryWriter(url)
     try:
-        if is_new and is_seeded:
-            writer.run_sync(lambda c: seed(c, read_seed(), only_once=True))
         return writer.run_sync(change)
     finally:
         writer.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import secrets
 
-import structlog
-
 from router.fleet.address import check_agent_url
 from router.fleet.deployments import agent_endpoint_id
 from router.fleet.membership import Member
@@ -13,6 +11,7 @@ from router.fleet.registry import Fleet
 from router.ports import LeaseStore
 from shared.contracts.agents import PROTOCOL_VERSION, Heartbeat, LeaseGrant, Registration
 from shared.http.errors import BadRequest, Conflict, NotFound
+from shared.kit.logs import get_logger
 
 
 class LeaseDesk:
@@ -37,7 +36,7 @@ class LeaseDesk:
         self._renew_s = renew_s
         self._allowed_addresses = allowed_addresses
         self._unsaved: dict[int, tuple[int, str, Heartbeat]] = {}
-        self._log = structlog.get_logger("leases")
+        self._log = get_logger("leases")
 
     async def register(
         self, row_id: int, name: str, agent_id: str, registration: Registration, caller: str

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import anyio
-import structlog
 
 from router.domain import Endpoint, EndpointId, Zone
 from router.fleet.registry import Fleet
 from router.ports import Backend
 from shared.http.errors import ApiError, UpstreamTimeout
+from shared.kit.logs import get_logger
 
 _AT_ONCE = 16
 
@@ -30,7 +30,7 @@ class Prober:
         self._fleet = fleet
         self._backends = backends
         self._silent: set[EndpointId] = set()
-        self._log = structlog.get_logger("prober")
+        self._log = get_logger("prober")
 
     async def look(self) -> None:
         """Ask each endpoint once, some at a time."""

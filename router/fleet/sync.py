@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-import structlog
-
 from router.domain import Catalog, LeaseBook
 from router.fleet.registry import Fleet
 from router.ports import RegistrySource
+from shared.kit.logs import get_logger
 
 
 class RegistrySync:
@@ -24,7 +23,7 @@ class RegistrySync:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry-reader")
         self._catalog_version: int | None = None
         self._lease_version: int | None = None
-        self._log = structlog.get_logger("registry")
+        self._log = get_logger("registry")
         self.problem: str | None = None
         self.failures = 0
 

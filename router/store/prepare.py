@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from pathlib import Path
+
+from sqlalchemy import Connection, delete, insert, select
+
 from router.store.migrate import migrate
-from router.store.seed import read_seed, seed
+from router.store.tables import meta
 from router.store.writer import RegistryWriter
+
+PACKAGED = Path(__file__).with_name("seed.yaml")
+_SEEDED = "seeded:packaged"
 
 
 def prepare(url: str) -> None:
@@ -16,6 +24,18 @@ def prepare(url: str) -> None:
     migrate(url)
     writer = RegistryWriter(url)
     try:
-        writer.run_sync(lambda connection: seed(connection, read_seed(), only_once=True))
+        writer.run_sync(_seed_packaged)
     finally:
         writer.close()
+
+
+def _seed_packaged(connection: Connection) -> None:
+    """Add what is packaged, unless just this file was added before: most starts need no YAML."""
+    digest = sha256(PACKAGED.read_bytes()).hexdigest()
+    if connection.scalar(select(meta.c.value).where(meta.c.key == _SEEDED)) == digest:
+        return
+    from router.store.seed import read_seed, seed  # noqa: PLC0415 - see above
+
+    seed(connection, read_seed(PACKAGED), only_once=True)
+    connection.execute(delete(meta).where(meta.c.key == _SEEDED))
+    connection.execute(insert(meta).values(key=_SEEDED, value=digest))

@@ -19,9 +19,9 @@ from router.store.catalog import (
     is_name_taken,
 )
 from router.store.errors import InvalidValue
+from router.store.prepare import PACKAGED
 from router.store.tables import meta
 
-PACKAGED = Path(__file__).with_name("seed.yaml")
 _MOST_BYTES = 4 * 1024 * 1024
 
 

@@ -13,14 +13,13 @@ from random import Random
 from typing import Any
 
 import anyio
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.http.asgi import ClientGone, header, send_error
 from shared.http.errors import ApiError, Origin, ShuttingDown, internal_error
 from shared.http.origin import OriginRules
 from shared.kit.clock import Clock
-from shared.kit.logs import places
+from shared.kit.logs import get_logger, places
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _KEY = "iir"
@@ -60,7 +59,7 @@ class Guard:
         self._rules = rules
         self._clock = clock
         self._origin = origin
-        self._log = structlog.get_logger("request")
+        self._log = get_logger("request")
         # a logger that is bound anew for each line costs more than the line
         self._bound: Any = None
         self._id_source = Random()  # noqa: S311 - ids tell requests apart, and guard nothing

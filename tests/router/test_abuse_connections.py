@@ -13,7 +13,7 @@ import pytest
 from shared.testing.raw_client import connected, render_request
 from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat
-from tests.router.test_abuse_upstreams import EVENT, MIB, Upstream, for_ever, scene
+from tests.router.test_abuse_upstreams import EVENT, MIB, for_ever, scene
 
 LIMITS = {"head_s": 1.5, "write_s": 1.5, "body_idle_s": 1.0, "keep_alive_s": 1.5}
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
@@ -103,13 +103,14 @@ async def test_thousands_of_idle_connections_cost_little_and_are_closed(tmp_path
     limits = {**LIMITS, "head_s": 20.0}
     async with scene(tmp_path, limits=limits) as (router, _):
         files, memory = router.files(), router.rss_mb()
-        kept = render_request("GET", "/health", None, {"host": "localhost", "connection": "keep-alive"})
-        async with router.meanwhile(chat()):
-            async with many(router, 2000, kept) as pairs:
-                for reader, _ in pairs:
-                    await reader.readuntil(b"}")
-                assert router.rss_mb() - memory < 64
-                assert await ends(pairs) == {b""}
+        kept = render_request(
+            "GET", "/health", None, {"host": "localhost", "connection": "keep-alive"}
+        )
+        async with router.meanwhile(chat()), many(router, 2000, kept) as pairs:
+            for reader, _ in pairs:
+                await reader.readuntil(b"}")
+            assert router.rss_mb() - memory < 64
+            assert await ends(pairs) == {b""}
         await router.files_fall_to(files + 4)
 
 
@@ -181,7 +182,9 @@ async def test_large_bodies_are_refused_and_not_kept(tmp_path: Path) -> None:
     environment = {"ROUTER_MAX_BODY_MB": "1"}
     async with scene(tmp_path, limits=LIMITS, **environment) as (router, _):
         memory = router.rss_mb()
-        declared = render_request("POST", CHAT, b"{", {"host": "localhost", "content-length": "9" * 11})
+        declared = render_request(
+            "POST", CHAT, b"{", {"host": "localhost", "content-length": "9" * 11}
+        )
         async with router.meanwhile(chat()):
             async with many(router, 50, declared) as pairs:
                 assert await ends(pairs) == {b"HTTP/1.1 413"}

@@ -23,7 +23,9 @@ from tests.router.scenes import CHAT, chat, error_event_of, error_of
 MIB = 2**20
 JSON = [("content-type", "application/json")]
 SSE = [("content-type", "text/event-stream")]
-CHUNK = b'{"id":"a","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}'
+CHUNK = (
+    b'{"id":"a","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}'
+)
 EVENT = b"data: " + CHUNK + b"\n\n"
 ANSWER = b'{"id":"a","object":"chat.completion","choices":[]}'
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -133,7 +135,9 @@ BROKEN_HEADS = {
     "too many headers": raw(OK + b"x-a: b\r\n" * 300 + BODY),
     "a large head": raw(OK + b"x-a: " + b"y" * 70_000 + b"\r\n" + BODY),
     "interim answers without end": for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-    "early hints without end": for_ever(b"", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", 0.01),
+    "early hints without end": for_ever(
+        b"", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", 0.01
+    ),
     "a switch of protocols": raw(
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nxx"
     ),
@@ -179,7 +183,11 @@ async def test_a_broken_answer_is_an_error_of_ours(tmp_path: Path) -> None:
                     answer = await ask(router, case, stream=stream)
                     error = error_of(answer)
                     assert answer.status_code == 502, (case, answer.status_code, error)
-                    assert error["code"] in {"upstream_failed", "upstream_interrupted", "upstream_error"}
+                    assert error["code"] in {
+                        "upstream_failed",
+                        "upstream_interrupted",
+                        "upstream_error",
+                    }
                     assert "set-cookie" not in answer.headers, case
                     assert not any(word in answer.text for word in ("10.0.0", "169.254")), case
                     await upstream.left()
@@ -422,19 +430,30 @@ async def test_a_requests_values_bring_no_line_of_their_own(tmp_path: Path) -> N
 
     async with scene(tmp_path, LOG_JSON="true") as (router, upstream):
         upstream.cases["x"] = keep
-        forged = {"x-request-id": "a b", "traceparent": "00-a-b-01", "x-upstream": "http://10.0.0.7"}
+        forged = {
+            "x-request-id": "a b",
+            "traceparent": "00-a-b-01",
+            "x-upstream": "http://10.0.0.7",
+        }
         answer = await router.client.post(CHAT, json=chat(x="x"), headers=forged)
         assert answer.headers["x-request-id"].startswith("req_")
         names = [name for name, _ in seen[0].request.headers]
         assert len(names) == len(set(names))
         assert not {"x-upstream", "authorization", "cookie"} & set(names)
-        for model in ("a\r\nset-cookie: a=b", "a\n\ndata: [DONE]\n\n", 'a","level":"error', "\u2028"):
+        for model in (
+            "a\r\nset-cookie: a=b",
+            "a\n\ndata: [DONE]\n\n",
+            'a","level":"error',
+            "\u2028",
+        ):
             answer = await router.client.post(CHAT, json=chat(model, stream=True))
             assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
             assert "set-cookie" not in answer.headers
         for target in (b"/%0d%0aset-cookie:%20a=b", b"/%0a%0adata:%20x", b"/\xe2\x80\xa8"):
             async with connected(router.base_url) as (reader, writer):
-                writer.write(b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                writer.write(
+                    b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+                )
                 head, _ = split_answer(await reader.read())
                 assert head.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
                 assert b"set-cookie" not in head

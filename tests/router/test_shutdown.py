@@ -221,7 +221,9 @@ async def test_a_full_disk_holds_no_request_up(tmp_path: Path) -> None:
         await router.client.post(CHAT, json=chat())
         await until_written(router, 1)
         # no file may grow: what a full disk is to a process that writes no new ones
-        before = resource.prlimit(router.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        before = resource.prlimit(
+            router.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)
+        )
         async with router.meanwhile(chat()):
             for _ in range(80):
                 await router.client.post(CHAT, json=chat())
