@@ -65,17 +65,20 @@ UNCOUNTED = frozenset(
 
 
 def differs(account: Account, rows: Sequence[Row]) -> str | None:
-    """Return how the ledger's rows contradict what the client saw; None if they agree."""
+    """Return how the ledger's rows contradict what the client saw; None if they agree.
+
+    There is one per attempt, and one with attempt 0 behind them if it ended outside of any.
+    """
     numbers = [row.attempt for row in rows]
-    is_chain = numbers == list(range(1, len(rows) + 1))
-    if numbers != [0] and not is_chain:
+    made = sum(number > 0 for number in numbers)
+    if numbers[:made] != [*range(1, made + 1)] or numbers[made:] not in ([], [0]):
         return f"the rows' attempts are {numbers}"
     if any(row.error is None for row in rows[:-1]):
         return "an attempt was followed by another though it went well"
     if rows and not account.is_http:
         return f"no whole request came, and there are rows: {rows}"
-    if account.attempts and len(rows) != account.attempts:
-        return f"{account.attempts} attempts according to the answer, {len(rows)} rows"
+    if account.attempts and made != account.attempts:
+        return f"{account.attempts} attempts according to the answer, {made} rows of attempts"
     return _END[account.ending](account, rows)
 
 
@@ -94,11 +97,11 @@ def _error(account: Account, rows: Sequence[Row]) -> str | None:
         return f"it was refused as {account.code}, and has rows: {rows}" if rows else None
     if not rows or rows[-1].error is None:
         return f"the client got the error {account.code}, the last row says {rows[-1:]}"
-    if account.attempts:
-        return None
-    if rows[0].attempt == 0 and rows[0].error == account.code:
-        return None
-    return f"the client was refused with {account.code}, the row says {rows[0]}"
+    if rows[-1].attempt == 0 and rows[-1].error != account.code:
+        return f"the client was refused with {account.code}, the last row says {rows[-1]}"
+    if rows[-1].attempt and not account.attempts:
+        return f"no attempt according to the answer, the last row says {rows[-1]}"
+    return None
 
 
 def _broken_off(account: Account, rows: Sequence[Row]) -> str | None:

@@ -30,7 +30,7 @@ def _figures(found: Found) -> Iterator[str]:
     yield f"statuses: {_counts(statuses)}"
     yield f"refused as: {_counts(Counter(each.code for each in accounts if each.code))}"
     yield f"ledger: {len(rows)} rows; {_counts(Counter(row.error or 'ok' for row in rows))}"
-    yield f"attempts per request: {_counts(Counter(len(each) for each in found.ledger.values()))}"
+    yield f"rows per request: {_counts(Counter(len(each) for each in found.ledger.values()))}"
     yield f"engines ended: {_counts(Counter(found.engine_ends))}"
     yield f"idle before: {found.before}"
     yield f"idle after: {found.after}; connections at engines: {found.connections}"
