@@ -17,12 +17,17 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class _Usage(msgspec.Struct):
-    """OpenAI's names in chat and completions; in Responses, and Anthropic's, the other two."""
+    """OpenAI's names in chat and completions; in Responses, and Anthropic's, the other ones.
+
+    Anthropic counts what is cached apart from `input_tokens`.
+    """
 
     prompt_tokens: _Tokens | None = None
     completion_tokens: _Tokens | None = None
     input_tokens: _Tokens | None = None
     output_tokens: _Tokens | None = None
+    cache_creation_input_tokens: _Tokens | None = None
+    cache_read_input_tokens: _Tokens | None = None
 
 
 _decode_usage = msgspec.json.Decoder(_Usage).decode
@@ -85,8 +90,15 @@ def tokens_of(usage: Sequence[bytes]) -> tuple[int | None, int | None]:
             found = _decode_usage(raw)
         except (msgspec.DecodeError, RecursionError):
             continue
-        for value in (found.input_tokens, found.prompt_tokens):
+        for value in (_all_input(found), found.prompt_tokens):
             taken = taken if value is None else value
         for value in (found.output_tokens, found.completion_tokens):
             made = made if value is None else value
     return taken, made
+
+
+def _all_input(usage: _Usage) -> int | None:
+    if usage.input_tokens is None:
+        return None
+    cached = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    return usage.input_tokens + cached

@@ -86,6 +86,8 @@ def test_the_tokens_that_an_upstream_reports(
 def test_later_usage_knows_better_and_earlier_fills_its_gaps() -> None:
     start = b'{"input_tokens":7,"output_tokens":1}'
     assert tokens_of((start, b'{"output_tokens":9}')) == (7, 9)
+    cached = b'{"input_tokens":7,"cache_read_input_tokens":24,"cache_creation_input_tokens":2}'
+    assert tokens_of((cached,)) == (33, None)
     assert tokens_of(()) == (None, None)
 
 
