@@ -12,6 +12,7 @@ from router.cli.output import PoliteGroup
 from router.cli.session import write
 from router.settings import load_settings
 from router.store.migrate import migrate as bring_up_to_date
+from router.store.prepare import PACKAGED
 
 app = typer.Typer(
     cls=PoliteGroup,
@@ -59,7 +60,7 @@ def seed_command(
     ] = None,
 ) -> None:
     """Add providers, prefix rules and models; what is there already is not changed."""
-    from router.store.seed import PACKAGED, read_seed, seed  # noqa: PLC0415 - YAML loads for this
+    from router.store.seed import read_seed, seed  # noqa: PLC0415 - YAML loads for this alone
 
     document = read_seed(file or PACKAGED)
     added = write(lambda c: seed(c, document, only_once=file is None), is_seeded=False)

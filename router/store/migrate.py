@@ -48,7 +48,7 @@ def check(connection: Connection) -> None:
         NoRegistry: it is older, or was never made.
         NewerRegistry: it is newer than this program.
     """
-    if _revision(connection) != _known_revisions()[-1]:
+    if _revision(connection) != known_revisions()[-1]:
         raise not_migrated()
 
 
@@ -56,7 +56,7 @@ def _upgrade(url: str) -> None:
     engine = open_database(url, is_writer=True)
     try:
         with engine.begin() as connection:
-            if _revision(connection) != _known_revisions()[-1]:
+            if _revision(connection) != known_revisions()[-1]:
                 _run_alembic(connection)
     finally:
         engine.dispose()
@@ -72,7 +72,7 @@ def _run_alembic(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _known_revisions() -> list[str]:
+def known_revisions() -> list[str]:
     """Return the revisions that this program knows, oldest first, as their files are called."""
     return sorted(path.name.split("_")[0] for path in (_FOLDER / "versions").glob("[0-9]*_*.py"))
 
@@ -88,7 +88,7 @@ def _revision(connection: Connection) -> str | None:
         if tables:
             raise DamagedRegistry(f"{FILE} holds another program's tables; name another file")
         return None
-    if revision not in _known_revisions():
+    if revision not in known_revisions():
         raise NewerRegistry(
             "the registry was migrated by a newer version of this program; "
             f"upgrade the program, or name another file ({FILE})"

@@ -26,7 +26,7 @@ from sqlalchemy.schema import CreateTable
 from router import migrations
 from router.domain import DeploymentEntry, ModelEntry, ModelName, Provider, Zone
 from router.store.errors import DamagedRegistry, NewerRegistry, NoRegistry, StoreError
-from router.store.migrate import check, migrate
+from router.store.migrate import check, known_revisions, migrate
 from router.store.reader import RegistryReader
 from router.store.tables import metadata
 
@@ -210,6 +210,13 @@ def test_migrations_are_plain_sql_for_postgresql_too() -> None:
     assert "ADD COLUMN max_in_flight INTEGER" in sql
     assert "ADD COLUMN apis JSON" in sql
     assert "UPDATE providers SET apis = '[" in sql
+
+
+def test_revisions_are_those_of_the_files_names() -> None:
+    # so that a start can tell without Alembic that there is nothing to do
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    assert known_revisions() == [s.revision for s in reversed(list(scripts.walk_revisions()))]
+    assert scripts.get_heads() == known_revisions()[-1:]
 
 
 def test_again_changes_nothing(tmp_path: Path) -> None:
