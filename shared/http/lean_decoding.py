@@ -10,6 +10,7 @@ _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _EITHER_HEADER = 32 + zlib.MAX_WBITS
 # A small answer may claim to be a huge one: it is unpacked in pieces, as its reader takes them.
 _PIECE_BYTES = 256 * 1024
+_BROKEN = "The upstream's compressed answer is broken."
 
 
 class Decoder:
@@ -38,10 +39,16 @@ class Decoder:
             UpstreamInterrupted: the body is not what it says.
         """
         self._is_begun = True
+        inflater = self._inflater
+        if inflater.eof and data:  # it would keep whatever comes
+            raise UpstreamInterrupted(_BROKEN)
         try:
-            return self._inflater.decompress(self._inflater.unconsumed_tail + data, _PIECE_BYTES)
+            piece = inflater.decompress(inflater.unconsumed_tail + data, _PIECE_BYTES)
         except zlib.error as exc:
-            raise UpstreamInterrupted("The upstream's compressed answer is broken.") from exc
+            raise UpstreamInterrupted(_BROKEN) from exc
+        if inflater.unused_data:
+            raise UpstreamInterrupted(_BROKEN)
+        return piece
 
     def last(self) -> bytes:
         """Return what is left once the body has ended: a piece, or `b""` after the last.
