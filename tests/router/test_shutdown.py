@@ -127,7 +127,7 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path, kind: signal.Signals
             router.process.send_signal(kind)
             assert await router.exit_code(4) == 0
             assert time.perf_counter() - started < 2.5
-            await asyncio.wait([stream])
+            assert error_event_of(await stream)["code"] == "shutting_down"
         assert "Traceback" not in router.log()
 
 
