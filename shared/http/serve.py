@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from starlette.types import ASGIApp
 
 from shared.http.protocol import GuardedProtocol
 from shared.kit.memory import settle
+
+
+# What a forced end waits for clients to hear of it.
+_GOODBYE_S = 1.0
 
 
 class PortTaken(Exception):
@@ -60,6 +65,11 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         if self.force_exit:  # which uvicorn takes for leave to skip this
+            running = list(self.server_state.tasks)
+            for task in running:
+                task.cancel()
+            if running:  # they tell their clients why, before what they stand on is closed
+                await asyncio.wait(running, timeout=_GOODBYE_S)
             await self.lifespan.shutdown()
 
 

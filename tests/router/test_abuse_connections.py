@@ -76,27 +76,33 @@ async def test_half_sent_requests_are_cut(tmp_path: Path, case: str) -> None:
 
 
 async def test_a_head_that_drips_is_cut(tmp_path: Path) -> None:
-    async with scene(tmp_path, limits=LIMITS) as (router, _):
-        async with router.meanwhile(chat()), many(router, 50, b"GET /health HTTP/1.1\r\n") as pairs:
-            reading = asyncio.create_task(ends(pairs, 5.0))
-            while not reading.done():
-                for _, writer in pairs:
-                    if not writer.transport.is_closing():
-                        writer.write(b"x: y\r\n")
-                await asyncio.sleep(0.1)
-            assert reading.result() == {b"HTTP/1.1 408"}
+    async with (
+        scene(tmp_path, limits=LIMITS) as (router, _),
+        router.meanwhile(chat()),
+        many(router, 50, b"GET /health HTTP/1.1\r\n") as pairs,
+    ):
+        reading = asyncio.create_task(ends(pairs, 5.0))
+        while not reading.done():
+            for _, writer in pairs:
+                if not writer.transport.is_closing():
+                    writer.write(b"x: y\r\n")
+            await asyncio.sleep(0.1)
+        assert reading.result() == {b"HTTP/1.1 408"}
 
 
 async def test_a_body_that_drips_is_cut(tmp_path: Path) -> None:
-    async with scene(tmp_path, limits={**LIMITS, "body_grace_s": 1.5}) as (router, _):
-        async with router.meanwhile(chat()), many(router, 50, CHUNKED) as pairs:
-            reading = asyncio.create_task(ends(pairs, 5.0))
-            while not reading.done():
-                for _, writer in pairs:
-                    if not writer.transport.is_closing():
-                        writer.write(b"1\r\n \r\n")
-                await asyncio.sleep(0.1)
-            assert reading.result() == {b"HTTP/1.1 408"}
+    async with (
+        scene(tmp_path, limits={**LIMITS, "body_grace_s": 1.5}) as (router, _),
+        router.meanwhile(chat()),
+        many(router, 50, CHUNKED) as pairs,
+    ):
+        reading = asyncio.create_task(ends(pairs, 5.0))
+        while not reading.done():
+            for _, writer in pairs:
+                if not writer.transport.is_closing():
+                    writer.write(b"1\r\n \r\n")
+            await asyncio.sleep(0.1)
+        assert reading.result() == {b"HTTP/1.1 408"}
 
 
 async def test_thousands_of_idle_connections_cost_little_and_are_closed(tmp_path: Path) -> None:

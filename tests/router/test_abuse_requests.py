@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from shared.kit.logs import configure_logs
-from shared.testing.engine import EngineOptions
+from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.steps import Latency
 from tests.router.harness import StartRouter
-from tests.router.scenes import CHAT, chat, one_engine, settled
+from tests.router.process import router_process
+from tests.router.scenes import CHAT, chat, error_of, one_engine, settled
 
 BODY = json.dumps(chat()).encode()
 LENGTH = str(len(BODY)).encode()
@@ -179,3 +181,66 @@ async def test_no_tunnel_is_made(start_router: StartRouter) -> None:
             assert raw.startswith(b"HTTP/1.1 4"), raw
             assert raw.count(b"HTTP/1.1") == 1, raw
         assert scene.engine.requests == []
+
+
+MODEL = b'{"model":"tiny","messages":'
+BODIES = {
+    "nested lists": MODEL + b"[" * 2_000_000,
+    "nested lists that end": MODEL + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}",
+    "nested objects": MODEL + b'{"a":' * 500_000 + b"1" + b"}" * 500_000 + b"}",
+    "a key without end": b'{"' + b"k" * 4_000_000,
+    "a text without end": MODEL + b'"' + b"\\u0000" * 500_000,
+    "a lone surrogate": MODEL.replace(b"tiny", b"ti\\ud800ny") + b"[]}",
+    "bad UTF-8": MODEL + b'"\xc3\x28"}',
+    "UTF-16": (MODEL + b"[]}").decode().encode("utf-16"),
+    "NaN": MODEL + b"[NaN]}",
+    "Infinity": MODEL + b"[-Infinity]}",
+    "no object": b"[" + MODEL + b"[]}]",
+    "something behind it": MODEL + b"[]}{}",
+    "nothing but white space": b" " * 4_000_000,
+}
+# The upstream judges what is valid JSON: it came through byte for byte.
+VALID = {
+    "a large number": MODEL + b"[" + b"9" * 1_000_000 + b"]}",
+    "a large exponent": MODEL + b"[1e999999999]}",
+    "many keys": MODEL + b"[]," + b",".join(b'"k%d":1' % n for n in range(100_000)) + b"}",
+    "the same key many times": MODEL + b"[]" + b',"k":1' * 100_000 + b"}",
+}
+
+
+async def test_odd_bodies_hold_nobody_up(tmp_path: Path) -> None:
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    async with (
+        running(engine) as upstream,
+        router_process(tmp_path, upstream=upstream) as router,
+        router.meanwhile(),
+    ):
+        headers = {"content-type": "application/json"}
+        memory = router.rss_mb()
+        for name, body in BODIES.items():
+            answer = await router.client.post(CHAT, content=body, headers=headers)
+            error = error_of(answer)
+            assert (answer.status_code, error["type"]) == (400, "invalid_request_error"), name
+        assert engine.requests == []
+        for name, body in VALID.items():
+            await router.client.post(CHAT, content=body, headers=headers)
+            assert engine.requests[-1].raw.startswith(MODEL), name
+        assert router.rss_mb() - memory < 100
+
+
+async def test_the_model_that_was_checked_is_the_one_that_is_sent(tmp_path: Path) -> None:
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    async with (
+        running(engine) as upstream,
+        router_process(tmp_path, upstream=upstream) as router,
+    ):
+        headers = {"content-type": "application/json"}
+        for key in (b'"model"', b'"mod\\u0065l"'):
+            body = b'{"model":"secret","messages":[],' + key + b':"tiny"}'
+            await router.client.post(CHAT, content=body, headers=headers)
+            sent = json.loads(engine.requests[-1].raw, object_pairs_hook=list)
+            assert [value for name, value in sent if name == "model"] == ["tiny"]
+            body = b'{"model":"tiny","messages":[],' + key + b':"secret"}'
+            answer = await router.client.post(CHAT, content=body, headers=headers)
+            assert answer.status_code == 404
+        assert len(engine.requests) == 2

@@ -113,16 +113,17 @@ async def scene(
     """Start a router in front of an upstream; see `router_process`."""
     upstream = Upstream()
     url = await upstream.server.start("127.0.0.1", 0)
-    environment = {"ROUTER_BREAKER_FAILURES": "1000000", "ROUTER_PROBE_S": "0", **environment}
+    quiet = {"ROUTER_BREAKER_FAILURES": "1000000", "ROUTER_PROBE_S": "0"}
+    settings: dict[str, Any] = {**quiet, **environment}
     try:
-        async with router_process(home, upstream=url, limits=limits, **environment) as router:
+        async with router_process(home, upstream=url, limits=limits, **settings) as router:
             yield router, upstream
     finally:
         await upstream.server.close()
 
 
 async def ask(router: RouterProcess, case: str, *, stream: bool = False) -> httpx.Response:
-    fields = {"stream": True} if stream else {}
+    fields: dict[str, Any] = {"stream": True} if stream else {}
     with anyio.fail_after(15):
         return await router.client.post(CHAT, json=chat(x=case, **fields))
 
@@ -379,7 +380,7 @@ DRIPS = {
 
 @pytest.mark.parametrize("case", DRIPS)
 async def test_an_upstream_that_drips_has_a_limit(tmp_path: Path, case: str) -> None:
-    limits = {"ROUTER_FIRST_BYTE_TIMEOUT_S": "1", "ROUTER_TOTAL_TIMEOUT_S": "2"}
+    limits: dict[str, Any] = {"ROUTER_FIRST_BYTE_TIMEOUT_S": "1", "ROUTER_TOTAL_TIMEOUT_S": "2"}
     async with scene(tmp_path, **limits) as (router, upstream):
         upstream.cases["x"], status = DRIPS[case]
         async with router.meanwhile(chat()):

@@ -90,7 +90,7 @@ async def test_nobody_new_is_served_while_it_drains(tmp_path: Path) -> None:
         async with streaming(router) as stream:
             router.process.terminate()
             await asyncio.sleep(0.3)
-            with pytest.raises(OSError):
+            with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", router.port)
             assert (await stream).endswith(DONE)
         assert await router.exit_code(3) == 0
@@ -103,12 +103,12 @@ async def test_what_takes_too_long_ends_with_an_error(tmp_path: Path) -> None:
         async with streaming(router) as stream:
             waiting = asyncio.create_task(router.client.post(CHAT, json=chat(x="silent")))
             await asyncio.sleep(0.2)
-            started = time.monotonic()
+            started = time.perf_counter()
             router.process.terminate()
             body = await stream
             answer = await waiting
             assert await router.exit_code(5) == 0
-        assert 0.9 < time.monotonic() - started < 4
+        assert 0.9 < time.perf_counter() - started < 4
         assert error_event_of(body)["code"] == "shutting_down"
         assert (answer.status_code, error_of(answer)["code"]) == (503, "shutting_down")
         assert len(rows(router)) == 2
@@ -123,24 +123,27 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path, kind: signal.Signals
             router.process.terminate()
             await asyncio.sleep(0.3)
             assert router.process.poll() is None
-            started = time.monotonic()
+            started = time.perf_counter()
             router.process.send_signal(kind)
             assert await router.exit_code(4) == 0
-            assert time.monotonic() - started < 2.5
-            await asyncio.wait([stream])
+            assert time.perf_counter() - started < 2.5
+            assert error_event_of(await stream)["code"] == "shutting_down"
         assert "Traceback" not in router.log()
 
 
 async def test_connections_without_a_request_hold_nothing_up(tmp_path: Path) -> None:
     async with scene(tmp_path, ROUTER_DRAIN_S="60") as (router, _):
         halves = (b"", b"POST /v1/chat/comp", b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        async with connected(router.base_url) as a, connected(router.base_url) as b:
-            async with connected(router.base_url) as c:
-                for (_, writer), data in zip((a, b, c), halves, strict=True):
-                    writer.write(data)
-                await asyncio.sleep(0.2)
-                router.process.terminate()
-                assert await router.exit_code(3) == 0
+        async with (
+            connected(router.base_url) as a,
+            connected(router.base_url) as b,
+            connected(router.base_url) as c,
+        ):
+            for (_, writer), data in zip((a, b, c), halves, strict=True):
+                writer.write(data)
+            await asyncio.sleep(0.2)
+            router.process.terminate()
+            assert await router.exit_code(3) == 0
 
 
 async def test_clients_that_do_not_read_or_send_on_hold_it_up_to_the_limit(tmp_path: Path) -> None:
@@ -168,11 +171,11 @@ async def test_kill_loses_no_row_that_is_older_than_a_batch(tmp_path: Path) -> N
             for n in range(100_000):
                 body = chat(x="x", stream=True) if n % 2 else chat()
                 answer = await router.client.post(CHAT, json=body)
-                finished[answer.headers["x-request-id"]] = time.monotonic()
+                finished[answer.headers["x-request-id"]] = time.perf_counter()
 
         tasks = [asyncio.create_task(load()) for _ in range(8)]
         await asyncio.sleep(3)
-        killed = time.monotonic()
+        killed = time.perf_counter()
         router.process.kill()
         await asyncio.gather(*tasks, return_exceptions=True)
         await router.exit_code()

@@ -126,6 +126,15 @@ async def test_a_client_that_stops_sending() -> None:
     assert refused.value.status == 408
 
 
+async def test_a_client_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Channel(*[b"x"] * 9, ends=False)
+    assert len(await read_body(scope_of(), Channel(*[b"x"] * 9).receive, limit=9)) == 9
+    monkeypatch.setattr("shared.http.asgi._LEAST_BYTES_S", 10**12)
+    with pytest.raises(BodyTimeout):
+        await read_body(scope_of(), channel.receive, limit=9, grace_s=0.0)
+    assert len(channel.messages) == 7
+
+
 async def test_a_client_that_leaves_while_sending() -> None:
     channel = Channel(b"half", ends=False)
     channel.messages.append({"type": "http.disconnect"})

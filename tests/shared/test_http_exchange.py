@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -238,6 +239,42 @@ async def test_a_stream_without_an_event_for_too_long_fails() -> None:
     transport = FakeTransport(*comments)
     assert isinstance(await failure_of(transport), UpstreamFailed)
     assert transport.reads < 6
+
+
+@pytest.mark.parametrize("event", [b"retry: 1\n\n", b"data: {}\n\n", b"data:\n\n", b"\n"])
+async def test_what_is_dropped_before_the_first_event_has_a_limit_too(event: bytes) -> None:
+    transport = FakeTransport(*[event * (2**17 // len(event))] * 99)
+    assert isinstance(await failure_of(transport), UpstreamFailed)
+    assert transport.reads < 12
+
+
+async def test_others_have_their_turn_while_a_piece_of_many_events_is_judged() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    found, error = await parts_of(FakeTransport(CHUNK + b"retry: 1\n\n" * 100_000 + DONE))
+    counting.cancel()
+    assert (b"".join(found), error) == (CHUNK + DONE, None)
+    assert turns > 50
+
+
+async def test_an_error_without_end_is_not_read_whole() -> None:
+    transport = FakeTransport(*[b"x" * HELD_BYTES] * 9, status=500, headers=JSON)
+    async with exchange(transport, REQUEST) as reply:
+        with pytest.raises(UpstreamFailed):
+            await reply.whole()
+    assert transport.reads < 4
+
+
+async def test_a_status_that_does_not_exist_is_not_passed_on() -> None:
+    transport = FakeTransport(b"{}", status=799, headers=JSON)
+    assert isinstance(await failure_of(transport), UpstreamFailed)
 
 
 async def test_an_error_in_the_first_chunk_behind_the_first_event_comes_after_it() -> None:
