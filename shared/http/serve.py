@@ -14,7 +14,6 @@ from starlette.types import ASGIApp
 from shared.http.protocol import GuardedProtocol
 from shared.kit.memory import settle
 
-
 # What a forced end waits for clients to hear of it.
 _GOODBYE_S = 1.0
 
