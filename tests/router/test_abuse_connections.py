@@ -15,6 +15,9 @@ from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat
 from tests.router.test_abuse_upstreams import EVENT, MIB, for_ever, scene
 
+# a machine of its own: it holds times that other tests beside it would spoil
+pytestmark = pytest.mark.integration
+
 LIMITS = {"head_s": 1.5, "write_s": 1.5, "body_idle_s": 1.0, "keep_alive_s": 1.5}
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import pytest
 
 from router.domain import Provider, Zone
 from router.store.catalog import add_model, add_provider
@@ -22,6 +23,9 @@ from shared.testing.steps import Latency
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, bearer, chat, error_of, key, settled
 from tests.router.test_fleet_registry import row
+
+# a machine of its own: it holds times that other tests beside it would spoil
+pytestmark = pytest.mark.integration
 
 PLACES, SERVICE_S = 10, 0.25
 CAPACITY = PLACES / SERVICE_S

@@ -21,6 +21,9 @@ from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat, error_event_of, error_of
 from tests.router.test_abuse_upstreams import EVENT, SSE, Answering, for_ever, scene
 
+# a machine of its own: it holds times that other tests beside it would spoil
+pytestmark = pytest.mark.integration
+
 if sys.platform == "linux":
     import resource
 
