@@ -34,13 +34,15 @@ class _Refused(Exception):
 class GuardedProtocol(HttpToolsProtocol):
     """One connection, whose client can neither fill memory nor hold a place for nothing.
 
-    Limits: bytes of a head and of its URL, number of headers, seconds for a head to arrive and for
-    a client to read on after the write buffer filled up, for it to take a refusal; bytes and seconds of a refused body's rest.
+    Limits: bytes of a head and of its URL, number of headers, and of requests that wait for the one
+    before; seconds for a head to arrive, for a client to read on after the write buffer filled up,
+    for it to take a refusal; bytes and seconds of a refused body's rest.
     """
 
     max_head_bytes = 64 * 1024
     max_url_bytes = 16 * 1024
     max_headers = 256
+    max_pipelined = 64
     head_s = 20.0
     write_s = 60.0
     linger_s = 1.0
@@ -148,6 +150,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _serve_request(self) -> None:
         """Start to serve the request, or let it wait for the one before (as uvicorn's method does)."""
+        if len(self.pipeline) >= self.max_pipelined:
+            raise _Refused  # those before are answered; a piece may hold thousands
         parser = self.parser
         version = parser.get_http_version()
         scope = self.scope

@@ -154,6 +154,23 @@ async def test_pipelined_requests_wait_in_bounded_memory(tmp_path: Path) -> None
             assert router.rss_mb() - memory < 64
 
 
+async def test_those_who_pipeline_too_much_are_answered_to_a_limit(tmp_path: Path) -> None:
+    async with scene(tmp_path, limits={"max_pipelined": 5}) as (router, _):
+        one = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for count, expected in ((6, 6), (7, 6), (5000, 6)):
+            async with connected(router.base_url) as (reader, writer):
+                writer.write(one * count)
+                with anyio.fail_after(5):
+                    found = b""
+                    while found.count(b'"object":"list"') < expected:
+                        piece = await reader.read(65536)
+                        assert piece, found
+                        found += piece
+                    if count > expected:
+                        found += await reader.read()
+            assert found.count(b"HTTP/1.1 200 ") == found.count(b"HTTP/1.1 ") == expected
+
+
 async def test_storms_of_resets_leave_nothing_behind(tmp_path: Path) -> None:
     async with scene(tmp_path, limits=LIMITS) as (router, upstream):
         upstream.cases["x"] = for_ever(SSE_HEAD + EVENT, EVENT, 0.05)
