@@ -159,6 +159,9 @@ class Router:
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(1.5):  # those that were cut still say goodbye
+                    while self.fleet.in_flight():  # noqa: ASYNC110 - a few turns at the very end
+                        await anyio.sleep(0.01)
                 await self._flush()
                 await self.sync.close()
                 await self.transport.aclose()

@@ -119,6 +119,8 @@ class _Sending(AbstractAsyncContextManager[Reply]):
             await _raise_for(reply, self._deployment)
         if facts.stream and not reply.is_stream and facts.path in STREAM_RULES:
             raise UpstreamFailed("The upstream was asked for a stream and did not send one.")
+        if reply.is_stream and not facts.stream:
+            raise UpstreamFailed("The upstream sent a stream that it was not asked for.")
 
 
 def _credentials(endpoint: Endpoint, path: str) -> tuple[tuple[str, str], ...]:

@@ -100,6 +100,7 @@ class Attempt:
             self._end(error)
             raise
         self._meter.take(self.reply)
+        self._fleet.breakers.answered(deployment.endpoint.id, deployment.upstream_name)
 
     async def _reply_of_agent(
         self, sending: AbstractAsyncContextManager[Reply], endpoint: EndpointId

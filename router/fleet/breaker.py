@@ -137,6 +137,15 @@ class Breakers:
         elif (endpoint, model) in self._breakers:  # of the model this told nothing
             self._breakers[endpoint, model] = relent(self._breakers[endpoint, model])
 
+    def answered(self, endpoint: str, model: str) -> None:
+        """Note that a trial got its first byte: others may follow, until one fails again."""
+        for key in _keys(endpoint, model) if self._breakers else ():
+            breaker = self._breakers.get(key)
+            if breaker is not None and breaker.trial_since is not None:
+                self._breakers[key] = Breaker(
+                    failures=self._rule.failures - 1, openings=breaker.openings
+                )
+
     def is_spared(self, endpoint: str) -> bool:
         """Tell whether the endpoint itself, not one of its models, gets no requests now."""
         breaker = self._breakers.get((endpoint,))

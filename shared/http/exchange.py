@@ -133,7 +133,7 @@ class _Exchange(AbstractAsyncContextManager[Reply]):
         content_type = (find_header(response.headers, b"content-type") or b"").lower()
         if content_type.startswith(b"text/event-stream") and response.status < 300:
             return await _streamed(response, self._rules)
-        return await _held(response, content_type)
+        return await _held(response)
 
 
 async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
@@ -150,10 +150,11 @@ async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
     )
 
 
-async def _held(response: InboundResponse, content_type: bytes) -> Reply:
+async def _held(response: InboundResponse) -> Reply:
     first, is_whole = await _hold(response)
     body = b"".join(first) if is_whole else None
-    usage = () if body is None or response.status != 200 else _check_whole(body, content_type)
+    is_answer = 200 <= response.status < 300
+    usage = _check_whole(body) if is_answer and body is not None else ()
     return Reply(
         response.status,
         pass_on(response.headers),
@@ -184,15 +185,15 @@ async def _hold(response: InboundResponse) -> tuple[list[bytes], bool]:
     return held, True
 
 
-def _check_whole(body: bytes, content_type: bytes) -> Sequence[bytes]:
+def _check_whole(body: bytes) -> Sequence[bytes]:
     """Return the usage object of an answer, if there is one.
 
     Raises:
-        ApiError: it is a 200 that is no answer: SDKs would take it for an empty one.
+        ApiError: it is a success that is no answer: SDKs would take it for an empty one.
     """
-    if not body or body.isspace() or content_type.startswith(b"text/html"):
-        raise UpstreamFailed("The upstream answered with status 200, but without an answer.")
-    if len(body) > _PARSED_BYTES or not content_type.startswith(b"application/json"):
+    if not body or body.isspace():
+        raise UpstreamFailed("The upstream answered with a success, but without an answer.")
+    if len(body) > _PARSED_BYTES:
         return ()
     try:
         if not body.isascii():

@@ -200,6 +200,7 @@ class LeanConnection(asyncio.Protocol):
             self.abort()  # nobody asked
             return
         self.is_heard = True
+        had = len(self.pieces)
         if not self.has_head:
             self._head_bytes += len(data)
         try:
@@ -210,6 +211,10 @@ class LeanConnection(asyncio.Protocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._fail(UpstreamFailed("The head of the upstream's answer is too large."))
             return
+        if len(self.pieces) > had:
+            self._head_bytes = 0
+        else:
+            self._weigh_rest(len(data))
         if self.pieces and not self.is_complete:
             at, total_at = self._loop.time() + self._idle_s, self._total_at
             self._deadline = at if at < total_at else total_at  # noqa: FURB136 - once per chunk
@@ -303,6 +308,14 @@ class LeanConnection(asyncio.Protocol):
             if size > MAX_HEAD_BYTES:
                 raise UpstreamFailed("The head of the upstream's answer is too large.")
             self._head_bytes = size
+
+    def _weigh_rest(self, size: int) -> None:
+        """Count what brings no body: trailers and chunk extensions, which may have no end."""
+        if self.is_complete or self.error is not None:
+            return
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(UpstreamInterrupted("The upstream broke off its answer."))
 
     # how it ends
 

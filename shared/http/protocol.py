@@ -14,7 +14,11 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from shared.http.cycle import Cycle
 from shared.http.errors import error_body
@@ -25,6 +29,9 @@ _REFUSALS = {
     414: ("url_too_long", "The request's URL is too long."),
     431: ("headers_too_large", "The request's head is too large."),
 }
+
+
+_NO_UPGRADE = "Upgrades are not taken here. Leave out the header `upgrade`."
 
 
 class _Refused(Exception):
@@ -53,10 +60,12 @@ class GuardedProtocol(HttpToolsProtocol):
     _write_timer: TimerHandle | None = None
     _idle_timer: TimerHandle | None = None
     _idle_since = 0.0
+    _running: RequestResponseCycle | None = None
     _is_in_head = False
     _is_over = False
     _is_lost = False
     _head_bytes = 0
+    _body_came = False
     _discard_timer: TimerHandle | None = None
     _discarded = 0
     _refusal: tuple[int, str, str] = (400, "invalid_request", "The request is not valid HTTP.")
@@ -72,6 +81,12 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forget the timers, and tell who watches."""
         self._cancel_timers()
         super().connection_lost(exc)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = (
+                True  # uvicorn tells the newest only, which may still wait its turn
+            )
+            running.message_event.set()
         self._is_lost = True
         watchers, self._watchers = self._watchers, set()
         for gone in watchers:
@@ -92,8 +107,21 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse what came; a head that is not complete must not grow without end."""
         if self._is_over:
             return  # what a refused client still sends
+        self._body_came = False
         super().data_received(data)
         cycle = self.cycle
+        if (
+            not self._is_in_head
+            and not self._body_came
+            and cycle is not None
+            and cycle.more_body
+            and not self._is_over
+        ):
+            self._head_bytes += len(data)  # trailers and chunk extensions, which are nobody's body
+            if self._head_bytes > self.max_head_bytes:
+                self._is_in_head = True
+                self._refuse(431)
+                return
         if cycle is not None and cycle.response_complete and cycle.more_body:
             self._discard(len(data))
         if not self._is_in_head or self.transport.is_closing():
@@ -122,6 +150,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._discard_timer.cancel()
             self._discard_timer = None
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; trailers are passed over."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._body_came = True
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_url(self, url: bytes) -> None:
         """Take a piece of the URL."""
         super().on_url(url)
@@ -134,6 +173,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        if self.parser.should_upgrade():
+            # the parser would take the body for another request
+            self._refusal = (400, "invalid_request", _NO_UPGRADE)
+            raise _Refused
         size = 0
         is_chunked = False
         for name, value in self.headers:
@@ -178,6 +221,7 @@ class GuardedProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
+            self._running = self.cycle
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.flow.pause_reading()
@@ -190,10 +234,13 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            self._close()
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            cycle, app = self.pipeline.pop()
+            self._running = cycle
+            self._start_asgi_task(cycle, app)
             return
         if self._is_over:
             self.transport.close()
@@ -213,7 +260,13 @@ class GuardedProtocol(HttpToolsProtocol):
             again_s = self.timeout_keep_alive if is_busy else left
             self._idle_timer = self.loop.call_later(again_s, self._close_idle)
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close once all is sent; a client that does not read on is cut."""
+        self.transport.close()
+        if self._write_timer is None and not self._is_lost:
+            self._write_timer = self.loop.call_later(self.write_s, self.transport.abort)
 
     def pause_writing(self) -> None:
         """Give a client that does not read a while, then cut it."""
@@ -222,7 +275,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         """Go on: the client reads."""
-        if self._write_timer is not None:
+        if self._write_timer is not None and not self.transport.is_closing():
             self._write_timer.cancel()
             self._write_timer = None
         super().resume_writing()
@@ -234,6 +287,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         self._is_over = True
         cycle = self.cycle
+        if cycle is not None and cycle.response_complete and cycle.more_body:
+            self._close()  # it has its answer: a second one would be taken for the next request's
+            return
         if cycle is not None and cycle.more_body and self.pipeline:
             self.pipeline.popleft()  # it is the broken one, and waits for its turn
             return
@@ -260,7 +316,9 @@ class GuardedProtocol(HttpToolsProtocol):
         return _Refused()
 
     def _refuse(self, status: int) -> None:
-        self._cancel_timers()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         if not self._is_over and not self.transport.is_closing():
             self._refused(status)
             self.send_400_response("")

@@ -285,6 +285,8 @@ class EventStream(AsyncIterator[bytes]):
         passed = self._judge_all([self._framer.pending])
         if self._failure is None and self._is_done:
             return passed.rstrip(b"\r\n") + b"\n\n"
+        if isinstance(self._failure, UpstreamAnswer):
+            raise self._failure  # its last event lacks the empty line, and is an error all the same
         raise UpstreamInterrupted("The upstream ended its stream before it was done.")
 
     def _judge_all(self, events: Sequence[bytes]) -> bytes:
@@ -315,7 +317,7 @@ class EventStream(AsyncIterator[bytes]):
         if data is None:
             # `retry:`, `id:` and names without data make the SDKs parse nothing, and fail
             return Verdict.PASS if _is_comment(event) else Verdict.DROP
-        if data == DONE:
+        if data.strip() == DONE:
             if not self._rules.ends_with_done:
                 raise UpstreamInterrupted("The upstream ended its stream before it was done.")
             self._has_begun = True
