@@ -149,16 +149,18 @@ class Worker:
         """Run until something fails, and return the cause; None if it was stopped."""
         port = self._around.free_port()
         launch = engine.launch(deployment, port)
-        root = _root(deployment, None if launch is None else port)
+        if launch is None:
+            return await self._attach(self._serves_at(_root(deployment, None), deployment, engine))
+        return await self._carry(deployment, launch, port, engine)
+
+    def _serves_at(self, root: str, deployment: Deployment, engine: Engine) -> Ask:
+        """Take the address below which `/v1` lies; return how to ask whether it serves."""
         self._upstream = Upstream(f"{root}/v1", engine.upstream_name(deployment))
         probe = engine.readiness()
-        ask = partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s)
-        if launch is None:
-            return await self._attach(ask)
-        return await self._carry(deployment, launch, port, ask)
+        return partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s)
 
     async def _carry(
-        self, deployment: Deployment, launch: Launch, port: int, ask: Ask
+        self, deployment: Deployment, launch: Launch, port: int, engine: Engine
     ) -> str | None:
         try:
             # a half-started process would belong to nobody
@@ -169,6 +171,7 @@ class Worker:
         except OSError as error:
             return f"the engine can't be started: {error.strerror or 'unknown error'}"
         self._process = process
+        ask = self._serves_at(_root(deployment, process.port), deployment, engine)
         if not self._try(Event.SPAWNED):
             return None
         causes: list[str] = []
@@ -176,7 +179,8 @@ class Worker:
 
             async def watch_exit() -> None:
                 code = await process.wait()
-                self._fail(causes, cause_of(code, process.log_tail(_TAIL_LINES)))
+                cause = process.exit_cause or cause_of(code, process.log_tail(_TAIL_LINES))
+                self._fail(causes, cause)
                 group.cancel_scope.cancel()
 
             async def watch_health() -> None:
