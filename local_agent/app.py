@@ -294,12 +294,15 @@ def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
         return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=15.0)
 
     token = settings.hf_token
+    hub = {"HF_TOKEN": token.get_secret_value()} if token else {}
+    if "hf_endpoint" in settings.model_fields_set:
+        hub["HF_ENDPOINT"] = settings.hf_endpoint
     return ContainerLauncher(
         agent_id=agent_id,
         connect=connect,
         run_dir=settings.iir_home / "run",
         log_dir=settings.iir_home / "logs",
-        secrets={"HF_TOKEN": token.get_secret_value()} if token else {},
+        secrets=hub,
     )
 
 

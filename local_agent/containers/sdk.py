@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,8 @@ def connect(addresses: Sequence[Address], timeout_s: float) -> DockerClient:
 
 
 def _answering(address: Address, timeout_s: float) -> DockerClient | None:
+    if address.url.startswith("unix://") and not _listens(address.url[7:], timeout_s):
+        return None
     try:
         # asks for the engine's version, so it fails where nobody answers
         api = docker.APIClient(base_url=address.url, version="auto", timeout=timeout_s)
@@ -47,6 +50,17 @@ def _answering(address: Address, timeout_s: float) -> DockerClient | None:
         return None
     get_logger("agent").info("container_engine", found=address.source, api=api.api_version)
     return DockerClient(api, address, timeout_s)
+
+
+def _listens(path: str, timeout_s: float) -> bool:
+    """Tell whether somebody listens on a socket; many are left by engines that are off."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(timeout_s)
+        try:
+            probe.connect(path)
+        except OSError:  # a path that is too long for a socket is one too
+            return False
+        return True
 
 
 class DockerClient:

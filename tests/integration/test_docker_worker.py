@@ -40,7 +40,7 @@ MESSAGES = [{"role": "user", "content": "hello small world"}]
 
 # takes vLLM's flags, refuses others, and runs the simulated engine as process 1
 VLLM = """#!/usr/local/bin/python3
-import argparse, os, sys
+import argparse, os, sys, time
 parser = argparse.ArgumentParser(prog="vllm")
 commands = parser.add_subparsers(required=True)
 serve = commands.add_parser("serve")
@@ -56,6 +56,8 @@ if given.model == "test/hungry":
     eaten = []
     while True:
         eaten.append(b"x" * 10_000_000)
+if given.model == "test/slow":
+    time.sleep(600)
 if given.model == "test/broken":
     sys.exit("ValueError: no such architecture")
 os.execv(sys.executable, [sys.executable, "-m", "shared.testing.simulated_engine",
@@ -282,6 +284,24 @@ def test_an_agent_adopts_its_own_and_touches_no_other(agent: Agent, engine: Any)
     finally:
         foreign.remove(force=True)
         plain.remove(force=True)
+
+
+def test_an_agent_that_ends_while_a_worker_loads_leaves_nothing(agent: Agent) -> None:
+    agent.configure(vllm(options={"repo": "test/slow"}))
+    agent.start()
+    agent.until(agent.containers, "a container")
+    agent.end(signal.SIGTERM)
+    assert agent.containers() == []
+
+
+def test_a_container_that_is_removed_is_replaced(agent: Agent) -> None:
+    agent.configure(vllm())
+    agent.start()
+    agent.until_ready()
+    agent.containers()[0].remove(force=True)
+    agent.until_reason("tiny", "the container was removed by somebody else")
+    agent.until_ready()
+    assert agent.chat()
 
 
 @pytest.mark.parametrize(
