@@ -166,11 +166,17 @@ class ContainerView:
 
 
 class ContainerError(OSError):
-    """A container engine did not do what was asked; `strerror` says why, with the next step."""
+    """A container engine did not do what was asked; `strerror` says why, with the next step.
 
-    def __init__(self, reason: str, *, is_unreachable: bool = False) -> None:
+    `is_outside` tells that the cause is not the worker's, so that trying again is always worth it.
+    """
+
+    def __init__(
+        self, reason: str, *, is_unreachable: bool = False, is_outside: bool = False
+    ) -> None:
         super().__init__(0, reason)
         self.is_unreachable = is_unreachable
+        self.is_outside = is_outside or is_unreachable
 
 
 class ContainerClient(Protocol):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import docker
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig
 from requests.exceptions import RequestException
 
@@ -184,7 +184,8 @@ class DockerClient:
                 raise ContainerError(
                     f"the container engine refused ({error.status_code})"
                 ) from error
-            raise ContainerError(name(error)) from error
+            is_outside = isinstance(error, ImageNotFound)  # somebody may be pulling it
+            raise ContainerError(name(error), is_outside=is_outside) from error
         except (DockerException, RequestException) as error:
             raise ContainerError(
                 f"the container engine does not answer any more ({self._address.source}); start it",

@@ -138,8 +138,10 @@ def test_a_container_that_does_not_start_is_removed(
 
 def test_a_missing_image_is_named(engine: Engine, client: sdk.DockerClient) -> None:
     engine.answers["create"] = (404, {"message": "No such image: vllm/vllm-openai-cpu:v1"})
-    with pytest.raises(ContainerError, match="pull it: docker pull vllm/vllm-openai-cpu:v1"):
+    with pytest.raises(ContainerError, match="pull it: docker pull vllm/vllm-openai-cpu:v1") as no:
         client.start("n", LAUNCH, env={}, labels={}, port=4321)
+    assert no.value.is_outside
+    assert not no.value.is_unreachable
 
 
 def test_containers_are_found_and_looked_at(engine: Engine, client: sdk.DockerClient) -> None:
