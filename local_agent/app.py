@@ -6,6 +6,8 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import anyio
@@ -19,6 +21,8 @@ from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
+from local_agent.containers import ContainerLauncher, EitherLauncher
+from local_agent.containers.address import address_problem, candidates
 from local_agent.control.identity import (
     IdentityTaken,
     hold_identity,
@@ -27,11 +31,12 @@ from local_agent.control.identity import (
 )
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
-from local_agent.domain import WorkerEvent
+from local_agent.domain import HostFacts, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
 from local_agent.lifecycle import FailureRule
+from local_agent.ports import ContainerClient
 from local_agent.process import LocalProcessLauncher
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
@@ -82,9 +87,9 @@ class Agent:
         self._weights = WeightStore(settings.models_dir)
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
+        self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.supervisor.set_desired(to_deployments(config, self._weights))
-        self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
@@ -108,12 +113,15 @@ class Agent:
         home = self.settings.iir_home
         return Supervisor(
             engines=ENGINES,
-            host=host_facts(),
+            host=_host(self.settings),
             around=Surroundings(
-                launcher=LocalProcessLauncher(
-                    run_dir=home / "run" / "workers",
-                    log_dir=home / "logs",
-                    env=self.settings.environment(),
+                launcher=EitherLauncher(
+                    LocalProcessLauncher(
+                        run_dir=home / "run" / "workers",
+                        log_dir=home / "logs",
+                        env=self.settings.environment(),
+                    ),
+                    _containers(self.settings, self.identity.agent_id),
                 ),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
@@ -272,6 +280,30 @@ def serve(settings: AgentSettings) -> None:
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
         run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
+
+
+def _host(settings: AgentSettings) -> HostFacts:
+    problem = address_problem(settings.environment(), Path.home())
+    return replace(host_facts(), images=settings.images, container_problem=problem)
+
+
+def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
+    def connect() -> ContainerClient:
+        from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
+
+        return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=15.0)
+
+    token = settings.hf_token
+    hub = {"HF_TOKEN": token.get_secret_value()} if token else {}
+    if "hf_endpoint" in settings.model_fields_set:
+        hub["HF_ENDPOINT"] = settings.hf_endpoint
+    return ContainerLauncher(
+        agent_id=agent_id,
+        connect=connect,
+        run_dir=settings.iir_home / "run",
+        log_dir=settings.iir_home / "logs",
+        secrets=hub,
+    )
 
 
 def _read_config(settings: AgentSettings) -> AgentConfig:

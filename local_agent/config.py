@@ -38,7 +38,7 @@ from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
 from shared.contracts.apis import APIS
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
-_WITHOUT_WEIGHTS = frozenset({"external", "simulated"})
+_WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm_docker"})
 _OF_SOURCE = ("source", "sha256", "size_bytes")
 _MOST_BYTES = 1024 * 1024
 _RULES = {
@@ -171,9 +171,9 @@ class ModelConfig(_Entry):
             raise ValueError(f"`url` is for engine external, not for {self.engine}")
         if self.apis is not None and not self.is_external:
             raise ValueError(f"`apis` is for engine external, not for {self.engine}")
-        if self.engine == "simulated" and self.source:
-            raise ValueError("engine simulated takes no `source`")
-        if not self.source and not self.is_external and self.engine != "simulated":
+        if self.engine in _WITHOUT_WEIGHTS and self.source:
+            raise ValueError(f"engine {self.engine} takes no `source`")
+        if not self.source and not self.is_external and self.engine not in _WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
         if self.sha256 is not None and len(self.source) != 1:
             raise ValueError("`sha256` here is for one source; with several, give each its own")

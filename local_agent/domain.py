@@ -191,9 +191,15 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What engines need to know of the host."""
+    """What engines need to know of the host.
+
+    `images` are images that the operator allows beside the known ones; `container_problem` says why
+    no container can run, whatever the engine: None if one may.
+    """
 
     platform: str
     arch: str
     memory_mb: int
     modules: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+    container_problem: str | None = None

@@ -28,6 +28,7 @@ class Event(str, Enum):
     STOP = "stop"
     EXITED = "exited"
     FAILED = "failed"
+    HELD_UP = "held_up"
     RESET = "reset"
 
 
@@ -54,6 +55,7 @@ TRANSITIONS: Mapping[tuple[S, Event], S] = {
     (S.DRAINING, Event.STOP): S.STOPPING,
     (S.STOPPING, Event.EXITED): S.COLD,
     (S.STOPPING, Event.FAILED): S.BACKOFF,
+    (S.STOPPING, Event.HELD_UP): S.BACKOFF,  # by something that is not the worker's fault
     (S.BACKOFF, Event.START): S.STARTING,
     (S.BACKOFF, Event.RESET): S.COLD,
     (S.QUARANTINED, Event.RESET): S.COLD,
@@ -120,6 +122,9 @@ def advance(
     )
     if event is Event.FAILED:
         return _failed(after, now, rng, rule or FailureRule())
+    if event is Event.HELD_UP:
+        wait_s = backoff_s(1, rng, first_s=(rule or FailureRule()).first_s)
+        return replace(after, not_before=now + wait_s)
     if event is Event.RESET:
         return replace(after, failures=(), not_before=0.0)
     return after

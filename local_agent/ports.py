@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from local_agent.domain import Deployment, EngineLoad, HostFacts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What a container gets beside arguments and environment: all of it from an engine's description.
+
+    `port` is the one inside, published on 127.0.0.1 only. `volumes` are named ones by their place
+    inside: no folder of the host gets in.
+    """
+
+    image: str
+    port: int
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    shm_bytes: int = 64 * 1024 * 1024
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int = 4096
+    capabilities: tuple[str, ...] = ()
+    security: tuple[str, ...] = ()
+    has_gpus: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How to start an engine: a program with its arguments, never a shell line.
 
-    `cwd` keeps host paths out of the engine's own log: weights are given relative to it.
+    `cwd` keeps host paths out of the engine's own log: weights are given relative to it. With a
+    `container`, `argv` are the arguments of its entry point.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
+    container: ContainerSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +93,17 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int:
-        """Return the process id of the leader, which is the id of its group too."""
+        """Return the process id of the leader; for a container the one that its engine tells."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Return its port on 127.0.0.1: an adopted one has its own, not the one asked for."""
+        ...
+
+    @property
+    def exit_cause(self) -> str | None:
+        """Say why it ended where more is known than its exit code and log tell; else None."""
         ...
 
     async def wait(self) -> int:
@@ -99,13 +131,88 @@ class ProcessLauncher(Protocol):
     """Starts processes and remembers them on disk, so that a later agent finds them."""
 
     async def launch(self, name: str, launch: Launch, *, config_hash: str, port: int) -> Process:
-        """Start a process in a group of its own; its output goes to a bounded log file.
+        """Start a process in a group of its own, or a container; its output goes to a bounded log file.
+
+        What an earlier agent left running with the same configuration may be taken over instead.
 
         Raises:
             OSError: the program can't be started.
         """
         ...
 
-    async def reap_orphans(self) -> list[str]:
-        """End what an earlier agent started and left; return the names of what was ended."""
+    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
+        """Return which workers (name: config hash) still run, so that `launch` would take them over."""
+        ...
+
+    async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
+        """End what an earlier agent started and left; return the names of what was ended.
+
+        Args:
+            keep: names of workers that are to be taken over.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerView:
+    """One container as its engine shows it."""
+
+    id: str
+    labels: Mapping[str, str]
+    is_running: bool
+    pid: int = 0
+    exit_code: int = 0
+    is_out_of_memory: bool = False
+
+
+class ContainerError(OSError):
+    """A container engine did not do what was asked; `strerror` says why, with the next step.
+
+    `is_outside` tells that the cause is not the worker's, so that trying again is always worth it.
+    """
+
+    def __init__(
+        self, reason: str, *, is_unreachable: bool = False, is_outside: bool = False
+    ) -> None:
+        super().__init__(0, reason)
+        self.is_unreachable = is_unreachable
+        self.is_outside = is_outside or is_unreachable
+
+
+class ContainerClient(Protocol):
+    """A container engine. Every call blocks: call it in a thread.
+
+    All of them raise `ContainerError`.
+    """
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerView]:
+        """Return the containers with all these labels, ended ones included."""
+        ...
+
+    def look(self, container: str) -> ContainerView | None:
+        """Return one by its id; None if it is gone."""
+        ...
+
+    def start(
+        self,
+        name: str,
+        launch: Launch,
+        *,
+        env: Mapping[str, str],
+        labels: Mapping[str, str],
+        port: int,
+    ) -> str:
+        """Make and start a container, published on 127.0.0.1:`port`; return its id."""
+        ...
+
+    def stop(self, container: str, grace_s: float) -> None:
+        """SIGTERM, SIGKILL after `grace_s`, then remove it; it is fine if it is gone."""
+        ...
+
+    def follow(self, container: str, lines: int, write: Callable[[bytes], object]) -> None:
+        """Write the last `lines` of its output, then what follows, until it ends."""
+        ...
+
+    def close(self) -> None:
+        """Give back the connections."""
         ...

@@ -74,6 +74,11 @@ class AgentSettings(BaseServiceSettings):
         description="Which HTTP client speaks to engines: `lean`, our own, or `aiohttp`, which costs "
         "more CPU and memory.",
     )
+    agent_images: str = Field(
+        default="",
+        description="Images that workers in containers may use beside vLLM's own, as `NAME:TAG`, "
+        "separated by commas. They run as vLLM's do: only name what you trust.",
+    )
     router_url: str = Field(default="http://127.0.0.1:8000", description="The agent's router.")
     hf_token: SecretStr | None = Field(
         default=None, description="Token for gated models of the Hugging Face hub."
@@ -110,6 +115,11 @@ class AgentSettings(BaseServiceSettings):
     def models_dir(self) -> Path:
         """Return the folder of the weights."""
         return self.iir_home / "models"
+
+    @property
+    def images(self) -> frozenset[str]:
+        """Return the images that are allowed beside the known ones."""
+        return frozenset(name.strip() for name in self.agent_images.split(",") if name.strip())
 
     def environment(self) -> Mapping[str, str]:
         """Return the process's environment, for what hands parts of it on (engines, the YAML)."""

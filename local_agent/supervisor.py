@@ -204,7 +204,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Carry all workers until `drain_and_stop` or cancellation; then no process is left."""
-        await self._around.launcher.reap_orphans()
+        await self._take_stock()
         self._is_running = True
         try:
             async with anyio.create_task_group() as group:
@@ -226,6 +226,20 @@ class Supervisor:
         self._wake()
         while self._is_running:
             await self._journal.next()
+
+    async def _take_stock(self) -> None:
+        """Want again what an earlier agent left running as it is configured now; end the rest."""
+        launcher = self._around.launcher
+        kept = await launcher.left_running(
+            {
+                model: entry.deployment.config_hash
+                for model, entry in self._catalog.entries.items()
+                if entry.problem is None
+            }
+        )
+        await launcher.reap_orphans(kept)
+        for model in kept:
+            self._asked_for.setdefault(ModelId(model), None)
 
     # -- the loop -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import anyio
 
 from local_agent.domain import Deployment, ModelId, Upstream, WorkerState, WorkerStatus
 from local_agent.lifecycle import Event, FailureRule, advance, is_legal
-from local_agent.ports import Engine, HttpProber, Launch, Process, ProcessLauncher
+from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
 from shared.kit.clock import Clock
 
@@ -68,6 +68,7 @@ class Worker:
         self._process: Process | None = None
         self._scope = anyio.CancelScope()
         self._load_s: float | None = None
+        self._end = Event.FAILED
 
     @property
     def status(self) -> WorkerStatus:
@@ -106,6 +107,7 @@ class Worker:
         """
         self._scope = anyio.CancelScope()
         self._upstream = None
+        self._end = Event.FAILED
         self._apply(Event.START, config_hash=deployment.config_hash, request_id=request_id)
 
     def drain(self, reason: str | None = None) -> None:
@@ -143,22 +145,24 @@ class Worker:
                 self._apply(Event.UNHEALTHY if cause else Event.STOP, cause)
             with anyio.CancelScope(shield=True):
                 await self._end_process()
-            self._apply(Event.FAILED if cause else Event.EXITED, cause)
+            self._apply(self._end if cause else Event.EXITED, cause)
 
     async def _run(self, deployment: Deployment, engine: Engine) -> str | None:
         """Run until something fails, and return the cause; None if it was stopped."""
         port = self._around.free_port()
         launch = engine.launch(deployment, port)
-        root = _root(deployment, None if launch is None else port)
+        if launch is None:
+            return await self._attach(self._serves_at(_root(deployment, None), deployment, engine))
+        return await self._carry(deployment, launch, port, engine)
+
+    def _serves_at(self, root: str, deployment: Deployment, engine: Engine) -> Ask:
+        """Take the address below which `/v1` lies; return how to ask whether it serves."""
         self._upstream = Upstream(f"{root}/v1", engine.upstream_name(deployment))
         probe = engine.readiness()
-        ask = partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s)
-        if launch is None:
-            return await self._attach(ask)
-        return await self._carry(deployment, launch, port, ask)
+        return partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s)
 
     async def _carry(
-        self, deployment: Deployment, launch: Launch, port: int, ask: Ask
+        self, deployment: Deployment, launch: Launch, port: int, engine: Engine
     ) -> str | None:
         try:
             # a half-started process would belong to nobody
@@ -167,8 +171,11 @@ class Worker:
                     deployment.model, launch, config_hash=deployment.config_hash, port=port
                 )
         except OSError as error:
+            if isinstance(error, ContainerError) and error.is_outside:
+                self._end = Event.HELD_UP
             return f"the engine can't be started: {error.strerror or 'unknown error'}"
         self._process = process
+        ask = self._serves_at(_root(deployment, process.port), deployment, engine)
         if not self._try(Event.SPAWNED):
             return None
         causes: list[str] = []
@@ -176,7 +183,8 @@ class Worker:
 
             async def watch_exit() -> None:
                 code = await process.wait()
-                self._fail(causes, cause_of(code, process.log_tail(_TAIL_LINES)))
+                cause = process.exit_cause or cause_of(code, process.log_tail(_TAIL_LINES))
+                self._fail(causes, cause)
                 group.cancel_scope.cancel()
 
             async def watch_health() -> None:

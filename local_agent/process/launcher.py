@@ -9,7 +9,7 @@ import signal
 import socket
 import uuid
 from asyncio.subprocess import DEVNULL, STDOUT
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import anyio
@@ -41,6 +41,7 @@ class LocalProcess:
         process: asyncio.subprocess.Process,
         *,
         name: str,
+        port: int,
         log: WorkerLog,
         records: Records,
         log_check_s: float,
@@ -52,6 +53,7 @@ class LocalProcess:
         self._log_check_s = log_check_s
         self._kill_wait_s = kill_wait_s
         self._pid = process.pid
+        self._port = port
         self._is_gone = False
         # one waiter for all: asyncio keeps every waiter of its own until the process ends
         self._exit = asyncio.ensure_future(process.wait())
@@ -60,6 +62,15 @@ class LocalProcess:
     def pid(self) -> int:
         """Return the process id of the leader, which is the id of its group too."""
         return self._pid
+
+    @property
+    def port(self) -> int:
+        """Return the port that it was told to listen on."""
+        return self._port
+
+    @property
+    def exit_cause(self) -> None:
+        """Return None: exit code and log tell all that is known."""
 
     async def wait(self) -> int:
         """Return the leader's exit code once it has ended; bounds the log meanwhile."""
@@ -167,17 +178,24 @@ class LocalProcessLauncher:
         return LocalProcess(
             process,
             name=name,
+            port=port,
             log=log,
             records=self._records,
             log_check_s=self._log_check_s,
             kill_wait_s=self._kill_wait_s,
         )
 
-    async def reap_orphans(self) -> list[str]:
+    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
+        """Return nothing: a process that an earlier agent left is ended, since its exit is unknown to us."""
+        del wanted
+        return []
+
+    async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
         """End what an agent that is gone has left; return the names of what was ended.
 
         Workers of an agent that still lives are not orphans, this one's included.
         """
+        del keep
         return await anyio.to_thread.run_sync(self._reap)
 
     async def _spawn(

@@ -83,7 +83,7 @@ def cause_of(code: int, tail: Sequence[str]) -> str:
 
     Host paths shrink to their last part and addresses are dropped, since callers see this text.
     """
-    said = list(dict.fromkeys(_clean(line) for line in tail if _TROUBLE.search(line)))
+    said = list(dict.fromkeys(cleaned(line) for line in tail if _TROUBLE.search(line)))
     text = "; ".join(said[-_CAUSE_LINES:])
     if len(text) > _CAUSE_CHARS:
         text = f"{text[:_CAUSE_CHARS]}…"
@@ -99,7 +99,8 @@ def _exit(code: int) -> str:
         return f"the engine was ended by signal {-code}"
 
 
-def _clean(line: str) -> str:
+def cleaned(line: str) -> str:
+    """Return a line without host paths and addresses."""
     without_paths = _PATH.sub(_last_part, _URL.sub("…", _LEVEL.sub("", line)))
     return " ".join("".join(c for c in without_paths if c.isprintable()).split())
 

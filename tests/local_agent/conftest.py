@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -28,8 +28,10 @@ class FakeClock:
 
 
 class FakeProcess:
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, port: int) -> None:
         self.pid = pid
+        self.port = port
+        self.exit_cause: str | None = None
         self.code: int | None = None
         self.lines: list[str] = []
         self.graces: list[float] = []
@@ -62,6 +64,8 @@ class FakeLauncher:
         self.processes: list[FakeProcess] = []
         self.error: OSError | None = None
         self.reaped = 0
+        self.left: list[str] = []
+        self.kept: list[str] = []
 
     async def launch(
         self, name: str, launch: Launch, *, config_hash: str, port: int
@@ -70,11 +74,15 @@ class FakeLauncher:
         self.launched.append((name, launch, config_hash, port))
         if self.error is not None:
             raise self.error
-        self.processes.append(FakeProcess(100 + len(self.processes)))
+        self.processes.append(FakeProcess(100 + len(self.processes), port))
         return self.processes[-1]
 
-    async def reap_orphans(self) -> list[str]:
+    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
+        return [name for name in self.left if name in wanted]
+
+    async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
         self.reaped += 1
+        self.kept = list(keep)
         return []
 
     def alive(self) -> list[FakeProcess]:

@@ -141,6 +141,7 @@ SIMULATED = "models:\n  - id: x\n    engine: simulated\n"
         (SIMULATED + "    aliases: x", "line 4: models[0].aliases: must be a list"),
         (SIMULATED + "    aliases: [x]", "the name x is given twice"),
         (SIMULATED + "    source: ./x.gguf", "models[0]: engine simulated takes no `source`"),
+        ("models:\n  - {id: x, engine: vllm_docker, source: ./x.gguf}", "vllm_docker takes no"),
         (SIMULATED + "    url: http://x", "`url` is for engine external, not for simulated"),
         (SIMULATED + "    apis: [chat]", "`apis` is for engine external, not for simulated"),
         ("models:\n  - {id: x, url: http://x, apis: [chats]}", "apis: may name: chat, completions"),

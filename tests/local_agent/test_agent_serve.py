@@ -260,7 +260,7 @@ from local_agent.settings import load_settings
 class Broken(Exception):
     pass
 
-async def broken(self):
+async def broken(self, keep):
     raise Broken("/some/path")
 
 LocalProcessLauncher.reap_orphans = broken

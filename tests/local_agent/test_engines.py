@@ -24,6 +24,11 @@ GOOD = {
     "simulated": Deployment(
         model=ModelId("org/m"), engine="simulated", options={"ttft_ms": "5", "tokens": "3"}
     ),
+    "vllm_docker": Deployment(
+        model=ModelId("org/m"),
+        engine="vllm_docker",
+        options={"image": "vllm/vllm-openai-cpu:v0.32.0-arm64"},
+    ),
     "external": Deployment(
         model=ModelId("org/m"), engine="external", external_url="http://127.0.0.1:11434/v1"
     ),
@@ -57,9 +62,10 @@ def test_an_engine_is_a_pure_description(name: str) -> None:
     first, again = engine.launch(deployment, 4321), engine.launch(deployment, 4321)
     assert first == again
     if first is not None:
-        assert "4321" in first.argv
+        is_process = first.container is None
+        assert ("4321" in first.argv) is is_process
         assert all(first.argv)
-        assert first.cwd is not None
+        assert (first.cwd is not None) is is_process
         assert not any("KEY" in key or "TOKEN" in key for key in first.env)
     assert engine.readiness().path.startswith("/")
     assert engine.readiness().timeout_s > 0
@@ -89,6 +95,7 @@ def test_an_engine_says_what_it_speaks_and_how_much_it_takes(name: str) -> None:
         ("simulated", {}, APIS, 64),
         ("simulated", {"options": {"persona": "anthropic", "slots": "5"}}, ("messages",), 5),
         ("simulated", {"options": {"persona": "openai"}}, APIS[:4], 64),
+        ("vllm_docker", {"parallel": 8}, ("chat", "completions", "responses", "messages"), 8),
         ("external", {}, DEFAULT_APIS, None),
         ("external", {"apis": ("chat", "responses")}, ("chat", "responses"), None),
     ],

@@ -54,7 +54,7 @@ def test_only_an_exit_ends_an_alive_worker() -> None:
     for (before, event), after in TRANSITIONS.items():
         if before in ALIVE and after not in ALIVE:
             assert before is S.STOPPING
-            assert event in {Event.EXITED, Event.FAILED}
+            assert event in {Event.EXITED, Event.FAILED, Event.HELD_UP}
 
 
 def test_the_message_names_event_and_state() -> None:

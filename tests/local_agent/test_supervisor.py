@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from local_agent.domain import ModelId, Upstream, WorkerEvent, WorkerState
 from local_agent.engines import ENGINES
 from local_agent.errors import WorkerGone
 from local_agent.lifecycle import FailureRule
+from local_agent.ports import ContainerError
 from local_agent.supervisor import Supervisor
 from shared.contracts.apis import APIS
 from shared.http.errors import ModelLoading, ModelNotFound, ModelNotPulled, Unavailable
@@ -68,6 +70,15 @@ async def test_preloaded_models_start_with_the_agent_and_others_on_demand(stage:
         ]
     assert stage.launcher.reaped == 1
     assert stage.launcher.alive() == []
+
+
+async def test_what_an_earlier_agent_left_running_is_wanted_again(stage: Stage) -> None:
+    stage.launcher.left = ["m", "unknown"]
+    supervisor = stage.supervisor(stage.deployment(), stage.deployment("cold"))
+    async with running(supervisor):
+        await settled(supervisor, S.READY)
+        assert statuses(supervisor) == {"m": "loaded", "cold": "unloaded"}
+    assert stage.launcher.kept == ["m"]
 
 
 async def test_many_requests_join_one_load(stage: Stage) -> None:
@@ -202,6 +213,27 @@ async def test_backoff_ends_by_itself(stage: Stage) -> None:
         await settled(supervisor, S.BACKOFF)
         stage.clock.now += 0.02  # the loop sleeps by real time, and plans by this clock
         await settled(supervisor, S.READY)
+
+
+async def test_what_is_not_the_worker_s_fault_is_tried_for_ever(stage: Stage) -> None:
+    stage.rule = FailureRule(first_s=0.001, quarantine_at=2)
+    stage.launcher.error = ContainerError("the container engine is away", is_unreachable=True)
+    supervisor = stage.supervisor(stage.deployment(preload=True))
+
+    def tried_after(tries: int) -> bool:
+        return len(stage.launcher.launched) > tries
+
+    async with running(supervisor):
+        for _ in range(5):
+            tries = len(stage.launcher.launched)
+            stage.clock.now += 1
+            await until(supervisor, partial(tried_after, tries))
+            await settled(supervisor, S.BACKOFF)
+        stage.launcher.error = None
+        stage.clock.now += 1
+        await supervisor.ensure_ready(M, 5)
+    reasons = {event.reason for event in supervisor.events() if event.to_state is S.BACKOFF}
+    assert reasons == {"the engine can't be started: the container engine is away"}
 
 
 async def test_a_crash_loop_is_quarantined_until_reset_or_a_new_configuration(

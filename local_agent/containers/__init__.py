@@ -1,0 +1,5 @@
+"""Engines in containers: find the container engine, start, watch, end, and take over after a crash."""
+
+from local_agent.containers.launcher import ContainerLauncher, EitherLauncher
+
+__all__ = ["ContainerLauncher", "EitherLauncher"]

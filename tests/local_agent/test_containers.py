@@ -1,0 +1,367 @@
+"""Containers without an engine: where it answers, what fails, whose containers are touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import anyio
+import pytest
+
+from local_agent.containers import ContainerLauncher, EitherLauncher
+from local_agent.containers.address import address_problem, candidates
+from local_agent.containers.causes import DISK_FULL, exit_cause, refusal
+from local_agent.containers.launcher import AGENT, CONFIG, LAUNCH, PORT, WORKER, off_loop
+from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
+from tests.local_agent.conftest import FakeLauncher
+
+SPEC = ContainerSpec(image="vllm/vllm-openai-cpu:v1", port=8000, memory_bytes=2 * 1024**3)
+LAUNCH_SPEC = Launch(("org/m",), {"A": "1"}, container=SPEC)
+
+
+# -- where the engine answers --------------------------------------------------------------------
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def context(home: Path, name: str, host: str) -> None:
+    folder = home / ".docker/contexts/meta" / hashlib.sha256(name.encode()).hexdigest()
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text(json.dumps({"Endpoints": {"docker": {"Host": host}}}))
+
+
+@pytest.mark.parametrize(
+    ("socket", "source"),
+    [
+        ("root/var/run/docker.sock", "the standard socket"),
+        ("home/.docker/run/docker.sock", "Docker Desktop"),
+        ("home/.colima/default/docker.sock", "Colima"),
+        ("home/.orbstack/run/docker.sock", "OrbStack"),
+        ("user/docker.sock", "Docker without root"),
+        ("user/podman/podman.sock", "Podman"),
+        ("home/.local/share/containers/podman/machine/podman.sock", "Podman"),
+    ],
+)
+def test_a_usual_socket_is_found(tmp_path: Path, socket: str, source: str) -> None:
+    path = touch(tmp_path / socket)
+    env = {"XDG_RUNTIME_DIR": str(tmp_path / "user")}
+    (found,) = candidates(env, tmp_path / "home", root=tmp_path / "root")
+    assert (found.url, found.source) == (f"unix://{path}", source)
+    assert address_problem(env, tmp_path / "home") is None
+
+
+def test_without_a_socket_nothing_is_found(tmp_path: Path) -> None:
+    assert candidates({}, tmp_path, root=tmp_path) == []
+
+
+def test_what_was_set_is_the_only_place(tmp_path: Path) -> None:
+    touch(tmp_path / "var/run/docker.sock")
+    context(tmp_path, "colima", "unix:///somewhere/colima.sock")
+    (tmp_path / ".docker/config.json").write_text('{"currentContext": "colima"}')
+    (found,) = candidates({}, tmp_path, root=tmp_path)
+    assert (found.url, found.source) == (
+        "unix:///somewhere/colima.sock",
+        "the Docker context colima",
+    )
+    (found,) = candidates({"DOCKER_HOST": "unix:///x.sock"}, tmp_path, root=tmp_path)
+    assert (found.url, found.source) == ("unix:///x.sock", "DOCKER_HOST")
+    found, *_ = candidates({"DOCKER_CONTEXT": "default"}, tmp_path, root=tmp_path)
+    assert found.source == "the standard socket"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"currentContext": 3}'])
+def test_a_broken_docker_configuration_is_none(tmp_path: Path, text: str) -> None:
+    touch(tmp_path / ".docker/config.json").write_text(text)
+    touch(tmp_path / "var/run/docker.sock")
+    (found,) = candidates({}, tmp_path, root=tmp_path)
+    assert found.source == "the standard socket"
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        (
+            {"DOCKER_HOST": "ssh://me@far"},
+            "DOCKER_HOST names a container engine that is not on this",
+        ),
+        ({"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "not on this machine"),
+        ({"DOCKER_CONTEXT": "gone"}, "the Docker context gone does not exist"),
+        ({"DOCKER_HOST": "tcp://127.0.0.1:2375"}, None),
+        ({"DOCKER_HOST": "unix:///x"}, None),
+        ({}, None),
+    ],
+)
+def test_an_engine_on_another_machine_is_refused(
+    tmp_path: Path, env: dict[str, str], words: str | None
+) -> None:
+    problem = address_problem(env, tmp_path)
+    assert problem is None if words is None else words in (problem or "")
+
+
+# -- causes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "reason"),
+    [
+        ("No such image: x", False, "pull it: docker pull vllm/vllm-openai-cpu:v1"),
+        (
+            "driver failed: Bind for 127.0.0.1:7 failed: port is already allocated",
+            False,
+            "port 7 was",
+        ),
+        ("listen tcp 127.0.0.1:7: bind: address already in use", False, "port 7 was taken"),
+        ("write /var/lib/docker/x: no space left on device", False, DISK_FULL),
+        ('could not select device driver "" with capabilities: [[gpu]]', True, "offers no GPU"),
+        ("mount /home/me/secret/dir failed", False, "refused (500): mount dir failed"),
+    ],
+)
+def test_a_refusal_is_named(text: str, gpus: bool, reason: str) -> None:
+    assert reason in refusal(500, text, replace(SPEC, has_gpus=gpus), 7)
+
+
+@pytest.mark.parametrize(
+    ("view", "tail", "cause"),
+    [
+        (None, [], "the container was removed by somebody else"),
+        ({"exit_code": 137, "is_out_of_memory": True}, [], "its limit of 2 GiB; raise memory_gib"),
+        ({"exit_code": 137}, [], "the engine was ended by SIGKILL"),
+        ({"exit_code": 1}, ["OSError: No space left on device"], DISK_FULL),
+        ({"exit_code": 3}, ["ValueError: error x"], "exited with code 3: ValueError: error x"),
+        ({"exit_code": 200}, [], "exited with code 200"),
+    ],
+)
+def test_an_end_is_named(view: dict[str, object] | None, tail: list[str], cause: str) -> None:
+    seen = None if view is None else ContainerView(id="x", labels={}, is_running=False, **view)  # type: ignore[arg-type] # fields of several types
+    assert cause in exit_cause(seen, SPEC, tail)
+
+
+# -- the launcher --------------------------------------------------------------------------------
+
+
+class FakeClient:
+    """A container engine in memory."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, ContainerView] = {}
+        self.started: list[tuple[str, dict[str, str], int]] = []
+        self.stopped: list[tuple[str, float]] = []
+        self.error: ContainerError | None = None
+        self.refused: ContainerError | None = None
+        self.end = Event()
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerView]:
+        self._fail()
+        return [v for v in self.all.values() if labels.items() <= dict(v.labels).items()]
+
+    def look(self, container: str) -> ContainerView | None:
+        self._fail()
+        return self.all.get(container)
+
+    def start(
+        self,
+        name: str,
+        launch: Launch,
+        *,
+        env: Mapping[str, str],
+        labels: Mapping[str, str],
+        port: int,
+    ) -> str:
+        self._fail()
+        if self.refused is not None:
+            raise self.refused
+        self.started.append((name, dict(env), port))
+        made = f"c{len(self.started)}"
+        self.all[made] = ContainerView(id=made, labels=dict(labels), is_running=True, pid=77)
+        return made
+
+    def stop(self, container: str, grace_s: float) -> None:
+        self._fail()
+        self.stopped.append((container, grace_s))
+        self.all.pop(container, None)
+        self.end.set()
+
+    def follow(self, container: str, lines: int, write: Callable[[bytes], object]) -> None:
+        write(b"up\n")
+        self.end.wait(10)
+        write(b"ValueError: bad\n")
+
+    def close(self) -> None:
+        raise AssertionError("it is kept")
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def exits(self, container: str, **fields: object) -> None:
+        self.all[container] = replace(self.all[container], is_running=False, **fields)  # type: ignore[arg-type] # fields of several types
+        self.end.set()
+
+    def add(self, container: str, labels: Mapping[str, str], *, is_running: bool = True) -> None:
+        self.all[container] = ContainerView(id=container, labels=labels, is_running=is_running)
+
+
+class Bench:
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.client = FakeClient()
+        self.connects = 0
+
+    def launcher(self, agent_id: str = "agent-id-1") -> ContainerLauncher:
+        return ContainerLauncher(
+            agent_id=agent_id,
+            connect=self.connect,
+            run_dir=self.home / "run",
+            log_dir=self.home / "logs",
+            secrets={"HF_TOKEN": "s3cret"},
+            poll_s=0.005,
+        )
+
+    def connect(self) -> FakeClient:
+        self.connects += 1
+        if self.client.error is not None:
+            raise self.client.error
+        return self.client
+
+    def foreign(self) -> None:
+        self.client.add("plain", {})
+        self.client.add("other", {AGENT: "agent-id-2", WORKER: "m", CONFIG: "h", PORT: "5"})
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterable[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.client.end.set()
+
+
+async def test_a_container_is_started_watched_and_removed(bench: Bench) -> None:
+    process = await bench.launcher().launch("org/m", LAUNCH_SPEC, config_hash="h", port=7)
+    assert (process.port, process.pid, process.exit_cause) == (7, 77, None)
+    ((name, env, port),) = bench.client.started
+    assert name.startswith("iir-agent-id-worker-org_m-")
+    assert env == {"A": "1", "HF_TOKEN": "s3cret"}
+    assert port == 7
+    labels = bench.client.all["c1"].labels
+    assert (labels[AGENT], labels[WORKER], labels[CONFIG]) == ("agent-id-1", "org/m", "h")
+    assert "s3cret" not in str(labels)
+    bench.client.exits("c1", exit_code=3)
+    with anyio.fail_after(10):
+        assert await process.wait() == 3
+    assert process.exit_cause == "the engine exited with code 3: ValueError: bad"
+    assert process.log_tail(5) == ["up", "ValueError: bad"]
+    await process.stop(2.5)
+    assert bench.client.stopped == [("c1", 2.5)]
+
+
+async def test_a_container_that_is_removed_is_noticed(bench: Bench) -> None:
+    process = await bench.launcher().launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.stop("c1", 0)
+    with anyio.fail_after(10):
+        assert await process.wait() == -1
+    assert process.exit_cause == "the container was removed by somebody else"
+
+
+async def test_an_engine_that_stops_and_comes_back(bench: Bench) -> None:
+    launcher = bench.launcher()
+    process = await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.error = ContainerError("it does not answer", is_unreachable=True)
+    with anyio.fail_after(10):
+        assert await process.wait() == -1
+    assert process.exit_cause == "it does not answer"
+    await process.stop(1)  # it can't, and says so in the log
+    for _ in range(2):
+        with pytest.raises(ContainerError, match="it does not answer"):
+            await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=8)
+    assert bench.connects == 2  # looked for anew
+    bench.client.error = None
+    bench.client.exits("c1", exit_code=0)
+    process = await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=9)
+    assert process.port == 9
+    assert bench.client.stopped == [("c1", 0)]
+    assert list(bench.client.all) == ["c2"]
+
+
+async def test_a_later_agent_takes_over_what_still_fits(bench: Bench) -> None:
+    bench.foreign()
+    first = bench.launcher()
+    for name in ("kept", "changed", "gone", "ended"):
+        await first.launch(name, LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.exits("c4")
+    later = bench.launcher()
+    left = await later.left_running({"kept": "h", "changed": "h2", "ended": "h"})
+    assert left == ["kept"]
+    assert await later.reap_orphans(left) == ["changed", "ended", "gone"]
+    assert sorted(bench.client.all) == ["c1", "other", "plain"]
+    process = await later.launch("kept", LAUNCH_SPEC, config_hash="h", port=8)
+    assert process.port == 7
+    assert len(bench.client.started) == 4
+    other = replace(LAUNCH_SPEC, argv=("org/other",))
+    process = await later.launch("kept", other, config_hash="h", port=9)
+    assert process.port == 9
+    assert sorted(bench.client.all) == ["c5", "other", "plain"]
+
+
+async def test_labels_that_are_not_ours_in_form_are_not_adopted(bench: Bench) -> None:
+    launcher = bench.launcher()
+    await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.all["c1"] = replace(
+        bench.client.all["c1"], labels={**bench.client.all["c1"].labels, PORT: "x"}
+    )
+    bench.client.add("odd", {AGENT: "agent-id-1", LAUNCH: "?"})
+    assert await launcher.left_running({"m": "h"}) == []
+    assert await launcher.reap_orphans() == ["", "m"]
+
+
+async def test_an_agent_that_never_had_a_container_asks_nobody(bench: Bench) -> None:
+    bench.foreign()
+    assert await bench.launcher().left_running({"m": "h"}) == []
+    assert await bench.launcher().reap_orphans() == []
+    assert bench.connects == 0
+
+
+async def test_an_engine_that_is_away_at_the_start_stops_nothing(bench: Bench) -> None:
+    await bench.launcher().launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.error = ContainerError("away", is_unreachable=True)
+    assert await bench.launcher().left_running({"m": "h"}) == []
+    assert await bench.launcher().reap_orphans() == []
+
+
+async def test_a_refusal_is_passed_on(bench: Bench) -> None:
+    bench.client.refused = ContainerError("pull it")
+    launcher = bench.launcher()
+    for _ in range(2):
+        with pytest.raises(OSError, match="pull it") as refused:
+            await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+        assert refused.value.strerror == "pull it"
+    assert bench.connects == 1
+
+
+async def test_a_call_that_hangs_is_left_alone() -> None:
+    release = Event()
+    try:
+        with pytest.raises(ContainerError, match="did not answer within") as late:
+            await off_loop(lambda: release.wait(10), 0.01)
+        assert late.value.is_unreachable
+    finally:
+        release.set()
+
+
+async def test_each_launch_goes_to_its_kind(bench: Bench) -> None:
+    processes = FakeLauncher()
+    both = EitherLauncher(processes, bench.launcher())
+    await both.launch("p", Launch(("x",)), config_hash="h", port=1)
+    await both.launch("c", LAUNCH_SPEC, config_hash="h", port=2)
+    assert [name for name, *_ in processes.launched] == ["p"]
+    assert [port for *_, port in bench.client.started] == [2]
+    assert await both.left_running({"p": "h", "c": "h"}) == ["c"]
+    assert await both.reap_orphans(["c"]) == []
+    assert processes.kept == ["c"]
