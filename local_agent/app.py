@@ -32,6 +32,8 @@ from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
 from local_agent.lifecycle import FailureRule
+from local_agent.memory.estimate import budget_mb
+from local_agent.memory.meter import Meter
 from local_agent.process import LocalProcessLauncher
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
@@ -83,7 +85,9 @@ class Agent:
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.supervisor = self._build_supervisor(limits, rule, rng)
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self._take(config)
+        residency = self.supervisor.residency
+        self._meter = Meter(self.supervisor.workers, residency.measured)
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self._subject = AgentSubject(
             self.supervisor,
@@ -134,6 +138,7 @@ class Agent:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._supervise)
                     tasks.start_soon(self._hold_lease)
+                    tasks.start_soon(self._meter.run)
                     self._is_ready = True
                     yield
                     self._is_ready = False
@@ -175,8 +180,16 @@ class Agent:
             config = _read_config(self.settings)
         except ConfigError as exc:
             return str(exc)
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self._take(config)
         return None
+
+    def _take(self, config: AgentConfig) -> None:
+        residency = self.supervisor.residency
+        residency.min_residency_s = config.min_residency_s
+        residency.ledger.set_budget(
+            budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
+        )
+        self.supervisor.set_desired(to_deployments(config, self._weights))
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
