@@ -152,7 +152,8 @@ class Residency:
         if entry is not None and mb > 0:
             key = (model, entry.deployment.config_hash)
             self._peaks[key] = max(mb, self._peaks.get(key, 0))
-            self.ledger.grow(model, mb)
+            if entry.deployment.memory_mb is None:  # else the configuration knows better
+                self.ledger.grow(model, mb)
 
     def unload(self, model: ModelId, reason: str) -> None:
         """Take the model out of memory once its requests have finished."""
