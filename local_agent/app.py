@@ -18,6 +18,7 @@ from local_agent.api.access import AgentAccess
 from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
+from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
 from local_agent.control.identity import (
     IdentityTaken,
@@ -235,6 +236,7 @@ class Agent:
             )
         )
         app.include_router(control_routes(self.supervisor, self.reload))
+        app.include_router(residency_routes(self.supervisor))
         return app
 
     def _on_event(self, event: WorkerEvent) -> None:

@@ -105,6 +105,11 @@ class Supervisor:
         entry = self._catalog.entries.get(model)
         return entry is None or entry.speaks(path)
 
+    def is_external(self, model: ModelId) -> bool:
+        """Tell whether a server that is not the agent's carries the model."""
+        entry = self._catalog.entries.get(model)
+        return entry is not None and entry.deployment.external_url is not None
+
     def models(self) -> tuple[AgentModel, ...]:
         """Return all known models, loaded or not, from memory."""
         found = []
