@@ -164,11 +164,14 @@ class Supervisor:
         if upstream is not None:
             return upstream
         self._ask(model, request_id)
-        with self.residency.waiting(model), anyio.move_on_after(max(0.0, deadline_s)):
-            while upstream is None:
-                await self._journal.next()
-                upstream = self._upstream(model)
-                self._ask(model, request_id)  # it may have been sent away meanwhile
+        try:
+            with self.residency.waiting(model), anyio.move_on_after(max(0.0, deadline_s)):
+                while upstream is None:
+                    await self._journal.next()
+                    upstream = self._upstream(model)
+                    self._ask(model, request_id)  # it may have been sent away meanwhile
+        finally:
+            self._wake()  # as long as this waited, the model was not to be sent away
         if upstream is None:
             raise self._loading(model)
         return upstream
