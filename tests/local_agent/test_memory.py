@@ -158,6 +158,34 @@ def test_of_few_the_cheapest_set_goes(
     assert paid == pytest.approx(best)
 
 
+settled = st.lists(
+    st.builds(
+        Resident,
+        model=st.just(M),
+        memory_mb=st.integers(1, 50),
+        age_s=st.just(99.0),
+        reload_s=costs,
+        recent_rate=costs,
+    ),
+    min_size=13,
+    max_size=25,
+)
+
+
+@given(st.integers(1, 600), settled)
+def test_of_many_nobody_goes_that_can_be_spared(need: int, crowd: list[Resident]) -> None:
+    able = {ModelId(f"m{i}"): one for i, one in enumerate(crowd)}
+    chosen = choose_evicted(
+        need, [replace(one, model=name) for name, one in able.items()], min_residency_s=0
+    )
+    if chosen is None:
+        assert sum(one.memory_mb for one in crowd) < need
+        return
+    freed = sum(able[name].memory_mb for name in chosen)
+    assert freed >= need
+    assert all(freed - able[name].memory_mb < need for name in chosen)
+
+
 def test_what_is_seldom_used_and_quickly_back_goes_first() -> None:
     slow = Resident(model=ModelId("slow"), memory_mb=10, age_s=99, reload_s=60, recent_rate=1)
     dear = replace(slow, model=ModelId("dear"), weight=5)

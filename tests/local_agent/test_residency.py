@@ -372,7 +372,7 @@ class Chaos:
             assert not (was_ended and self.busy.get(process.pid)), "in-flight work was killed"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 async def test_chaos_ends_consistent(stage: Stage, seed: int) -> None:
     chaos = Chaos(stage, seed)
     supervisor = chaos.supervisor
