@@ -20,6 +20,7 @@ from local_agent.api.access import AgentAccess
 from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
+from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
@@ -36,6 +37,8 @@ from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
 from local_agent.lifecycle import FailureRule
+from local_agent.memory.estimate import budget_mb
+from local_agent.memory.meter import Meter
 from local_agent.ports import ContainerClient
 from local_agent.process import LocalProcessLauncher
 from local_agent.settings import AgentSettings
@@ -89,7 +92,9 @@ class Agent:
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self.supervisor = self._build_supervisor(limits, rule, rng)
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self._take(config)
+        residency = self.supervisor.residency
+        self._meter = Meter(self.supervisor.workers, residency.measured)
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
@@ -142,6 +147,7 @@ class Agent:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._supervise)
                     tasks.start_soon(self._hold_lease)
+                    tasks.start_soon(self._meter.run)
                     self._is_ready = True
                     yield
                     self._is_ready = False
@@ -183,8 +189,16 @@ class Agent:
             config = _read_config(self.settings)
         except ConfigError as exc:
             return str(exc)
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self._take(config)
         return None
+
+    def _take(self, config: AgentConfig) -> None:
+        residency = self.supervisor.residency
+        residency.min_residency_s = config.min_residency_s
+        residency.ledger.set_budget(
+            budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
+        )
+        self.supervisor.set_desired(to_deployments(config, self._weights))
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
@@ -230,6 +244,7 @@ class Agent:
             )
         )
         app.include_router(control_routes(self.supervisor, self.reload))
+        app.include_router(residency_routes(self.supervisor))
         return app
 
     def _on_event(self, event: WorkerEvent) -> None:

@@ -91,6 +91,14 @@ class Catalog:
         """Return the model of an id or alias; None if nobody has this name."""
         return self.names.get(name)
 
+    def config_hashes(self) -> dict[str, str]:
+        """Return the hash of each model that can run here as it is configured."""
+        return {
+            model: entry.deployment.config_hash
+            for model, entry in self.entries.items()
+            if entry.problem is None
+        }
+
 
 def catalog(
     deployments: Iterable[Deployment], engines: Plugins[Engine], host: HostFacts

@@ -32,6 +32,8 @@ from pydantic import (
 
 from local_agent.domain import Deployment, ModelId
 from local_agent.engines import AUTO, ENGINES
+from local_agent.memory.estimate import parse_size
+from local_agent.memory.residency import MIN_RESIDENCY_S
 from local_agent.weights.source import Source, parse_source
 from local_agent.weights.store import WeightStore
 from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
@@ -76,6 +78,14 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+def _as_mb(value: object) -> object:
+    """Take a size with its unit for MiB; a bare number would be anybody's guess."""
+    return parse_size(value if isinstance(value, str) else "")
+
+
+Size = Annotated[int, BeforeValidator(_as_mb)]
+
+
 class SourceConfig(_Entry):
     """One source of a model's weights; a plain text means `from`."""
 
@@ -110,7 +120,17 @@ class ModelConfig(_Entry):
         default=4096, ge=1, le=16_777_216, description="Context per request, in tokens."
     )
     parallel: int = Field(default=2, ge=1, le=256, description="Requests served at once.")
-    preload: bool = Field(default=False, description="Load at the agent's start and keep loaded.")
+    preload: bool = Field(default=False, description="Load at the agent's start.")
+    pin: bool = Field(default=False, description="Never unload it for another model, or by `ttl`.")
+    ttl: float | None = Field(
+        default=None, gt=0, description="Unload it after so many seconds without a request."
+    )
+    memory: Size | None = Field(
+        default=None, description="What it takes, like 6 GiB; default: estimated, then measured."
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="How dear its absence is when room has to be made."
+    )
     url: str | None = Field(
         default=None, description="Address of a server that runs already (engine `external`)."
     )
@@ -205,6 +225,17 @@ class AgentConfig(_Entry):
     drain_s: float | None = Field(
         default=None, ge=0, description="Seconds that a stopping worker lets requests finish."
     )
+    memory_budget: Size | None = Field(
+        default=None, description="What all models together may take, like 24 GiB."
+    )
+    memory_reserve: Size | None = Field(
+        default=None, description="What is left to other programs where no budget is given."
+    )
+    min_residency_s: float = Field(
+        default=MIN_RESIDENCY_S,
+        ge=0,
+        description="Seconds that a loaded model stays before it makes room for another.",
+    )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
 
     def find(self, name: str) -> ModelConfig | None:
@@ -280,6 +311,10 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             context_tokens=model.context,
             parallel=model.parallel,
             preload=model.preload,
+            pin=model.pin,
+            ttl_s=model.ttl,
+            memory_mb=model.memory,
+            weight=model.weight,
             external_url=model.url,
             upstream_name=model.upstream_name,
             apis=model.apis,

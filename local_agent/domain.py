@@ -34,7 +34,9 @@ class Deployment:
 
     `weights` is a file below `$IIR_HOME/models`, or None while they are not pulled (or when the
     engine needs none). `apis` are those of `APIS` that a server speaks which runs already (None: what
-    most do). `options` are the engine's own, already validated.
+    most do). `options` are the engine's own, already validated. `memory_mb` is what it takes (None:
+    it is estimated), `ttl_s` after how many idle seconds it goes (None: never), `weight` how dear its
+    absence is.
     """
 
     model: ModelId
@@ -44,6 +46,10 @@ class Deployment:
     context_tokens: int = 4096
     parallel: int = 2
     preload: bool = False
+    pin: bool = False
+    ttl_s: float | None = None
+    memory_mb: int | None = None
+    weight: float = 1.0
     external_url: str | None = None
     upstream_name: str | None = None
     apis: tuple[str, ...] | None = None
@@ -97,7 +103,10 @@ class WorkerEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """One worker as the status API and `iir-agent ps` show it."""
+    """One worker as the status API and `iir-agent ps` show it.
+
+    `memory_mb` is what it holds in the ledger; `ttl_s` after how many idle seconds it goes.
+    """
 
     model: ModelId
     engine: str
@@ -106,6 +115,9 @@ class WorkerView:
     in_flight: int
     since_s: float
     reason: str | None
+    memory_mb: int = 0
+    is_pinned: bool = False
+    ttl_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +132,13 @@ class Upstream:
 class Desired:
     """What should be true of one deployment.
 
-    `problem` says why it can't run on this host now; such a deployment is never started.
+    `problem` says why it can't run on this host now; such a deployment is never started. `is_patient`:
+    its worker makes room for another one, which is no reason to cut the work it has.
     """
 
     deployment: Deployment
     is_wanted: bool = False
+    is_patient: bool = False
     problem: str | None = None
 
 

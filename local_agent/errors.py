@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ModelLoading, Unavailable
+from shared.http.errors import ApiError, ModelLoading, Unavailable
 
 
 class ModelUnavailable(Unavailable):
@@ -22,3 +22,12 @@ class WorkerGone(Unavailable):
 
     code = "worker_gone"
     origin = "agent"
+
+
+class InsufficientMemory(ApiError):
+    """The model does not fit beside what has to stay; another agent may have the room."""
+
+    status = 507
+    code = "insufficient_memory"
+    origin = "agent"
+    is_retryable = True

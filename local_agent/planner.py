@@ -52,7 +52,7 @@ def next_due(
     times = [
         status.since + drain_s if status.state is S.DRAINING else status.not_before
         for model, status in observed.items()
-        if status.state is S.DRAINING
+        if (status.state is S.DRAINING and not _is_patient(desired.get(model)))
         or (status.state is S.BACKOFF and model in desired and desired[model].is_wanted)
     ]
     return min(times, default=None)
@@ -65,13 +65,18 @@ def _decide(
     if state is S.STOPPING:
         return None
     if state is S.DRAINING:
-        is_over = status.in_flight == 0 or now >= status.since + drain_s
+        is_late = now >= status.since + drain_s and not _is_patient(want)
+        is_over = status.in_flight == 0 or is_late
         return Stop(model) if is_over else None
     if state in {S.STARTING, S.LOADING, S.READY, S.EXTERNAL}:
         return None if _may_live(want, status) else _end(model, status)
     if want is None:
         return None if state is S.PULLING else Forget(model)
     return _rest(want, status, now)
+
+
+def _is_patient(want: Desired | None) -> bool:
+    return want is not None and want.is_patient
 
 
 def _may_live(want: Desired | None, status: WorkerStatus) -> bool:

@@ -38,6 +38,15 @@ def loading(model: ModelId, elapsed_s: float, load_s: float | None) -> ModelOnIt
     )
 
 
+def waiting(model: ModelId) -> ModelOnItsWay:
+    """Return the error for a model that waits for the memory of others, for too long for the caller."""
+    return ModelOnItsWay(
+        f"model {model} waits until other models have made room; try again soon, or see"
+        f" `iir-agent plan {model}`",
+        retry_after_s=_LOAD_GUESS_S,
+    )
+
+
 def refusal(entry: Entry, status: WorkerStatus, now: float) -> ApiError | None:
     """Return why the model is not worth waiting for; None if it is.
 

@@ -6,7 +6,7 @@ and waits for a change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import anyio
@@ -35,8 +35,14 @@ from local_agent.domain import (
 )
 from local_agent.journal import Journal
 from local_agent.lifecycle import ALIVE
+from local_agent.memory.estimate import budget_mb
+from local_agent.memory.ledger import Ledger
+from local_agent.memory.meter import weights_bytes
+from local_agent.memory.outlook import Outlook
+from local_agent.memory.residency import Residency
 from local_agent.planner import DRAIN_S, next_due, plan
 from local_agent.ports import Engine
+from local_agent.views import worker_view
 from local_agent.worker import Surroundings, Worker
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelLoading
@@ -55,6 +61,7 @@ class Supervisor:
         around: Surroundings,
         wall: Clock = wall_time,
         drain_s: float = DRAIN_S,
+        residency: Residency | None = None,
         on_event: Callable[[WorkerEvent], None] | None = None,
     ) -> None:
         """Take what is shared by all workers; nothing starts before `run`.
@@ -65,6 +72,7 @@ class Supervisor:
             around: launcher, prober, clock and limits of the workers.
             wall: wall clock, for events.
             drain_s: how long a busy worker may finish its work before it is restarted or stopped.
+            residency: who may be in memory; by default by what the host has.
             on_event: called with each event, at once; must not block or raise.
         """
         self._engines = engines
@@ -73,7 +81,9 @@ class Supervisor:
         self._drain_s = drain_s
         self._journal = Journal(wall, on_event)
         self._catalog = catalog((), engines, host)
-        self._asked_for: dict[ModelId, str | None] = {}
+        self.residency = residency or Residency(
+            around.clock, Ledger(budget_mb(host)), weights_bytes
+        )
         self._workers: dict[ModelId, Worker] = {}
         self._woken = anyio.Event()
         self._is_running = False
@@ -95,6 +105,11 @@ class Supervisor:
         entry = self._catalog.entries.get(model)
         return entry is None or entry.speaks(path)
 
+    def is_external(self, model: ModelId) -> bool:
+        """Tell whether a server that is not the agent's carries the model."""
+        entry = self._catalog.entries.get(model)
+        return entry is not None and entry.deployment.external_url is not None
+
     def models(self) -> tuple[AgentModel, ...]:
         """Return all known models, loaded or not, from memory."""
         found = []
@@ -107,7 +122,10 @@ class Supervisor:
     def workers(self) -> tuple[WorkerView, ...]:
         """Return what is observed of each worker, removed ones that still live included."""
         now = self._around.clock()
-        return tuple(self._view(model, worker, now) for model, worker in self._workers.items())
+        return tuple(
+            worker_view(model, worker, self._catalog.entries.get(model), self.residency, now)
+            for model, worker in self._workers.items()
+        )
 
     def events(self, since: int = 0) -> tuple[WorkerEvent, ...]:
         """Return the remembered events with `seq` over `since`, oldest first."""
@@ -138,19 +156,22 @@ class Supervisor:
             ModelNotFound: nobody knows this id.
             ModelNotPulled: the weights are not on this host.
             ModelLoading: not ready within the deadline.
+            InsufficientMemory: it does not fit beside what has to stay.
             Unavailable: it can't run here, has failed and waits for its next start, is
                 quarantined, or the agent is stopping.
         """
         upstream = self._upstream(model)
         if upstream is not None:
             return upstream
-        if model not in self._asked_for:
-            self._asked_for[model] = request_id
-            self._wake()
-        with anyio.move_on_after(max(0.0, deadline_s)):
-            while upstream is None:
-                await self._journal.next()
-                upstream = self._upstream(model)
+        self._ask(model, request_id)
+        try:
+            with self.residency.waiting(model), anyio.move_on_after(max(0.0, deadline_s)):
+                while upstream is None:
+                    await self._journal.next()
+                    upstream = self._upstream(model)
+                    self._ask(model, request_id)  # it may have been sent away meanwhile
+        finally:
+            self._wake()  # as long as this waited, the model was not to be sent away
         if upstream is None:
             raise self._loading(model)
         return upstream
@@ -166,11 +187,13 @@ class Supervisor:
         if worker is None:
             raise refusals.unknown(model)
         worker.enter()
+        self.residency.entered(model)
         try:
             yield
         finally:
             worker.leave()
-            if worker.upstream is None:  # a drain may be over; else nothing depends on the count
+            # a drain may be over, or somebody waits for memory; else nothing depends on the count
+            if self.residency.left(model) or worker.upstream is None:
                 self._wake()
 
     # -- what others want -----------------------------------------------------------------------
@@ -181,13 +204,30 @@ class Supervisor:
         A changed one restarts (idle: at once, busy: after its work), a removed one ends.
         """
         self._catalog = catalog(deployments, self._engines, self._host)
-        self._asked_for = {
-            model: asker
-            for model, asker in self._asked_for.items()
-            if model in self._catalog.entries
-        }
+        self.residency.set_entries(self._catalog.entries)
         self._journal.notify()
         self._wake()
+
+    def unload(self, model: ModelId) -> None:
+        """Take a model out of memory, after the work it has; the next request loads it again."""
+        self.residency.unload(model, "it was unloaded by command")
+        self._wake()
+
+    def pin(self, model: ModelId, *, is_pinned: bool) -> None:
+        """Keep a model in memory once it is there, or no longer."""
+        self.residency.pin(model, is_pinned=is_pinned)
+        self._journal.notify()
+        self._wake()
+
+    def outlook(self, model: ModelId) -> Outlook:
+        """Return what a load would do now.
+
+        Raises:
+            ModelNotFound: nobody knows this id.
+        """
+        if model not in self._catalog.entries:
+            raise refusals.unknown(model)
+        return self.residency.outlook(model, self._observed())
 
     def reset(self, model: ModelId) -> None:
         """Forget the failures of a model, so that it is started again.
@@ -220,8 +260,7 @@ class Supervisor:
 
         Returns when no process is left, and so does `run`.
         """
-        self._is_stopping = True
-        self._drain_s = grace_s
+        self._is_stopping, self._drain_s = True, grace_s
         self._journal.notify()
         self._wake()
         while self._is_running:
@@ -229,26 +268,20 @@ class Supervisor:
 
     async def _take_stock(self) -> None:
         """Want again what an earlier agent left running as it is configured now; end the rest."""
-        launcher = self._around.launcher
-        kept = await launcher.left_running(
-            {
-                model: entry.deployment.config_hash
-                for model, entry in self._catalog.entries.items()
-                if entry.problem is None
-            }
-        )
-        await launcher.reap_orphans(kept)
+        kept = await self._around.launcher.left_running(self._catalog.config_hashes())
+        await self._around.launcher.reap_orphans(kept)
         for model in kept:
-            self._asked_for.setdefault(ModelId(model), None)
+            self.residency.ask(ModelId(model))
 
     # -- the loop -------------------------------------------------------------------------------
 
     def _reconcile(self, group: TaskGroup) -> None:
         """Act until the plan is empty."""
         while True:
-            actions = plan(
-                self._desired(), self._observed(), self._around.clock(), drain_s=self._drain_s
-            )
+            observed = self._observed()
+            self.residency.settle(observed)
+            now = self._around.clock()
+            actions = plan(self._desired(observed), observed, now, drain_s=self._drain_s)
             if not actions:
                 return
             for action in actions:
@@ -259,9 +292,10 @@ class Supervisor:
             case Start(deployment):
                 self._start(deployment, group)
             case Drain(model):
-                self._workers[model].drain("its requests finish first")
+                why = self.residency.why_leaving(model)
+                self._workers[model].drain(why or "its requests finish first")
             case Stop(model):
-                self._workers[model].stop()
+                self._workers[model].stop(self.residency.why_leaving(model))
             case Reset(model):
                 self._workers[model].reset()
             case Disable(model, reason):
@@ -277,27 +311,26 @@ class Supervisor:
         engine = self._catalog.entries[model].engine
         if engine is not None:  # the planner starts nothing that has a problem
             worker = self._workers[model]
-            worker.begin(deployment, self._asked_for.get(model))
-            if model in self._asked_for:
-                self._asked_for[model] = None  # a later start is nobody's request
+            worker.begin(deployment, self.residency.asker(model))
             group.start_soon(worker.live, deployment, engine, name=f"worker {model}")
 
-    def _desired(self) -> dict[ModelId, Desired]:
+    def _desired(self, observed: Mapping[ModelId, WorkerStatus]) -> dict[ModelId, Desired]:
         return {
             model: Desired(
                 deployment=entry.deployment,
-                is_wanted=self._is_wanted(entry),
+                is_wanted=self._is_wanted(entry, observed[model]),
+                is_patient=not self._is_stopping and self.residency.why_leaving(model) is not None,
                 problem=entry.problem,
             )
             for model, entry in self._catalog.entries.items()
         }
 
-    def _is_wanted(self, entry: Entry) -> bool:
+    def _is_wanted(self, entry: Entry, status: WorkerStatus) -> bool:
         """An external server is always watched: somebody else decides whether it runs."""
         deployment = entry.deployment
-        is_asked_for = deployment.model in self._asked_for
         is_external = deployment.external_url is not None
-        return not self._is_stopping and (deployment.preload or is_asked_for or is_external)
+        is_in_memory = self.residency.is_wanted(deployment.model, status)
+        return not self._is_stopping and (is_in_memory or is_external)
 
     def _observed(self) -> dict[ModelId, WorkerStatus]:
         for model in self._catalog.entries:
@@ -306,7 +339,12 @@ class Supervisor:
         return {model: worker.status for model, worker in self._workers.items()}
 
     async def _until_woken(self) -> None:
-        due = next_due(self._desired(), self._observed(), drain_s=self._drain_s)
+        observed = self._observed()
+        dues = (
+            next_due(self._desired(observed), observed, drain_s=self._drain_s),
+            self.residency.next_due(observed),
+        )
+        due = min((at for at in dues if at is not None), default=None)
         wait_s = None if due is None else max(0.0, due - self._around.clock())
         with anyio.move_on_after(wait_s):
             await self._woken.wait()
@@ -320,6 +358,8 @@ class Supervisor:
         self, model: ModelId, before: WorkerStatus, after: WorkerStatus, request_id: str | None
     ) -> None:
         """Record a transition; every worker calls this at each."""
+        if before.state is WorkerState.LOADING and after.state is WorkerState.READY:
+            self.residency.loaded(model, after.since - before.since)
         self._journal.record(model, before, after, request_id)
         self._wake()
 
@@ -342,24 +382,19 @@ class Supervisor:
         refused = refusals.refusal(entry, status, self._around.clock())
         if refused is not None:
             raise refused
+        outlook = None if entry.deployment.external_url else self.residency.refusal(model)
+        if outlook is not None:
+            raise outlook.refusal()
         return None
+
+    def _ask(self, model: ModelId, request_id: str | None) -> None:
+        if self.residency.ask(model, request_id):
+            self._wake()
 
     def _loading(self, model: ModelId) -> ModelLoading:
         worker = self._workers.get(model)
-        if worker is None:
-            return refusals.loading(model, 0.0, None)
+        if worker is None or worker.status.state not in ALIVE:
+            is_queued = self.residency.is_queued(model)
+            return refusals.waiting(model) if is_queued else refusals.loading(model, 0.0, None)
         elapsed_s = max(0.0, self._around.clock() - worker.status.since)
         return refusals.loading(model, elapsed_s, worker.load_s)
-
-    def _view(self, model: ModelId, worker: Worker, now: float) -> WorkerView:
-        status = worker.status
-        entry = self._catalog.entries.get(model)
-        return WorkerView(
-            model=model,
-            engine=entry.deployment.engine if entry else "",
-            state=status.state,
-            pid=worker.pid,
-            in_flight=status.in_flight,
-            since_s=max(0.0, now - status.since),
-            reason=status.reason,
-        )

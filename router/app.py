@@ -61,6 +61,7 @@ _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
 _LOOP_S = 0.1
+_GOODBYE_S = 1.5
 
 
 class Router:
@@ -159,9 +160,7 @@ class Router:
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                with anyio.move_on_after(1.5):  # those that were cut still say goodbye
-                    while self.fleet.in_flight():  # noqa: ASYNC110 - a few turns at the very end
-                        await anyio.sleep(0.01)
+                await self._until_quiet()
                 await self._flush()
                 await self.sync.close()
                 await self.transport.aclose()
@@ -187,6 +186,12 @@ class Router:
         self.fleet.waits.cut_lost()
         self.readiness.registry = self.sync.problem or "ok"
         self.metrics.registry_errors += self.sync.failures - before
+
+    async def _until_quiet(self) -> None:
+        """Let requests that were cut say goodbye, so that their rows are written."""
+        with anyio.move_on_after(_GOODBYE_S):
+            while self.fleet.in_flight():  # noqa: ASYNC110 - a few turns at the very end
+                await anyio.sleep(0.01)
 
     async def _flush(self) -> None:
         # a transaction goes on when its caller is cancelled: what it wrote must be ticked off

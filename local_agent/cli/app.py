@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from local_agent.cli import listing, pulling
+from local_agent.cli import listing, pulling, residency
 from local_agent.cli.context import CommandFailed, open_context, plain_errors, read_settings
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+residency.add_commands(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

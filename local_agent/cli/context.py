@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 from pydantic import ValidationError
 
-from local_agent.cli.running import AgentUnreachable, RunningAgent, addresses
+from local_agent.cli.running import AgentRefused, AgentUnreachable, RunningAgent, addresses
 from local_agent.config import AgentConfig, ConfigError, load_config
 from local_agent.settings import AgentSettings, load_settings
 from local_agent.weights.errors import PullError
@@ -92,7 +92,7 @@ def plain_errors(*, as_json: bool = False) -> Iterator[None]:
         yield
     except CommandFailed as error:
         raise _exit(str(error), error.code, as_json=as_json) from None
-    except (PullError, ConfigError, AgentUnreachable) as error:
+    except (PullError, ConfigError, AgentUnreachable, AgentRefused) as error:
         raise _exit(str(error), 1, as_json=as_json) from None
 
 

@@ -79,7 +79,7 @@ def model_table(rows: list[ModelRow]) -> Table:
 
 def worker_table(workers: list[WorkerRow]) -> Table:
     """Return the workers for a terminal."""
-    table = _table("model", "engine", "state", "pid", "in-flight", "since", "reason")
+    table = _table("model", "engine", "state", "pid", "memory", "in-flight", "since", "reason")
     for worker in workers:
         _add(
             table,
@@ -87,11 +87,19 @@ def worker_table(workers: list[WorkerRow]) -> Table:
             worker.engine,
             worker.state,
             "" if worker.pid is None else str(worker.pid),
+            _memory(worker),
             str(worker.in_flight),
             f"{worker.since_s:.0f} s",
             worker.reason or "",
         )
     return table
+
+
+def _memory(worker: WorkerRow) -> str:
+    """Return what it holds, and for how long."""
+    held = f"{worker.memory_mb} MiB" if worker.memory_mb else ""
+    kept = "pinned" if worker.is_pinned else f"ttl {worker.ttl_s:.0f} s" if worker.ttl_s else ""
+    return ", ".join(part for part in (held, kept) if part)
 
 
 def console() -> Console:

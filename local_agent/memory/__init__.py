@@ -1,0 +1,1 @@
+"""What workers may take of the host's memory: estimates, a ledger, and who makes room for whom."""

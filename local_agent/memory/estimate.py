@@ -1,0 +1,86 @@
+"""How much memory there is for workers, and how much one will take. Pure; all sizes in MiB."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from local_agent.domain import Deployment, HostFacts
+
+_WEIGHTS_FACTOR = 1.05
+_PEAK_FACTOR = 1.05
+_ENGINE_MB: Mapping[str, int] = {"simulated": 96, "llama_cpp": 256, "external": 0}
+_OTHER_ENGINE_MB = 1024
+# Metal lets programs use about two thirds of the memory of a Mac (recommendedMaxWorkingSetSize).
+_METAL_SHARE = 2 / 3
+_RESERVE_SHARE = 0.2
+_LEAST_RESERVE_MB = 2048
+_KV_KIB_AT_100_MB = 24.0
+_UNITS = {"MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "MIB": 1.0, "GIB": 1024.0}
+_SIZE = re.compile(r"(\d{1,7}(?:\.\d{1,3})?)\s*([MG]i?B)", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return the MiB of a text like `6 GiB` or `800MB`, rounded up.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    mb = 0 if found is None else math.ceil(float(found[1]) * _UNITS[found[2].upper()])
+    if mb < 1:
+        raise ValueError("must be a size like 6 GiB or 800 MB")
+    return mb
+
+
+def budget_mb(host: HostFacts, *, budget: int | None = None, reserve: int | None = None) -> int:
+    """Return what all workers together may take: `min(accelerator limit, total - reserve)`.
+
+    Args:
+        host: its memory and platform.
+        budget: what the configuration says, which wins.
+        reserve: what is left to others; default: a fifth of the memory, at least 2 GiB, at most half.
+    """
+    if budget is not None:
+        return budget
+    total = host.memory_mb
+    if reserve is None:
+        reserve = min(max(int(total * _RESERVE_SHARE), _LEAST_RESERVE_MB), total // 2)
+    limit = int(total * _METAL_SHARE) if _has_metal(host) else total
+    return max(0, min(limit, total - reserve))
+
+
+def estimate_mb(deployment: Deployment, weights_bytes: int, peak_mb: int | None = None) -> int:
+    """Return what a worker of this deployment takes.
+
+    What the configuration says wins; then the measured peak of an earlier run; else the weights,
+    the KV cache and what its engine takes by itself.
+
+    Args:
+        deployment: with its context and how many requests it serves at once.
+        weights_bytes: size of the weights; 0 if there are none.
+        peak_mb: the most that a worker of this deployment was seen to take.
+    """
+    if deployment.external_url is not None:
+        return 0
+    if deployment.memory_mb is not None:
+        return deployment.memory_mb
+    if peak_mb is not None:
+        return math.ceil(peak_mb * _PEAK_FACTOR)
+    weights_mb = weights_bytes / 2**20
+    fixed_mb = _ENGINE_MB.get(deployment.engine, _OTHER_ENGINE_MB)
+    return math.ceil(weights_mb * _WEIGHTS_FACTOR + _kv_cache_mb(deployment, weights_mb) + fixed_mb)
+
+
+def _kv_cache_mb(deployment: Deployment, weights_mb: float) -> float:
+    """Guess the KV cache by the weights: it grows with layers and width, weights with width squared.
+
+    24 KiB per token at 100 MiB is a little over what SmolLM2-135M and Mistral-7B take at fp16.
+    """
+    kib_per_token = _KV_KIB_AT_100_MB * math.sqrt(weights_mb / 100)
+    return kib_per_token * deployment.context_tokens * deployment.parallel / 1024
+
+
+def _has_metal(host: HostFacts) -> bool:
+    return host.platform == "darwin" and host.arch == "arm64"

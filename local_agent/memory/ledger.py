@@ -1,0 +1,59 @@
+"""Who holds how much memory. Its sum never passes the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from local_agent.domain import ModelId
+
+
+class Ledger:
+    """Reservations in MiB, one per worker that starts, loads, serves, drains or stops."""
+
+    def __init__(self, budget_mb: int) -> None:
+        """Take what all of them together may hold."""
+        self._budget_mb = budget_mb
+        self._held: dict[ModelId, int] = {}
+
+    @property
+    def budget_mb(self) -> int:
+        """Return the budget; after a change it may be under what is held already."""
+        return self._budget_mb
+
+    @property
+    def held(self) -> Mapping[ModelId, int]:
+        """Return the reservations."""
+        return self._held
+
+    @property
+    def held_mb(self) -> int:
+        """Return their sum."""
+        return sum(self._held.values())
+
+    @property
+    def free_mb(self) -> int:
+        """Return what can be reserved now."""
+        return max(0, self._budget_mb - self.held_mb)
+
+    def set_budget(self, budget_mb: int) -> None:
+        """Take another budget; what is held stays, nothing more is given until it fits."""
+        self._budget_mb = budget_mb
+
+    def reserve(self, model: ModelId, mb: int) -> bool:
+        """Hold `mb` for a model that holds nothing; tell whether there was room."""
+        if mb < 0 or model in self._held or mb > self.free_mb:
+            return False
+        self._held[model] = mb
+        return True
+
+    def grow(self, model: ModelId, mb: int) -> bool:
+        """Raise a reservation to what was measured, as far as there is room; tell whether it fits."""
+        held = self._held.get(model)
+        if held is None:
+            return False
+        self._held[model] = held + min(max(0, mb - held), self.free_mb)
+        return self._held[model] >= mb
+
+    def release(self, model: ModelId) -> None:
+        """Give back what a model holds, if anything."""
+        self._held.pop(model, None)

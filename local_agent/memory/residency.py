@@ -1,0 +1,373 @@
+"""Who may be in memory: what is asked for, what is pinned, who goes for whom.
+
+No I/O and no tasks: the supervisor tells what happens, calls `settle` before each plan, and does
+what follows from it. Between `settle` and the plan nothing is awaited, so an idle worker that has
+to go is still idle when it is stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from local_agent.catalog import Entry
+from local_agent.domain import Deployment, ModelId, WorkerStatus
+from local_agent.domain import WorkerState as S
+from local_agent.lifecycle import ALIVE
+from local_agent.memory.estimate import estimate_mb
+from local_agent.memory.eviction import Resident, choose_evicted
+from local_agent.memory.ledger import Ledger
+from local_agent.memory.outlook import Outlook, Verdict
+from shared.kit.clock import Clock
+
+MIN_RESIDENCY_S = 10.0
+"""How long a loaded model stays at least before it makes room for another one."""
+
+_DEMAND_S = 60.0
+_RATE_TAU_S = 300.0
+_RELOAD_GUESS_S = 2.0
+_RELOAD_GUESS_S_PER_GIB = 5.0
+_RESTING = frozenset({S.COLD, S.UNAVAILABLE, S.PULLING})
+
+Observed = Mapping[ModelId, WorkerStatus]
+
+
+@dataclass(slots=True)
+class _Demand:
+    """That a model should be loaded. `is_lasting`: until it is taken back, however long it waits."""
+
+    asked_at: float
+    request_id: str | None
+    is_lasting: bool
+
+
+@dataclass(slots=True)
+class _Use:
+    """How a model is used; `rate` is requests per minute at `at`, and fades from then on."""
+
+    at: float = -math.inf
+    rate: float = 0.0
+    idle_since: float = -math.inf
+    waiters: int = 0
+
+
+class Residency:
+    """Decides which models are in memory."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        ledger: Ledger,
+        weights_bytes: Callable[[Deployment], int],
+        *,
+        min_residency_s: float = MIN_RESIDENCY_S,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            clock: the agent's monotonic clock.
+            ledger: what is reserved; nobody else writes to it.
+            weights_bytes: tells the size of a deployment's weights.
+            min_residency_s: how long a loaded model stays at least.
+        """
+        self.ledger = ledger
+        self.min_residency_s = min_residency_s
+        self._clock = clock
+        self._weights_bytes = weights_bytes
+        self._entries: Mapping[ModelId, Entry] = {}
+        self._sizes: dict[ModelId, int] = {}
+        self._wanted: dict[ModelId, _Demand] = {}
+        self._granted: set[ModelId] = set()
+        self._leaving: dict[ModelId, str] = {}
+        self._pins: dict[ModelId, bool] = {}
+        self._uses: dict[ModelId, _Use] = {}
+        self._load_s: dict[ModelId, float] = {}
+        self._peaks: dict[tuple[ModelId, str], int] = {}
+        self._is_waiting = False
+
+    # -- what the supervisor tells ---------------------------------------------------------------
+
+    def set_entries(self, entries: Mapping[ModelId, Entry]) -> None:
+        """Take the known models; what is to be preloaded and was not so before is asked for."""
+        for model, entry in entries.items():
+            known = self._entries.get(model)
+            was_preloaded = known is not None and known.deployment.preload
+            if entry.deployment.preload and not was_preloaded:
+                self._wanted.setdefault(model, _Demand(self._clock(), None, is_lasting=True))
+        self._entries = entries
+        self._sizes = {
+            model: self._weights_bytes(entry.deployment) for model, entry in entries.items()
+        }
+        self._wanted = {model: found for model, found in self._wanted.items() if model in entries}
+        self._pins = {model: pin for model, pin in self._pins.items() if model in entries}
+
+    def ask(self, model: ModelId, request_id: str | None = None) -> bool:
+        """Say that the model should be loaded; tell whether that is news."""
+        demand = self._wanted.get(model)
+        if demand is not None:
+            demand.asked_at = self._clock()
+            return False
+        self._wanted[model] = _Demand(self._clock(), request_id, is_lasting=False)
+        return True
+
+    def asker(self, model: ModelId) -> str | None:
+        """Return the request that a start is for, once: a later start is nobody's."""
+        demand = self._wanted.get(model)
+        if demand is None:
+            return None
+        request_id, demand.request_id = demand.request_id, None
+        return request_id
+
+    @contextmanager
+    def waiting(self, model: ModelId) -> Iterator[None]:
+        """Count a request that waits for the model: it is not taken away before it got its turn."""
+        use = self._use(model)
+        use.waiters += 1
+        try:
+            yield
+        finally:
+            use.waiters -= 1
+
+    def entered(self, model: ModelId) -> None:
+        """Count a request."""
+        use, now = self._use(model), self._clock()
+        use.rate = _faded(use, now) + 60 / _RATE_TAU_S
+        use.at = now
+
+    def left(self, model: ModelId) -> bool:
+        """Note the end of a request; tell whether somebody may have waited for it."""
+        self._use(model).idle_since = self._clock()
+        entry = self._entries.get(model)
+        return self._is_waiting or (entry is not None and entry.deployment.ttl_s is not None)
+
+    def loaded(self, model: ModelId, load_s: float) -> None:
+        """Note how long a load took."""
+        self._load_s[model] = load_s
+
+    def measured(self, model: ModelId, mb: int) -> None:
+        """Note what a ready worker takes now: the next one is estimated by the most of it."""
+        entry = self._entries.get(model)
+        if entry is not None and mb > 0:
+            key = (model, entry.deployment.config_hash)
+            self._peaks[key] = max(mb, self._peaks.get(key, 0))
+            if entry.deployment.memory_mb is None:  # else the configuration knows better
+                self.ledger.grow(model, mb)
+
+    def unload(self, model: ModelId, reason: str) -> None:
+        """Take the model out of memory once its requests have finished."""
+        self._wanted.pop(model, None)
+        if model in self.ledger.held:
+            self._leaving[model] = reason
+
+    def pin(self, model: ModelId, *, is_pinned: bool) -> None:
+        """Keep the model in memory once it is there, or no longer; until the agent's end."""
+        self._pins[model] = is_pinned
+
+    # -- what follows ---------------------------------------------------------------------------
+
+    def is_pinned(self, model: ModelId) -> bool:
+        """Tell whether nothing but a command takes it out of memory."""
+        entry = self._entries.get(model)
+        return self._pins.get(model, entry is not None and entry.deployment.pin)
+
+    def is_wanted(self, model: ModelId, status: WorkerStatus) -> bool:
+        """Tell whether the model should run: it is asked for, and has its memory."""
+        if status.state in ALIVE:
+            return model in self._wanted and model not in self._leaving
+        return model in self._granted
+
+    def is_queued(self, model: ModelId) -> bool:
+        """Tell whether the model waits for memory that others have."""
+        return self._is_waiting and model in self._wanted and model not in self.ledger.held
+
+    def why_leaving(self, model: ModelId) -> str | None:
+        """Return why the model has to go; None if it need not."""
+        return self._leaving.get(model)
+
+    def settle(self, observed: Observed) -> None:
+        """Give memory to whom it can be given, and send away who has to make room."""
+        now = self._clock()
+        for model in list(self.ledger.held):
+            if _state(observed, model) not in ALIVE:
+                self.ledger.release(model)
+                self._leaving.pop(model, None)
+        self._drop_old_demands(observed, now)
+        self._end_idle(observed, now)
+        self._granted = set()
+        self._is_waiting = False
+        for model in self._claims(observed, now):
+            if self.ledger.reserve(model, self.size_mb(model)):
+                self._granted.add(model)
+                self._wanted[model].is_lasting = True
+            elif self.refusal(model) is None:
+                # first come, first served: whoever is smaller does not take what is being freed
+                self._is_waiting = True
+                self._make_room(model, observed, now)
+                break
+
+    def next_due(self, observed: Observed) -> float | None:
+        """Return when time alone will change what `settle` does; None if it won't."""
+        now = self._clock()
+        times = [
+            status.not_before
+            for model, status in observed.items()
+            if status.state is S.BACKOFF and model in self._wanted
+        ]
+        for model, status in observed.items():
+            if status.state is S.READY and self._is_idle(model, status):
+                times.append(self._idle_since(model, status) + self._ttl_s(model))
+            if status.state is S.READY and self._is_waiting:
+                times.append(status.since + self.min_residency_s)
+        return min((at for at in times if now < at < math.inf), default=None)
+
+    def size_mb(self, model: ModelId) -> int:
+        """Return what a worker of the model takes, as far as it is known."""
+        deployment = self._entries[model].deployment
+        peak = self._peaks.get((model, deployment.config_hash))
+        return estimate_mb(deployment, self._sizes.get(model, 0), peak)
+
+    def refusal(self, model: ModelId) -> Outlook | None:
+        """Return why the model can't be loaded, whoever else goes or finishes; None if it can."""
+        held = self.ledger.held
+        if model in held:
+            return None
+        pinned = [one for one in held if self.is_pinned(one) and one not in self._leaving]
+        if self.size_mb(model) + sum(held[one] for one in pinned) <= self.ledger.budget_mb:
+            return None
+        is_too_big = self.size_mb(model) > self.ledger.budget_mb
+        in_the_way = () if is_too_big else tuple(self._pinned(one) for one in pinned)
+        return self._outlook(model, Verdict.NEVER, in_the_way)
+
+    def outlook(self, model: ModelId, observed: Observed) -> Outlook:
+        """Return what a load of the model would do now; nothing is changed."""
+        if model in self.ledger.held or self._entries[model].deployment.external_url is not None:
+            return self._outlook(model, Verdict.LOADED, ())
+        refused = self.refusal(model)
+        if refused is not None:
+            return refused
+        need_mb = self._need_mb(model, observed)
+        if self.size_mb(model) <= self.ledger.free_mb:
+            return self._outlook(model, Verdict.FITS, ())
+        residents = self._residents(observed, self._clock())
+        chosen = choose_evicted(need_mb, residents, min_residency_s=self.min_residency_s)
+        verdict = Verdict.EVICTS if need_mb > 0 and chosen is not None else Verdict.WAITS
+        if chosen is None:
+            patient = [one for one in residents if not one.is_pinned and one.age_s is not None]
+            chosen = choose_evicted(need_mb, patient, min_residency_s=0, may_be_busy=True) or ()
+        return self._outlook(model, verdict, tuple(one for one in residents if one.model in chosen))
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _use(self, model: ModelId) -> _Use:
+        return self._uses.setdefault(model, _Use())
+
+    def _claims(self, observed: Observed, now: float) -> list[ModelId]:
+        """Return who asks for memory, in the order in which they came."""
+        return [model for model in self._wanted if self._is_claim(model, observed, now)]
+
+    def _is_claim(self, model: ModelId, observed: Observed, now: float) -> bool:
+        entry = self._entries[model]
+        if entry.problem is not None or entry.deployment.external_url is not None:
+            return False
+        status = observed.get(model, WorkerStatus())
+        is_due = status.state is S.BACKOFF and now >= status.not_before
+        return status.state in _RESTING or is_due
+
+    def _drop_old_demands(self, observed: Observed, now: float) -> None:
+        """Forget who asked for a model that never got its memory, and has not come again."""
+        for model, demand in list(self._wanted.items()):
+            is_old = demand.asked_at + _DEMAND_S < now and not demand.is_lasting
+            if is_old and not self._use(model).waiters and _state(observed, model) not in ALIVE:
+                del self._wanted[model]
+
+    def _end_idle(self, observed: Observed, now: float) -> None:
+        for model, status in observed.items():
+            is_idle = status.state is S.READY and self._is_idle(model, status)
+            if is_idle and now >= self._idle_since(model, status) + self._ttl_s(model):
+                self.unload(model, f"it was idle for {self._ttl_s(model):.0f} s")
+
+    def _is_idle(self, model: ModelId, status: WorkerStatus) -> bool:
+        return status.in_flight == 0 and self._use(model).waiters == 0
+
+    def _idle_since(self, model: ModelId, status: WorkerStatus) -> float:
+        return max(status.since, self._use(model).idle_since)
+
+    def _ttl_s(self, model: ModelId) -> float:
+        entry = self._entries.get(model)
+        ttl_s = None if entry is None else entry.deployment.ttl_s
+        return math.inf if ttl_s is None or self.is_pinned(model) else ttl_s
+
+    def _make_room(self, model: ModelId, observed: Observed, now: float) -> None:
+        """Send away idle ones; if they are too few, busy ones too, after their work."""
+        need_mb = self._need_mb(model, observed)
+        residents = self._residents(observed, now)
+        rule = self.min_residency_s
+        chosen = choose_evicted(need_mb, residents, min_residency_s=rule)
+        if chosen is None:
+            chosen = choose_evicted(need_mb, residents, min_residency_s=rule, may_be_busy=True)
+        for victim in chosen or ():
+            self.unload(victim, f"it makes room for {model}")
+
+    def _need_mb(self, model: ModelId, observed: Observed) -> int:
+        """Return what has to be freed for the model, beyond what is coming free anyway."""
+        coming_mb = sum(
+            held
+            for one, held in self.ledger.held.items()
+            if one in self._leaving or _state(observed, one) in {S.DRAINING, S.STOPPING}
+        )
+        return self.size_mb(model) - self.ledger.free_mb - coming_mb
+
+    def _residents(self, observed: Observed, now: float) -> list[Resident]:
+        """Return who holds memory and is not going already."""
+        found = []
+        for model, held in self.ledger.held.items():
+            status = observed.get(model, WorkerStatus())
+            if model in self._leaving or status.state in {S.DRAINING, S.STOPPING}:
+                continue
+            # a request that has waited for the load is about to be sent
+            is_owed = self._use(model).waiters > 0
+            is_there = status.state is S.READY and not is_owed
+            found.append(
+                self._resident(model, held, status, now - status.since if is_there else None)
+            )
+        return found
+
+    def _resident(
+        self, model: ModelId, held_mb: int, status: WorkerStatus, age_s: float | None
+    ) -> Resident:
+        entry = self._entries.get(model)
+        guess_s = _RELOAD_GUESS_S + _RELOAD_GUESS_S_PER_GIB * self._sizes.get(model, 0) / 2**30
+        return Resident(
+            model=model,
+            memory_mb=held_mb,
+            age_s=age_s,
+            is_busy=status.in_flight > 0,
+            is_pinned=self.is_pinned(model),
+            reload_s=self._load_s.get(model, guess_s),
+            recent_rate=_faded(self._use(model), self._clock()),
+            weight=1.0 if entry is None else entry.deployment.weight,
+        )
+
+    def _pinned(self, model: ModelId) -> Resident:
+        return self._resident(model, self.ledger.held[model], WorkerStatus(), None)
+
+    def _outlook(self, model: ModelId, verdict: Verdict, would_go: tuple[Resident, ...]) -> Outlook:
+        return Outlook(
+            model=model,
+            verdict=verdict,
+            needs_mb=self.size_mb(model),
+            free_mb=self.ledger.free_mb,
+            budget_mb=self.ledger.budget_mb,
+            would_go=would_go,
+        )
+
+
+def _state(observed: Observed, model: ModelId) -> S:
+    return observed.get(model, WorkerStatus()).state
+
+
+def _faded(use: _Use, now: float) -> float:
+    """Return the requests per minute of late: what is long ago counts little."""
+    return use.rate * math.exp((use.at - now) / _RATE_TAU_S) if use.rate else 0.0
