@@ -30,6 +30,7 @@ from router.dispatch.metrics import RouterMetrics
 from router.dispatch.retry import RetryBudget
 from router.domain import Endpoint, EndpointId, Provider, Zone
 from router.fleet.breaker import BreakerRule, Breakers
+from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
 from router.fleet.prober import Prober
@@ -37,7 +38,7 @@ from router.fleet.registry import Fleet
 from router.fleet.sync import RegistrySync
 from router.policies import POLICIES
 from router.settings import Settings
-from router.store.bridge import StoredLeases, StoredRegistry
+from router.store.bridge import StoredCredentials, StoredLeases, StoredRegistry
 from router.store.errors import StoreError
 from router.store.ledger import UsageLedger
 from router.store.prepare import prepare
@@ -107,6 +108,7 @@ class Router:
             renew_s=settings.router_lease_renew_s,
             allowed_addresses=split_list(settings.router_agent_hosts),
         )
+        self.joins = JoinDesk(StoredCredentials(self.writer), self.sync.look, clock)
         self._log = get_logger("router")
         self._leases_wait = False
 
@@ -251,7 +253,7 @@ class Router:
         install_error_handlers(app, invalid=RequestValidationError)
         app.include_router(health_routes(self.fleet, self.readiness, self.metrics.registry))
         app.include_router(model_routes(self.fleet))
-        app.include_router(agent_routes(self.desk))
+        app.include_router(agent_routes(self.desk, self.joins, access))
         app.include_router(docs_routes(app))
         return app
 

@@ -209,7 +209,10 @@ class PrefixRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key as the registry keeps it: public prefix and SHA-256 of the whole key, in hex."""
+    """A key as the registry keeps it: public prefix and SHA-256 of the whole key, in hex.
+
+    `is_next`: an agent's credential that takes the place of its present one when it is used.
+    """
 
     id: KeyId
     name: str
@@ -217,6 +220,15 @@ class ApiKey:
     digest: str = field(repr=False)
     scopes: frozenset[Scope]
     agent: str | None = None
+    is_next: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCredential:
+    """An agent's row, and the public prefix of which of its credentials it showed."""
+
+    row_id: int
+    prefix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

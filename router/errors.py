@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ApiError, Forbidden, Unavailable
+from shared.http.errors import ApiError, Forbidden, Unauthorized, Unavailable
 
 
 class NoEndpoint(Unavailable):
@@ -72,3 +72,19 @@ class AgentAddressRefused(Forbidden):
     """An agent gave an address that is not its own."""
 
     code = "agent_address_refused"
+
+
+class JoinTokenRefused(Unauthorized):
+    """The join token is unknown, was used or has expired."""
+
+    code = "join_token_refused"
+
+
+class TooManyJoins(ApiError):
+    """One address tries to join too often."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_joins"
+    origin = "client"
+    is_retryable = True

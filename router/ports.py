@@ -95,6 +95,38 @@ class LeaseStore(Protocol):
         ...
 
 
+class CredentialStore(Protocol):
+    """Gives agents their credentials.
+
+    Each method raises `OSError` when the registry can't be written now; nothing was then.
+    """
+
+    async def join(self, token: str, name: str, present: int | None) -> tuple[str, str]:
+        """Use a join token up; return the agent's name and its new credential.
+
+        `present` is the row of an agent that showed its credential, None for anybody else.
+
+        Raises:
+            JoinTokenRefused: the token is unknown, used or expired.
+            BadRequest: the name has a form that is not taken.
+            Conflict: another agent has the name.
+            Forbidden: the agent was revoked.
+        """
+        ...
+
+    async def rotate(self, row_id: int) -> tuple[str, str]:
+        """Return an agent's name and the credential that will follow its present one.
+
+        Raises:
+            Forbidden: the agent was revoked.
+        """
+        ...
+
+    async def promote(self, row_id: int, prefix: str) -> bool:
+        """End the credential before the one with this prefix; tell whether there was one."""
+        ...
+
+
 class RegistrySource(Protocol):
     """Reads the registry; called from one thread, never from the event loop.
 

@@ -31,11 +31,15 @@ _HINTS = {Scope.ADMIN: " --scope admin (or open the page: ROUTER_PUBLIC_ROUTES=d
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request: a key, or anybody on this machine in open mode."""
+    """Who sent a request: a key, or anybody on this machine in open mode.
+
+    `next_prefix` is there if an agent uses the credential that follows its present one.
+    """
 
     key_id: KeyId | None = None
     agent_row: int | None = None
     name: str = ""
+    next_prefix: str | None = None
 
 
 class Access:
@@ -66,7 +70,15 @@ class Access:
                 f"This key may not do that: it lacks the scope {needed.value!r}. Make one with: "
                 f"iir keys create --name NAME --scope {needed.value}"
             )
-        return Caller(key.id, int(key.agent) if key.agent is not None else None, key.name)
+        row = int(key.agent) if key.agent is not None else None
+        return Caller(key.id, row, key.name, key.prefix if key.is_next else None)
+
+    def agent_of(self, scope: AsgiScope) -> Caller | None:
+        """Return the agent whose credential came with a request that needs none, if one did."""
+        try:
+            return self.require(scope, Scope.AGENT)
+        except (Unauthorized, Forbidden):
+            return None
 
     async def authorize(self, request: Request) -> None:
         """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""

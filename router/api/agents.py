@@ -1,43 +1,88 @@
-"""`/internal/v1/agents`: the lease protocol's routes (`shared.contracts.agents`)."""
+"""`/internal/v1/agents`: the routes of joining and of leases (`shared.contracts.agents`)."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from router.api.access import Caller, allow
+from router.api.access import Access, Caller, allow
 from router.domain import Scope
+from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
-from shared.contracts.agents import Heartbeat, LeaseGrant, Registration
+from shared.contracts.agents import (
+    Confirmation,
+    CredentialGrant,
+    Heartbeat,
+    JoinRequest,
+    LeaseGrant,
+    Registration,
+)
+
+_NEVER_KEEP = "no-store"
 
 
-def agent_routes(desk: LeaseDesk) -> APIRouter:
-    """Return the routes; each needs an agent's credential."""
+def agent_routes(desk: LeaseDesk, joins: JoinDesk, access: Access) -> APIRouter:
+    """Return the routes; each needs an agent's credential, and joining a token."""
     routes = APIRouter(prefix="/internal/v1/agents", tags=["agents"])
 
     @routes.put("/{agent_id}", summary="Register an agent", response_model=LeaseGrant)
     @allow(Scope.AGENT)
     async def register(agent_id: str, registration: Registration, request: Request) -> BaseModel:
-        client = request.client.host if request.client else ""
-        name = request.state.caller.name
-        return await desk.register(_row(request), name, agent_id, registration, client)
+        caller = await _hear(request, joins)
+        return await desk.register(
+            _row(caller), caller.name, agent_id, registration, _address(request)
+        )
 
     @routes.put("/{agent_id}/lease", summary="Renew a lease", response_model=LeaseGrant)
     @allow(Scope.AGENT)
     async def renew(agent_id: str, heartbeat: Heartbeat, request: Request) -> BaseModel:
-        return desk.renew(_row(request), agent_id, heartbeat)
+        return desk.renew(_row(await _hear(request, joins)), agent_id, heartbeat)
 
     @routes.delete("/{agent_id}/lease", summary="Give a lease back", status_code=204)
     @allow(Scope.AGENT)
     async def release(agent_id: str, request: Request) -> Response:
-        await desk.release(_row(request), agent_id)
+        await desk.release(_row(await _hear(request, joins)), agent_id)
         return Response(status_code=204)
 
+    _add_joining(routes, joins, access)
     return routes
 
 
-def _row(request: Request) -> int:
+def _add_joining(routes: APIRouter, joins: JoinDesk, access: Access) -> None:
+    @routes.post("/join", summary="Exchange a join token", response_model=CredentialGrant)
+    @allow(None)  # the token is what it takes
+    async def join(wanted: JoinRequest, request: Request, response: Response) -> BaseModel:
+        response.headers["cache-control"] = _NEVER_KEEP
+        agent = access.agent_of(request.scope)
+        present = None if agent is None else agent.agent_row
+        address = _address(request)
+        return await joins.join(wanted.token, wanted.name, present=present, address=address)
+
+    @routes.post("/rotate", summary="Exchange a credential", response_model=CredentialGrant)
+    @allow(Scope.AGENT)
+    async def rotate(request: Request, response: Response) -> BaseModel:
+        response.headers["cache-control"] = _NEVER_KEEP
+        return await joins.rotate(_row(await _hear(request, joins)))
+
+    @routes.post("/confirm", summary="Use a credential", response_model=Confirmation)
+    @allow(Scope.AGENT)
+    async def confirm(request: Request) -> BaseModel:
+        return Confirmation(name=(await _hear(request, joins)).name)
+
+
+async def _hear(request: Request, joins: JoinDesk) -> Caller:
+    """Return the agent that calls; if it uses its next credential, the one before ends now."""
     caller: Caller = request.state.caller
+    if caller.next_prefix is not None:
+        await joins.used(_row(caller), caller.name, caller.next_prefix)
+    return caller
+
+
+def _row(caller: Caller) -> int:
     # keys with the scope `agent` are agents' credentials, each with its row
     assert caller.agent_row is not None  # noqa: S101 - Access guarantees it
     return caller.agent_row
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

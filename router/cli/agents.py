@@ -7,18 +7,21 @@ from typing import Annotated
 
 import typer
 
+from router.cli.joining import invite
 from router.cli.listing import agent_models, agent_state
 from router.cli.output import AsJson, date, write_json, write_table
 from router.cli.session import read, write
 from router.cli.token_file import read_credential, write_credential
 from router.settings import load_settings
-from router.store import agents
-from router.store.errors import NameTaken
+from router.store import agents, joining
+from router.store.database import Connection
+from router.store.errors import NameTaken, UnknownName
 from router.store.keys import make_key
 from router.store.names import label
 from shared.kit.clock import wall_time
 
 app = typer.Typer(help="Agents, their credentials and their leases.", no_args_is_help=True)
+app.command()(invite)
 
 
 @app.command()
@@ -56,7 +59,7 @@ def list_command(as_json: AsJson = False) -> None:
     """List all agents, revoked ones too."""
     settings = load_settings()
     oldest = wall_time() - 2 * settings.router_lease_ttl_s
-    found = read(agents.list_agents, settings)
+    found, invited = read(lambda c: (agents.list_agents(c), joining.open_invitations(c)), settings)
     if as_json:
         write_json(
             [
@@ -87,14 +90,36 @@ def list_command(as_json: AsJson = False) -> None:
             )
             for agent in found
         ],
-        empty="no agents; `iir agents add NAME --token-file PATH` lets one register",
+        empty="no agents; `iir agents invite` makes a token by which one joins",
     )
+    for invitation in invited:
+        whose = "any agent" if invitation.name is None else invitation.name
+        until = date(invitation.expires_at)
+        typer.echo(f"invited: {whose}, token iir-join-{invitation.prefix}-…, until {until} (UTC)")
 
 
 @app.command()
 def revoke(
-    which: Annotated[str, typer.Argument(help="The agent's name, or its credential's prefix.")],
+    which: Annotated[
+        str, typer.Argument(help="The agent's name, its credential's or its token's prefix.")
+    ],
 ) -> None:
-    """Revoke an agent's credential; it gets no more traffic."""
-    name = write(lambda c: agents.revoke_agent(c, which))
-    typer.echo(f"agent {name} revoked")
+    """Revoke an agent's credential and what invites it; it gets no more traffic."""
+    name, withdrawn = write(lambda c: _revoke(c, which))
+    if name is not None:
+        typer.echo(f"agent {name} revoked")
+    if withdrawn:
+        typer.echo(f"{withdrawn} unused invitation{'s' if withdrawn > 1 else ''} withdrawn")
+
+
+def _revoke(connection: Connection, which: str) -> tuple[str | None, int]:
+    """Revoke an agent or, if there is none of this name, its invitations alone."""
+    withdrawn = joining.withdraw(connection, which)
+    try:
+        name = agents.revoke_agent(connection, which)
+    except UnknownName:
+        if not withdrawn:
+            raise
+        return None, withdrawn
+    # it may have been named by its credential's prefix
+    return name, withdrawn + joining.withdraw(connection, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
@@ -30,6 +30,12 @@ from shared.contracts.agents import Heartbeat, Registration
 from shared.kit.clock import Clock, wall_time
 
 Message = TypeVar("Message", bound=BaseModel)
+
+NO_NEXT: Final[dict[str, None]] = {
+    "next_prefix": None,
+    "next_digest": None,
+    "next_agent_id": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,8 @@ def ensure_agent(
     prefix = parse_prefix(credential)
     if prefix is None:
         raise InvalidValue("this is no credential: it must read sk-iir-…")
-    found = connection.execute(select(agents).where(agents.c.key_prefix == prefix)).one_or_none()
+    is_it = or_(agents.c.key_prefix == prefix, agents.c.next_prefix == prefix)
+    found = connection.execute(select(agents).where(is_it)).one_or_none()
     if found is not None:
         _check(found, credential)
         return str(found.name)
@@ -91,6 +98,7 @@ def ensure_agent(
         "agent_id": None,
         "incarnation": None,
         "registration": None,
+        **NO_NEXT,
     }
     old = connection.scalar(select(agents.c.id).where(agents.c.name == label(name, "agent's name")))
     if old is None:
@@ -124,7 +132,8 @@ def revoke_agent(connection: Connection, which: str, *, now: Clock = wall_time) 
     if found is None:
         raise UnknownName("no agent in force has this name; `iir agents list` shows all")
     row_id, name = found
-    connection.execute(update(agents).where(agents.c.id == row_id).values(revoked_at=int(now())))
+    ended = {"revoked_at": int(now()), **NO_NEXT}
+    connection.execute(update(agents).where(agents.c.id == row_id).values(**ended))
     connection.execute(delete(leases).where(leases.c.agent == row_id))
     bump(connection, Version.CATALOG, Version.LEASES)
     return name
@@ -148,19 +157,27 @@ def list_agents(connection: Connection) -> list[AgentInfo]:
 
 
 def credentials_in_force(connection: Connection) -> list[ApiKey]:
-    """Return the agents' credentials as keys of the scope `agent`."""
-    rows = connection.execute(select(agents).where(agents.c.revoked_at.is_(None)))
-    return [
-        ApiKey(
-            id=KeyId(f"agent-{row.id}"),
-            name=row.name,
-            prefix=row.key_prefix,
-            digest=row.key_digest,
-            scopes=frozenset({Scope.AGENT}),
-            agent=str(row.id),
-        )
+    """Return the agents' credentials as keys of the scope `agent`: the present ones, and the next."""
+    rows = connection.execute(select(agents).where(agents.c.revoked_at.is_(None))).all()
+    present = [_key(row, row.key_prefix, row.key_digest) for row in rows]
+    following = [
+        _key(row, row.next_prefix, row.next_digest, is_next=True)
         for row in rows
+        if row.next_prefix is not None
     ]
+    return present + following
+
+
+def _key(row: Row[Any], prefix: str, key_digest: str, *, is_next: bool = False) -> ApiKey:
+    return ApiKey(
+        id=KeyId(f"agent-{row.id}"),
+        name=row.name,
+        prefix=prefix,
+        digest=key_digest,
+        scopes=frozenset({Scope.AGENT}),
+        agent=str(row.id),
+        is_next=is_next,
+    )
 
 
 def save_registration(
@@ -248,7 +265,9 @@ def _in_force(connection: Connection, which: str) -> tuple[int, str] | None:
 
 
 def _check(row: Row[Any], credential: str) -> None:
-    if not hmac.compare_digest(row.key_digest, digest(credential)):
+    is_present = row.key_prefix == parse_prefix(credential)
+    known = row.key_digest if is_present else row.next_digest
+    if not hmac.compare_digest(known, digest(credential)):
         raise CredentialRefused("the credential is not the one that was given out")
     if row.revoked_at is not None:
         raise CredentialRefused(

@@ -9,13 +9,22 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from router.domain import Catalog, LeaseBook
-from router.ports import LeaseStore, RegistrySource
+from router.errors import JoinTokenRefused
+from router.ports import CredentialStore, LeaseStore, RegistrySource
 from router.store.agents import release_lease, save_heartbeats, save_registration
-from router.store.errors import CredentialRefused, StoreError, Superseded
+from router.store.errors import (
+    CredentialRefused,
+    InvalidValue,
+    NameTaken,
+    StoreError,
+    Superseded,
+    TokenRefused,
+)
+from router.store.joining import join, promote, rotate
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import Heartbeat, Registration
-from shared.http.errors import Conflict, Forbidden
+from shared.http.errors import BadRequest, Conflict, Forbidden
 
 T = TypeVar("T")
 
@@ -43,6 +52,30 @@ class StoredLeases(LeaseStore):
     async def _run(self, write: Callable[[Connection], T]) -> T:
         with _translated():
             return await self._writer.run(write)
+
+
+class StoredCredentials(CredentialStore):
+    """Agents' credentials in the registry."""
+
+    def __init__(self, writer: RegistryWriter) -> None:
+        self._writer = writer
+
+    async def join(self, token: str, name: str, present: int | None) -> tuple[str, str]:
+        """See `CredentialStore.join`."""
+        with _translated():
+            joined = await self._writer.run(lambda c: join(c, token, name, present))
+        return joined.name, joined.credential
+
+    async def rotate(self, row_id: int) -> tuple[str, str]:
+        """See `CredentialStore.rotate`."""
+        with _translated():
+            joined = await self._writer.run(lambda c: rotate(c, row_id))
+        return joined.name, joined.credential
+
+    async def promote(self, row_id: int, prefix: str) -> bool:
+        """See `CredentialStore.promote`."""
+        with _translated():
+            return await self._writer.run(lambda c: promote(c, row_id, prefix))
 
 
 class StoredRegistry(RegistrySource):
@@ -76,3 +109,12 @@ def _translated() -> Iterator[None]:
         raise Forbidden(f"The router refused the agent: {error}.") from error
     except Superseded as error:
         raise Conflict(f"The router refused the agent: {error}.") from error
+    except TokenRefused as error:
+        raise JoinTokenRefused(
+            f"The router refused to take the agent in: {error}. Make another on the router's "
+            "machine: iir agents invite"
+        ) from error
+    except NameTaken as error:
+        raise Conflict(f"The router refused to take the agent in: {error}.") from error
+    except InvalidValue as error:
+        raise BadRequest(f"The router refused to take the agent in: {error}.") from error

@@ -51,6 +51,10 @@ class CredentialRefused(Refusal):
     """The credential is revoked, or belongs to another agent."""
 
 
+class TokenRefused(Refusal):
+    """A join token is unknown, used or expired."""
+
+
 class Superseded(Refusal):
     """A newer incarnation of the agent has registered."""
 

@@ -39,7 +39,7 @@ class KeyInfo:
 
 def make_key() -> tuple[str, str, str]:
     """Return a new key, its public prefix and its digest."""
-    prefix, secret = _letters(5), _letters(25)
+    prefix, secret = random_letters(5), random_letters(25)
     key = f"sk-iir-{prefix}-{secret}"
     return key, prefix, digest(key)
 
@@ -130,7 +130,8 @@ def was_ever_keyed(connection: Connection) -> bool:
     return connection.scalar(select(api_keys.c.id).limit(1)) is not None
 
 
-def _letters(length: int) -> str:
+def random_letters(length: int) -> str:
+    """Return `length` random bytes as letters and digits; 5 bytes are 8 of them."""
     return base64.b32encode(secrets.token_bytes(length)).decode().lower()
 
 

@@ -106,6 +106,24 @@ agents = Table(
     Column("agent_id", String(64), index=True),
     Column("incarnation", BigInteger),
     Column("registration", Text),
+    # The credential that takes the present one's place at its first use, and which agent it is for
+    # (NULL: whichever registers first with it).
+    Column("next_prefix", String(16)),
+    Column("next_digest", String(64)),
+    Column("next_agent_id", String(64)),
+    Index("ix_agents_next_prefix", "next_prefix", unique=True),
+)
+
+# One-time tokens by which agents join; `name` is the agent's, NULL: as it calls itself.
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("prefix", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("name", String(128)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
 )
 
 leases = Table(

@@ -2,6 +2,9 @@
 
 `PUT /internal/v1/agents/{agent_id}` registers (`Registration` → `LeaseGrant`);
 `PUT …/lease` is the heartbeat (`Heartbeat` → `LeaseGrant`); `DELETE …/lease` gives it back.
+`POST /internal/v1/agents/join` exchanges a one-time token (`JoinRequest` → `CredentialGrant`), and
+`POST …/rotate` the present credential (→ `CredentialGrant`), for a new one. A present credential ends when
+the new one is used, which `POST …/confirm` (→ `Confirmation`) does and nothing else.
 Answers: 404/410 = register now; 409 = superseded by a newer incarnation, stop; 401/403 = the
 credential is not accepted.
 """
@@ -85,3 +88,22 @@ class LeaseGrant(_Wire):
     lease_id: str
     ttl_s: float = Field(gt=0, allow_inf_nan=False)
     renew_s: float = Field(gt=0, allow_inf_nan=False)
+
+
+class JoinRequest(_Wire):
+    """Asks for a credential. An agent that has one sends it along, and gets the next one."""
+
+    token: str = Field(min_length=1, max_length=256, repr=False)
+    name: str = Field(min_length=1, max_length=128, description="What the agent calls itself.")
+
+
+class Confirmation(_Wire):
+    """The router knows the credential; `name` is what it calls the agent."""
+
+    name: str = Field(min_length=1, max_length=128)
+
+
+class CredentialGrant(Confirmation):
+    """An agent's new credential. It is told once."""
+
+    credential: str = Field(pattern=r"^[!-~]{16,256}$", repr=False)
