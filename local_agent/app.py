@@ -24,12 +24,8 @@ from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
-from local_agent.control.identity import (
-    IdentityTaken,
-    hold_identity,
-    load_identity,
-    read_credential,
-)
+from local_agent.control.credential import is_same_router, load_credential, read_credential
+from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
 from local_agent.domain import HostFacts, WorkerEvent
@@ -108,7 +104,7 @@ class Agent:
         self.lease = LeaseClient(
             client=self._router,
             agent_id=self.identity.agent_id,
-            credential=lambda: read_credential(settings.token_path),
+            credential=self._credential,
             subject=self._subject,
             rng=rng,
         )
@@ -158,6 +154,21 @@ class Agent:
                 with anyio.CancelScope(shield=True):
                     await self._router.aclose()
                     await self._transport.aclose()
+
+    def _credential(self) -> str | None:
+        """Read the credential, and turn to the router that it is for.
+
+        A `ROUTER_URL` that somebody set beats the file's: it may be another way to that router.
+        """
+        found = load_credential(self.settings.token_path)
+        if found is None:
+            return None
+        url = found.router_url
+        is_told = "router_url" in self.settings.model_fields_set
+        if url is not None and not is_told and not is_same_router(str(self._router.base_url), url):
+            self._router.base_url = url
+            self._log.info("router_chosen", source="credential")
+        return found.secret
 
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
@@ -345,7 +356,8 @@ def _refuse_unreachable(settings: AgentSettings) -> None:
         return
     raise SystemExit(
         f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "
-        "Make one on the router's machine: iir agents add NAME --token-file FILE"
+        "Join one: iir-agent join URL. Or make one on the router's machine: "
+        "iir agents add NAME --token-file FILE"
     )
 
 

@@ -79,7 +79,14 @@ class AgentSettings(BaseServiceSettings):
         description="Images that workers in containers may use beside vLLM's own, as `NAME:TAG`, "
         "separated by commas. They run as vLLM's do: only name what you trust.",
     )
-    router_url: str = Field(default="http://127.0.0.1:8000", description="The agent's router.")
+    router_url: str = Field(
+        default="http://127.0.0.1:8000",
+        description="The agent's router. Unset: the one that the agent has joined, else the default.",
+    )
+    iir_join_token: SecretStr | None = Field(
+        default=None,
+        description="The token for `iir-agent join`, for scripts; nothing else reads it.",
+    )
     hf_token: SecretStr | None = Field(
         default=None, description="Token for gated models of the Hugging Face hub."
     )

@@ -18,6 +18,7 @@ from router.domain import (
     Outcome,
     Ranked,
     RequestFacts,
+    ShownCredential,
 )
 from shared.contracts.agents import Heartbeat, Registration
 from shared.http.exchange import Reply
@@ -101,10 +102,10 @@ class CredentialStore(Protocol):
     Each method raises `OSError` when the registry can't be written now; nothing was then.
     """
 
-    async def join(self, token: str, name: str, present: int | None) -> tuple[str, str]:
+    async def join(self, token: str, name: str, present: ShownCredential | None) -> tuple[str, str]:
         """Use a join token up; return the agent's name and its new credential.
 
-        `present` is the row of an agent that showed its credential, None for anybody else.
+        `present` is what an agent in force showed, None for anybody else.
 
         Raises:
             JoinTokenRefused: the token is unknown, used or expired.
@@ -114,7 +115,7 @@ class CredentialStore(Protocol):
         """
         ...
 
-    async def rotate(self, row_id: int) -> tuple[str, str]:
+    async def rotate(self, present: ShownCredential) -> tuple[str, str]:
         """Return an agent's name and the credential that will follow its present one.
 
         Raises:
@@ -122,8 +123,8 @@ class CredentialStore(Protocol):
         """
         ...
 
-    async def promote(self, row_id: int, prefix: str) -> bool:
-        """End the credential before the one with this prefix; tell whether there was one."""
+    async def promote(self, present: ShownCredential) -> bool:
+        """End the credential before this one; tell whether there was one."""
         ...
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from local_agent.cli import listing, pulling, residency
 from local_agent.cli.context import CommandFailed, open_context, plain_errors, read_settings
+from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
 from local_agent.config import load_config
@@ -28,6 +29,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 residency.add_commands(app)
+app.command()(join)
+app.command()(rotate)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

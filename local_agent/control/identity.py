@@ -82,12 +82,3 @@ def _write(path: Path, text: str) -> None:
     draft = path.with_suffix(".new")
     draft.write_text(text + "\n", encoding="ascii")
     draft.replace(path)
-
-
-def read_credential(path: Path) -> str | None:
-    """Return the credential for the router; None if there is none (yet), or no readable one."""
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return None
-    return text if text.isprintable() and text and " " not in text else None

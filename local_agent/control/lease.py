@@ -32,6 +32,8 @@ _CREDENTIAL_WAIT_S = 60.0
 _LOOK_S = 2.0
 _GOODBYE_S = 2.0
 _NO_CREDENTIAL = -1
+_NEWS_TRIES = 5
+_NEWS_S = 1.0
 # these of the 4xx say "not now", not "not you"
 _MAY_PASS = frozenset({404, 408, 410, 425, 429})
 
@@ -133,6 +135,7 @@ class LeaseClient:
         self._rng = rng
         self._sleep = sleep
         self._seq = 0
+        self._news_tries = 0
         # made by `run`: anyio makes scopes inside an event loop only
         self._scope: anyio.CancelScope | None = None
         self._log = get_logger("lease")
@@ -158,8 +161,12 @@ class LeaseClient:
     async def _hold(self) -> None:
         failures = 0
         grant: LeaseGrant | None = None
+        known = self._credential()
         while True:
             credential = self._credential()
+            if credential != known:
+                known, failures = credential, 0
+                self._news_tries = _NEWS_TRIES
             answer = await self._ask(grant, credential)
             if isinstance(answer, LeaseGrant):
                 failures, grant = 0, answer
@@ -174,7 +181,14 @@ class LeaseClient:
             self._become(_meaning(answer), answer)
             if self.status is LeaseStatus.SUPERSEDED:
                 return
-            await self._wait(next_wait_s(answer, failures, self._rng), credential)
+            await self._wait(self._wait_s(answer, failures), credential)
+
+    def _wait_s(self, refused: Refused, failures: int) -> float:
+        """Return how long to wait; a new credential may not have reached all of a router at once."""
+        if refused.status == 401 and self._news_tries > 0:
+            self._news_tries -= 1
+            return _NEWS_S
+        return next_wait_s(refused, failures, self._rng)
 
     async def _ask(self, grant: LeaseGrant | None, credential: str | None) -> Answer:
         if credential is None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.types import Scope as AsgiScope
 
-from router.domain import ApiKey, KeyId, Scope
+from router.domain import ApiKey, KeyId, Scope, ShownCredential
 from router.fleet.registry import Fleet
 from shared.http.asgi import header
 from shared.http.errors import Forbidden, Unauthorized
@@ -33,13 +33,14 @@ _HINTS = {Scope.ADMIN: " --scope admin (or open the page: ROUTER_PUBLIC_ROUTES=d
 class Caller:
     """Who sent a request: a key, or anybody on this machine in open mode.
 
-    `next_prefix` is there if an agent uses the credential that follows its present one.
+    `agent` is there if it is an agent; `is_next` if that uses the credential which follows its
+    present one.
     """
 
     key_id: KeyId | None = None
-    agent_row: int | None = None
+    agent: ShownCredential | None = None
     name: str = ""
-    next_prefix: str | None = None
+    is_next: bool = False
 
 
 class Access:
@@ -70,8 +71,8 @@ class Access:
                 f"This key may not do that: it lacks the scope {needed.value!r}. Make one with: "
                 f"iir keys create --name NAME --scope {needed.value}"
             )
-        row = int(key.agent) if key.agent is not None else None
-        return Caller(key.id, row, key.name, key.prefix if key.is_next else None)
+        agent = None if key.agent is None else ShownCredential(int(key.agent), key.prefix)
+        return Caller(key.id, agent, key.name, key.is_next)
 
     def agent_of(self, scope: AsgiScope) -> Caller | None:
         """Return the agent whose credential came with a request that needs none, if one did."""

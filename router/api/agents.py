@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from router.api.access import Access, Caller, allow
-from router.domain import Scope
+from router.domain import Scope, ShownCredential
 from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
 from shared.contracts.agents import (
@@ -54,7 +54,7 @@ def _add_joining(routes: APIRouter, joins: JoinDesk, access: Access) -> None:
     async def join(wanted: JoinRequest, request: Request, response: Response) -> BaseModel:
         response.headers["cache-control"] = _NEVER_KEEP
         agent = access.agent_of(request.scope)
-        present = None if agent is None else agent.agent_row
+        present = None if agent is None else agent.agent
         address = _address(request)
         return await joins.join(wanted.token, wanted.name, present=present, address=address)
 
@@ -62,7 +62,7 @@ def _add_joining(routes: APIRouter, joins: JoinDesk, access: Access) -> None:
     @allow(Scope.AGENT)
     async def rotate(request: Request, response: Response) -> BaseModel:
         response.headers["cache-control"] = _NEVER_KEEP
-        return await joins.rotate(_row(await _hear(request, joins)))
+        return await joins.rotate(_shown(request.state.caller))
 
     @routes.post("/confirm", summary="Use a credential", response_model=Confirmation)
     @allow(Scope.AGENT)
@@ -73,15 +73,19 @@ def _add_joining(routes: APIRouter, joins: JoinDesk, access: Access) -> None:
 async def _hear(request: Request, joins: JoinDesk) -> Caller:
     """Return the agent that calls; if it uses its next credential, the one before ends now."""
     caller: Caller = request.state.caller
-    if caller.next_prefix is not None:
-        await joins.used(_row(caller), caller.name, caller.next_prefix)
+    if caller.is_next:
+        await joins.used(_shown(caller), caller.name)
     return caller
 
 
 def _row(caller: Caller) -> int:
+    return _shown(caller).row_id
+
+
+def _shown(caller: Caller) -> ShownCredential:
     # keys with the scope `agent` are agents' credentials, each with its row
-    assert caller.agent_row is not None  # noqa: S101 - Access guarantees it
-    return caller.agent_row
+    assert caller.agent is not None  # noqa: S101 - Access guarantees it
+    return caller.agent
 
 
 def _address(request: Request) -> str:

@@ -77,7 +77,7 @@ def own_url(settings: Settings) -> str:
     running = read_run_file(settings.iir_home / "run" / "router.json")
     host = settings.router_host if running is None or running.host is None else running.host
     port = settings.router_port if running is None else running.port
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+    if host in {"0.0.0.0", "::"}:
         host = _outward_address()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -27,7 +27,8 @@ def read_credential(path: Path) -> str | None:
         return None
     except OSError as error:
         raise CommandFailed(f"the token file can't be read: {error.strerror}") from None
-    credential = content.decode("utf-8", "replace").strip()
+    # a second line is the agent's own: which router it has joined
+    credential = content.decode("utf-8", "replace").strip().split("\n", 1)[0].strip()
     if parse_prefix(credential) is None:
         raise CommandFailed("the token file holds no credential; move it away, or name another")
     return credential

@@ -6,6 +6,7 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
+from router.domain import ShownCredential
 from router.errors import TooManyJoins
 from router.ports import CredentialStore
 from shared.contracts.agents import CredentialGrant
@@ -70,14 +71,14 @@ class JoinDesk:
         self._log = get_logger("joining")
 
     async def join(
-        self, token: str, name: str, *, present: int | None, address: str
+        self, token: str, name: str, *, present: ShownCredential | None, address: str
     ) -> CredentialGrant:
         """Exchange a token for a credential.
 
         Args:
             token: the invitation's token.
             name: what the agent calls itself.
-            present: its row, if it showed a credential that is in force.
+            present: what it showed, if it has a credential that is in force.
             address: where it calls from.
 
         Raises:
@@ -85,6 +86,7 @@ class JoinDesk:
             JoinTokenRefused: the token is unknown, used or expired.
             BadRequest: the name has a form that is not taken.
             Conflict: another agent has the name.
+            Forbidden: the shown credential has ended meanwhile.
             Unavailable: the registry can't be written now; the token is not used up.
         """
         self._allowance.take(address)
@@ -96,7 +98,7 @@ class JoinDesk:
         await self._refresh()
         return CredentialGrant(name=known_as, credential=credential)
 
-    async def rotate(self, row_id: int) -> CredentialGrant:
+    async def rotate(self, present: ShownCredential) -> CredentialGrant:
         """Exchange a present credential for a new one; it ends when the new one is used.
 
         Raises:
@@ -104,20 +106,20 @@ class JoinDesk:
             Unavailable: the registry can't be written now.
         """
         try:
-            name, credential = await self._store.rotate(row_id)
+            name, credential = await self._store.rotate(present)
         except OSError as exc:
             raise self._unwritable(exc) from exc
         self._log.info("agent_credential_made", agent=name)
         await self._refresh()
         return CredentialGrant(name=name, credential=credential)
 
-    async def used(self, row_id: int, name: str, prefix: str) -> None:
+    async def used(self, present: ShownCredential, name: str) -> None:
         """Hear that an agent has its new credential and uses it: the one before ends.
 
         If that can't be written now, the next use tries again.
         """
         try:
-            was_next = await self._store.promote(row_id, prefix)
+            was_next = await self._store.promote(present)
         except OSError as exc:
             self._log.warning("credential_not_ended", agent=name, reason=str(exc))
             return

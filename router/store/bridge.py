@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from router.domain import Catalog, LeaseBook
+from router.domain import Catalog, LeaseBook, ShownCredential
 from router.errors import JoinTokenRefused
 from router.ports import CredentialStore, LeaseStore, RegistrySource
 from router.store.agents import release_lease, save_heartbeats, save_registration
@@ -60,22 +60,22 @@ class StoredCredentials(CredentialStore):
     def __init__(self, writer: RegistryWriter) -> None:
         self._writer = writer
 
-    async def join(self, token: str, name: str, present: int | None) -> tuple[str, str]:
+    async def join(self, token: str, name: str, present: ShownCredential | None) -> tuple[str, str]:
         """See `CredentialStore.join`."""
         with _translated():
             joined = await self._writer.run(lambda c: join(c, token, name, present))
         return joined.name, joined.credential
 
-    async def rotate(self, row_id: int) -> tuple[str, str]:
+    async def rotate(self, present: ShownCredential) -> tuple[str, str]:
         """See `CredentialStore.rotate`."""
         with _translated():
-            joined = await self._writer.run(lambda c: rotate(c, row_id))
+            joined = await self._writer.run(lambda c: rotate(c, present))
         return joined.name, joined.credential
 
-    async def promote(self, row_id: int, prefix: str) -> bool:
+    async def promote(self, present: ShownCredential) -> bool:
         """See `CredentialStore.promote`."""
         with _translated():
-            return await self._writer.run(lambda c: promote(c, row_id, prefix))
+            return await self._writer.run(lambda c: promote(c, present))
 
 
 class StoredRegistry(RegistrySource):

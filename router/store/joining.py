@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
+from router.domain import ShownCredential
 from router.store.agents import NO_NEXT, ensure_agent, is_in_force
 from router.store.errors import CredentialRefused, InvalidValue, NameTaken, TokenRefused
 from router.store.keys import digest, make_key, random_letters
@@ -117,7 +118,7 @@ def join(
     connection: Connection,
     token: str,
     name: str,
-    present: int | None = None,
+    present: ShownCredential | None = None,
     *,
     now: Clock = wall_time,
 ) -> Joined:
@@ -127,13 +128,14 @@ def join(
         connection: the registry's.
         token: the invitation's token.
         name: what the agent calls itself; an invitation for a name overrules it.
-        present: the agent's row, if it showed a credential that is in force.
+        present: what the agent showed, if it has a credential that is in force.
         now: tells the time.
 
     Raises:
         TokenRefused: it is unknown, used or expired.
         InvalidValue: the name has a form that is not taken; the token is not used up.
         NameTaken: another agent has the name; the token is not used up.
+        CredentialRefused: the shown credential has ended meanwhile; the token is not used up.
     """
     used_at = int(now())
     invitation = _find(connection, token, used_at)
@@ -148,25 +150,30 @@ def join(
     return joined
 
 
-def rotate(connection: Connection, row_id: int) -> Joined:
+def rotate(connection: Connection, present: ShownCredential) -> Joined:
     """Return a new credential for an agent; the present one ends when the new one is used.
 
     A new one that was never used is replaced: its answer was lost.
 
     Raises:
-        CredentialRefused: the agent was revoked.
+        CredentialRefused: the agent was revoked, or the shown credential has ended.
     """
-    row = _in_force(connection, row_id)
+    row = _shown(connection, present)
     return _follow(connection, row, agent_id=row.agent_id)
 
 
-def promote(connection: Connection, row_id: int, prefix: str) -> bool:
-    """Let the next credential of an agent, which has been used, be its only one.
+def promote(connection: Connection, present: ShownCredential) -> bool:
+    """Let an agent's next credential, if it is what the agent showed, be its only one.
 
     Returns:
         Whether it was; False if it is already.
     """
-    is_it = (agents.c.id == row_id, agents.c.next_prefix == prefix, agents.c.revoked_at.is_(None))
+    row_id = present.row_id
+    is_it = (
+        agents.c.id == row_id,
+        agents.c.next_prefix == present.prefix,
+        agents.c.revoked_at.is_(None),
+    )
     row = connection.execute(select(agents).where(*is_it)).one_or_none()
     if row is None:
         return False
@@ -207,8 +214,8 @@ def _used() -> TokenRefused:
     return TokenRefused("this join token was used already")
 
 
-def _join_again(connection: Connection, row_id: int, wanted: str | None) -> Joined:
-    row = _in_force(connection, row_id)
+def _join_again(connection: Connection, present: ShownCredential, wanted: str | None) -> Joined:
+    row = _shown(connection, present)
     if wanted is not None and wanted != row.name:
         raise NameTaken(
             f"the invitation is for an agent {wanted!r}, and this one is {row.name!r} already; "
@@ -243,9 +250,18 @@ def _follow(connection: Connection, row: Row[Any], *, agent_id: str | None) -> J
     return Joined(name=row.name, credential=credential)
 
 
-def _in_force(connection: Connection, row_id: int) -> Row[Any]:
-    is_it = (agents.c.id == row_id, agents.c.revoked_at.is_(None))
+def _shown(connection: Connection, present: ShownCredential) -> Row[Any]:
+    """Return the row of an agent that showed a credential; a next one becomes the present one.
+
+    The snapshot by which it was let in may be older than this transaction.
+    """
+    promote(connection, present)
+    is_it = (
+        agents.c.id == present.row_id,
+        agents.c.key_prefix == present.prefix,
+        agents.c.revoked_at.is_(None),
+    )
     row = connection.execute(select(agents).where(*is_it)).one_or_none()
     if row is None:
-        raise CredentialRefused("the agent's credential is revoked")
+        raise CredentialRefused("the agent's credential is revoked or has been replaced")
     return row

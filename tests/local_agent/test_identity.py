@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from local_agent.control.credential import read_credential
 from local_agent.control.identity import (
     IdentityTaken,
     hold_identity,
     load_identity,
-    read_credential,
 )
 
 NOW_S = 1_700_000_000.0
