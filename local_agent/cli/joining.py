@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from typing import Annotated
 
 import httpx
@@ -47,7 +48,7 @@ def join(
         secret = _token(token, settings)
         _warn_in_the_clear(router_url)
         try:
-            with _client(router_url) as router:
+            with closing(_client(router_url)) as router:
                 grant = router.join(secret, name or settings.agent_name, present)
                 is_used = _keep(context, router, grant, router_url)
         except JoinFailed as error:
@@ -74,7 +75,7 @@ def rotate() -> None:
         router_url = _router_of(found, context.settings)
         _warn_in_the_clear(router_url)
         try:
-            with _client(router_url) as router:
+            with closing(_client(router_url)) as router:
                 grant = router.rotate(found.secret)
                 is_used = _keep(context, router, grant, found.router_url)
         except JoinFailed as error:

@@ -6,7 +6,6 @@ Nothing here follows a redirect or uses a proxy: what is sent is secret.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 
 import httpx
 from pydantic import BaseModel, Field, ValidationError
@@ -40,16 +39,7 @@ class JoiningClient:
         self._client = client
         self._sleep = sleep
 
-    def __enter__(self) -> JoiningClient:
-        """Open nothing yet."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
