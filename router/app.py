@@ -205,6 +205,7 @@ class Router:
                 if not self._leases_wait:  # once per outage: this comes twice a second
                     self._log.warning("leases_not_saved", reason=str(exc))
                 self._leases_wait = True
+            await self.joins.flush()
             await self.ledger.flush()
 
     def drain(self) -> None:

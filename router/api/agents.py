@@ -36,12 +36,12 @@ def agent_routes(desk: LeaseDesk, joins: JoinDesk, access: Access) -> APIRouter:
     @routes.put("/{agent_id}/lease", summary="Renew a lease", response_model=LeaseGrant)
     @allow(Scope.AGENT)
     async def renew(agent_id: str, heartbeat: Heartbeat, request: Request) -> BaseModel:
-        return desk.renew(_row(await _hear(request, joins)), agent_id, heartbeat)
+        return desk.renew(_row(_note(request, joins)), agent_id, heartbeat)
 
     @routes.delete("/{agent_id}/lease", summary="Give a lease back", status_code=204)
     @allow(Scope.AGENT)
     async def release(agent_id: str, request: Request) -> Response:
-        await desk.release(_row(await _hear(request, joins)), agent_id)
+        await desk.release(_row(_note(request, joins)), agent_id)
         return Response(status_code=204)
 
     _add_joining(routes, joins, access)
@@ -75,6 +75,14 @@ async def _hear(request: Request, joins: JoinDesk) -> Caller:
     caller: Caller = request.state.caller
     if caller.is_next:
         await joins.used(_shown(caller), caller.name)
+    return caller
+
+
+def _note(request: Request, joins: JoinDesk) -> Caller:
+    """Do as `_hear`, where a registry that is locked must not hold the caller up."""
+    caller: Caller = request.state.caller
+    if caller.is_next:
+        joins.note_use(_shown(caller), caller.name)
     return caller
 
 

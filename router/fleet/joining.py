@@ -68,6 +68,7 @@ class JoinDesk:
         self._store = store
         self._refresh = refresh
         self._allowance = Allowance(clock)
+        self._unsaved: dict[ShownCredential, str] = {}
         self._log = get_logger("joining")
 
     async def join(
@@ -126,6 +127,16 @@ class JoinDesk:
         if was_next:
             self._log.info("agent_credential_ended", agent=name)
         await self._refresh()
+
+    def note_use(self, present: ShownCredential, name: str) -> None:
+        """Hear the same without waiting for the registry: `flush` writes it."""
+        self._unsaved[present] = name
+
+    async def flush(self) -> None:
+        """Write what was noted since the last time."""
+        batch, self._unsaved = self._unsaved, {}
+        for present, name in batch.items():
+            await self.used(present, name)
 
     def _unwritable(self, cause: OSError) -> Unavailable:
         self._log.warning("credential_not_made", reason=str(cause))

@@ -32,7 +32,7 @@ async def join(
 ) -> httpx.Response:
     headers = {} if credential is None else bearer(credential)
     body = {"token": token, "name": name}
-    return await router.client.post(f"{BASE}/join", json=body, headers=headers)
+    return await router.client.post(f"{BASE}/join", json=body, headers=headers, timeout=30)
 
 
 async def confirm(router: RunningRouter, credential: str) -> int:
