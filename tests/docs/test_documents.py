@@ -29,7 +29,7 @@ PROGRAMS = {
 }
 # What a later step brings is named in the status only.
 COMMAND = re.compile(r"(?<![\w/:.-])(?:\.venv/bin/)?(iir(?:-agent)?)((?: [a-z][a-z-]*)+)")
-NOT_BUILT = {"iir agents invite", "iir-agent join", "iir-agent bench"}
+NOT_BUILT = {"iir-agent bench"}
 
 
 @pytest.fixture(autouse=True)
