@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from router.cli import app
+from router.cli import joining as cli_joining
 from router.domain import Scope
 from router.settings import load_settings
 from router.store import agents, keys
@@ -433,6 +434,43 @@ def test_agents_are_listed_and_revoked(iir: Iir, writer: RegistryWriter) -> None
     iir("agents", "revoke", "mac")
     assert "revoked" in iir("agents", "list")
     assert "no agent in force" in iir("agents", "revoke", "mac", code=2)
+
+
+def test_an_invitation_is_shown_once_listed_and_withdrawn(iir: Iir) -> None:
+    token = iir("agents", "invite", "--name", "mac", "--expires", "10m", "--quiet").strip()
+    assert token.startswith("iir-join-")
+    text = iir("agents", "invite", "--url", "https://router:1/")
+    assert "iir-agent join https://router:1 -" in text
+    found = from_json(iir("agents", "invite", "--json"))
+    assert found["command"] == "iir-agent join http://127.0.0.1:8000 -"
+    listed = iir("agents", "list")
+    assert "invited: mac" in listed
+    assert listed.count("invited: any agent") == 2
+    assert token not in listed
+    assert "1 unused invitation withdrawn" in iir("agents", "revoke", "mac")
+    assert "withdrawn" in iir("agents", "revoke", found["prefix"])
+    assert iir("agents", "list").count("invited:") == 1
+    for span in ("1x", "", "-1h", "0s", "8d", "1h30m"):
+        assert "--expires" in (said := iir("agents", "invite", "--expires", span, code=2)) or (
+            "7 days" in said
+        )
+    assert "agent's name" in iir("agents", "invite", "--name", "a b", code=2)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("192.168.7.7", "http://192.168.7.7:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+    ],
+)
+def test_an_invitation_names_the_router_s_address(
+    iir: Iir, monkeypatch: pytest.MonkeyPatch, host: str, expected: str
+) -> None:
+    monkeypatch.setattr(cli_joining, "_ELSEWHERE", ("127.0.0.1", 9))  # as seen from loopback
+    monkeypatch.setenv("ROUTER_HOST", host)
+    assert from_json(iir("agents", "invite", "--json"))["router_url"] == expected
 
 
 # ── serve ────────────────────────────────────────────────────────────────────────────────────
