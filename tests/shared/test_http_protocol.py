@@ -165,3 +165,22 @@ async def test_a_refused_body_without_end_is_cut(port: int) -> None:
     with pytest.raises(ConnectionError):
         await pour(writer, 200_000_000)
     writer.close()
+
+
+async def test_a_body_behind_an_upgrade_is_no_request(port: int) -> None:
+    hidden = b"GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+    raw = await exchange(port, head + b"content-length: %d\r\n\r\n%b" % (len(hidden), hidden))
+    assert parsed(raw) == (400, "invalid_request")
+    assert raw.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_request_that_has_its_answer_gets_no_second_one(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head)
+    raw = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 5)
+    writer.write(b"zz\r\n")
+    raw += await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert raw.count(b"HTTP/1.1 ") == 1
