@@ -12,12 +12,8 @@ from local_agent.api.infer import InferCall, infer_relay
 from local_agent.domain import ModelId
 from local_agent.errors import WorkerGone
 from local_agent.supervisor import Supervisor
-from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
-from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.asgi import read_body
 from shared.http.errors import (
-    ApiError,
-    MethodNotAllowed,
     ModelNotFound,
     StaleConnection,
     UnsupportedApi,
@@ -28,7 +24,7 @@ from shared.http.errors import (
 from shared.http.exchange import Reply, exchange
 from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream
-from shared.http.keep_alive import KeepAlive, takes_comments
+from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
@@ -170,8 +166,8 @@ async def _raise_for(reply: Reply) -> None:
     raise upstream_error(status, body, reply.headers)
 
 
-class InferenceRoutes:
-    """Serves the inference paths (with and without `/v1` before them) and `/infer`; hands on the rest."""
+class InferenceRoutes(InferenceFront):
+    """Sends each request to the worker of its model; `/infer` is a chat in another shape."""
 
     def __init__(
         self,
@@ -182,32 +178,12 @@ class InferenceRoutes:
         max_body_bytes: int,
         keep_alive_s: float,
     ) -> None:
-        self._rest = rest
+        super().__init__(rest, keep_alive_s=keep_alive_s, further=(_INFER,))
         self._proxy = proxy
         self._access = access
         self._max_body_bytes = max_body_bytes
-        self._keep_alive_s = keep_alive_s
-        paths = {f"{base}{path}": path for path in INFERENCE_PATHS for base in ("/v1", "")}
-        self._paths = {**paths, _INFER: _INFER}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        path = self._paths.get(scope["path"]) if scope["type"] == "http" else None
-        if path is None:
-            await self._rest(scope, receive, send)
-            return
-        if path in MESSAGES_PATHS:
-            request_context(scope).id_header = REQUEST_ID
-        try:
-            await self._serve(scope, receive, send, path)
-        except ApiError as error:
-            if path in MESSAGES_PATHS:
-                error.reshape(anthropic_error_body(error))
-            raise
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        if scope["method"] != "POST":
-            raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         self._access.require(scope, Need.DATA)
         body = await read_body(scope, receive, limit=self._max_body_bytes)
         async with while_connected(scope, receive) as stop_watching:
@@ -228,7 +204,7 @@ class InferenceRoutes:
             context=request_context(scope),
             headers=pass_upstream(scope["headers"]),
         )
-        async with self._waiting(scope, send, path if stream else None) as waiting, call as reply:
+        async with self._waiting(scope, send, path, is_stream=stream) as waiting, call as reply:
             await waiting.stop()
             await relay(reply, send, has_begun=waiting.has_begun)
             answered()
@@ -243,16 +219,8 @@ class InferenceRoutes:
             stream=infer.stream,
             context=request_context(scope),
         )
-        path = _CHAT if infer.stream else None
-        async with self._waiting(scope, send, path) as waiting, call as reply:
+        waits = self._waiting(scope, send, _CHAT, is_stream=infer.stream)
+        async with waits as waiting, call as reply:
             await waiting.stop()
             await infer_relay(reply, model, send, has_begun=waiting.has_begun)
             answered()
-
-    def _waiting(self, scope: Scope, send: Send, path: str | None) -> KeepAlive:
-        """Return what keeps the client of a stream to `path` waiting; None is for whole answers."""
-        return KeepAlive(
-            send,
-            every_s=self._keep_alive_s if path is not None and takes_comments(scope) else 0.0,
-            error_event=ApiError.event if path is None else STREAM_RULES[path].error_event,
-        )

@@ -1,4 +1,4 @@
-"""The inference routes as plain ASGI in front of FastAPI: the hot path."""
+"""The router's inference: read, dispatch, relay."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from router.api.access import Access
 from router.dispatch.dispatcher import Dispatched, Dispatcher, header_safe
 from router.dispatch.metrics import RouterMetrics
 from router.domain import Call, ModelName, RequestFacts, Scope, Zone
-from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
-from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.asgi import header, read_body, require_json
-from shared.http.errors import ApiError, BadRequest, MethodNotAllowed
+from shared.http.errors import BadRequest
 from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream
-from shared.http.keep_alive import KeepAlive, takes_comments
+from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES
 from shared.http.wire import decode_object, model_name, wants_stream
 
 
-class InferenceRoutes:
-    """Serves the inference paths, with and without `/v1` before them; hands everything else on."""
+class InferenceRoutes(InferenceFront):
+    """Sends each request where its model is served."""
 
     def __init__(
         self,
@@ -34,39 +32,16 @@ class InferenceRoutes:
         max_body_bytes: int,
         keep_alive_s: float,
     ) -> None:
-        self._rest = rest
+        super().__init__(rest, keep_alive_s=keep_alive_s)
         self._access = access
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
-        self._keep_alive_s = keep_alive_s
-        self._paths = {f"{base}{path}": path for path in INFERENCE_PATHS for base in ("/v1", "")}
-
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        path = self._paths.get(scope["path"]) if scope["type"] == "http" else None
-        if path is None:
-            await self._rest(scope, receive, send)
-            return
-        if path in MESSAGES_PATHS:
-            request_context(scope).id_header = REQUEST_ID
-        try:
-            await self._serve(scope, receive, send, path)
-        except ApiError as error:
-            if path in MESSAGES_PATHS:
-                error.reshape(anthropic_error_body(error))
-            raise
 
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:
-        if scope["method"] != "POST":
-            raise MethodNotAllowed(f"Use POST for {scope['path']}.", headers=(("allow", "POST"),))
         call = await self._call(scope, receive, path)
         context = request_context(scope)
-        waiting = KeepAlive(
-            send,
-            every_s=self._keep_alive_s if call.facts.stream and takes_comments(scope) else 0.0,
-            error_event=STREAM_RULES[path].error_event if call.facts.stream else ApiError.event,
-        )
+        waiting = self._waiting(scope, send, path, is_stream=call.facts.stream)
         async with (
             while_connected(scope, receive) as stop_watching,
             waiting,
