@@ -206,6 +206,7 @@ class Agent:
     def _take(self, config: AgentConfig) -> None:
         residency = self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
+        residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )

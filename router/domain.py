@@ -74,7 +74,8 @@ class Deployment:
 
     `paths` are the routes that it serves. `timeouts` hold for whole answers, `stream_timeouts` for
     streams, which have no total limit. `max_in_flight` is how many requests its `pool` takes at
-    once (None: no limit); all deployments with the same pool share its places.
+    once (None: no limit); all deployments with the same pool share its places. `is_loaded`: it can
+    serve at once, as far as is known.
     """
 
     endpoint: Endpoint
@@ -88,6 +89,7 @@ class Deployment:
     stream_timeouts: Timeouts = _DEFAULT_TIMEOUTS
     pool: str = ""
     max_in_flight: int | None = None
+    is_loaded: bool = True
 
 
 # Values that are made for each request are msgspec's structs: a frozen dataclass takes ten times as
@@ -124,12 +126,14 @@ class Call(msgspec.Struct, frozen=True):
     """A request on its way: facts, the decoded top level of the body, headers to pass on.
 
     `path` in the facts is relative to the API base (`/chat/completions`). `body` maps each
-    top-level key to its raw JSON; the backend replaces `model` and encodes it.
+    top-level key to its raw JSON; the backend replaces `model` and encodes it. `wait_s` is for how long
+    an agent may keep it waiting for a load or a slot (None: as long as it does by itself).
     """
 
     facts: RequestFacts
     body: Mapping[str, Raw]
     headers: tuple[tuple[str, str], ...] = ()
+    wait_s: float | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True):

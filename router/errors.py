@@ -17,21 +17,6 @@ class CircuitOpen(Unavailable):
     code = "circuit_open"
 
 
-class QueueFull(ApiError):
-    """Too many requests wait for the model's endpoints already."""
-
-    status = 429
-    type = "rate_limit_error"
-    code = "queue_full"
-    is_retryable = True
-
-
-class QueueTimeout(Unavailable):
-    """No endpoint of the model came free while the request waited."""
-
-    code = "queue_timeout"
-
-
 class UpstreamBusy(ApiError):
     """The model's endpoints asked to be left alone for a while, and it is not over."""
 

@@ -12,7 +12,7 @@ from router.domain import Call, ModelName, RequestFacts, Scope, Zone
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import BadRequest
 from shared.http.guard import RequestContext, request_context
-from shared.http.headers import pass_upstream
+from shared.http.headers import pass_upstream, wait_preference
 from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES
@@ -65,7 +65,8 @@ class InferenceRoutes(InferenceFront):
             key_id=caller.key_id,
             zone=_zone(scope),
         )
-        return Call(facts, body, pass_upstream(scope["headers"]))
+        wait_s = wait_preference(header(scope, b"prefer"))
+        return Call(facts, body, pass_upstream(scope["headers"]), wait_s)
 
     def _route_headers(
         self, dispatched: Dispatched, context: RequestContext

@@ -73,12 +73,18 @@ class OpenAIBackend:
                 _USER_AGENT,
                 ("x-request-id", facts.request_id),
                 *call.headers,
-                *(_NO_COMMENTS if endpoint.is_agent else ()),
+                *(_to_agent(call) if endpoint.is_agent else ()),
                 *_credentials(endpoint, facts.path),
             ),
             body=encode_object({**body, "model": deployment.upstream_name}),
             timeouts=deployment.stream_timeouts if facts.stream else deployment.timeouts,
         )
+
+
+def _to_agent(call: Call) -> tuple[tuple[str, str], ...]:
+    if call.wait_s is None:
+        return _NO_COMMENTS
+    return (*_NO_COMMENTS, ("prefer", f"wait={call.wait_s:.0f}"))
 
 
 class _Sending(AbstractAsyncContextManager[Reply]):

@@ -126,9 +126,10 @@ class Dispatcher:
             ApiError: none gave one.
         """
         while True:
+            place = await self._place(trip, limit, started)
             attempt = Attempt(
-                trip.call,
-                await self._place(trip, limit, started),
+                _call_for(place, trip),
+                place,
                 trip.attempts,
                 fleet=self._fleet,
                 clock=self._clock,
@@ -294,6 +295,20 @@ class _Dispatch(AbstractAsyncContextManager[Dispatched]):
     ) -> None:
         if self._attempt is not None:
             await self._attempt.__aexit__(kind, error, trace)
+
+
+def _call_for(place: Place, trip: _Trip) -> Call:
+    """Return the call as this attempt sends it.
+
+    An agent shall not keep it waiting, for a load or a slot, while it may go where the model is ready.
+    """
+    chosen = place.ranked.candidate
+    if not chosen.deployment.endpoint.is_agent or trip.attempts >= trip.most:
+        return trip.call
+    others = (each.candidate for each in trip.ranking if each.candidate is not chosen)
+    if any(other.deployment.is_loaded for other in others):
+        return msgspec.structs.replace(trip.call, wait_s=0.0)
+    return trip.call
 
 
 def _explained(error: ApiError, trip: _Trip) -> ApiError:

@@ -85,6 +85,7 @@ class Deployments:
             stream_timeouts=replace(timeouts, total_s=limits.total_s),
             pool=f"{endpoint.id}/{model.id}",
             max_in_flight=model.max_in_flight,
+            is_loaded=model.status == "loaded",
         )
 
     def _limited(self, limits: TimeLimits) -> Timeouts:

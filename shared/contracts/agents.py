@@ -64,10 +64,16 @@ class Registration(_Wire):
 
 
 class Queue(_Wire):
-    """Requests on the agent, all models together."""
+    """Requests on the agent and in its engines, all models together, whoever sent them."""
 
     running: int = 0
     waiting: int = 0
+    max_waiting: int | None = Field(
+        default=None, description="How many may wait in the agent, for the models that are loaded."
+    )
+    expected_wait_s: float = Field(
+        default=0.0, description="How long the next request waits for the busiest loaded model."
+    )
 
 
 class Heartbeat(_Wire):

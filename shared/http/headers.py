@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -21,6 +22,7 @@ _TO_CLIENT = frozenset(
 _TO_UPSTREAM = frozenset(
     {b"openai-beta", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"}
 )
+_WAIT = re.compile(rb'(?:^|,)\s*wait\s*=\s*"?([0-9]{1,9})(?=["\s,;]|$)', re.IGNORECASE)
 
 
 def find_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -48,6 +50,12 @@ def pass_upstream(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, st
         for key, value in headers
         if key in _TO_UPSTREAM
     )
+
+
+def wait_preference(prefer: bytes | None) -> float | None:
+    """Return the seconds of `prefer: wait=SECONDS`; None where it says nothing (RFC 7240, 4.3)."""
+    found = None if prefer is None else _WAIT.search(prefer)
+    return None if found is None else float(found[1])
 
 
 def retry_after_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:

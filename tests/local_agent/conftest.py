@@ -93,12 +93,20 @@ class FakeProber:
     def __init__(self) -> None:
         self.is_up = True
         self.asked: list[str] = []
+        self.metrics: str | None = None
+        self.asked_load: list[str] = []
 
     async def ok(self, url: str, timeout_s: float) -> bool:
         assert timeout_s > 0
         await anyio.lowlevel.checkpoint()
         self.asked.append(url)
         return self.is_up
+
+    async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:
+        assert min(timeout_s, most_bytes) > 0
+        await anyio.lowlevel.checkpoint()
+        self.asked_load.append(url)
+        return self.metrics
 
 
 class Stage:

@@ -150,7 +150,7 @@ async def test_it_registers_and_renews_with_growing_numbers() -> None:
     beats = [body for _, _, body, _ in stage.seen[1:4]]
     assert [beat["seq"] for beat in beats] == [1, 2, 3]
     assert {beat["lease_id"] for beat in beats} == {"l-1"}
-    assert beats[0]["queue"] == {"running": 3, "waiting": 0}
+    assert (beats[0]["queue"]["running"], beats[0]["queue"]["waiting"]) == (3, 0)
     assert beats[0]["state"] == "ready"
     assert beats[0]["models"][0]["status"] == "loaded"
     assert stage.waits == []

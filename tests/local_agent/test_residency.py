@@ -97,9 +97,10 @@ async def test_models_that_fit_stay_together(stage: Stage) -> None:
 
 async def test_a_busy_model_finishes_its_work_first_however_long(stage: Stage) -> None:
     supervisor = supervised(stage, sized(stage, "a", 60), sized(stage, "b", 60))
+    supervisor.residency.swap_after_s = 0
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
-        with supervisor.slot(A):
+        with await supervisor.admission.admit(A, load_wait_s=5):
             assert supervisor.outlook(B).verdict is Verdict.WAITS
             with pytest.raises(ModelLoading, match="model b waits until other models have made"):
                 await supervisor.ensure_ready(B, 0.01)
@@ -120,8 +121,7 @@ async def test_the_evicted_model_comes_back_for_who_waits(stage: Stage) -> None:
 
     async def ask(model: ModelId) -> None:
         for _ in range(20):
-            await supervisor.ensure_ready(model, 10)
-            with supervisor.slot(model):
+            with await supervisor.admission.admit(model, load_wait_s=5):
                 await anyio.lowlevel.checkpoint()
             served.append(model)
 
@@ -205,7 +205,7 @@ async def test_an_idle_model_goes_after_its_ttl(stage: Stage) -> None:
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
         await supervisor.ensure_ready(B, 5)
-        with supervisor.slot(A):
+        with await supervisor.admission.admit(A, load_wait_s=5):
             stage.clock.now += 100
             wake(supervisor, *two)
             await anyio.wait_all_tasks_blocked()
@@ -227,7 +227,7 @@ async def test_the_ttl_needs_no_request_to_be_noticed(stage: Stage) -> None:
     supervisor = supervised(stage, sized(stage, "a", 10, ttl_s=0.02))
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
-        with supervisor.slot(A):
+        with await supervisor.admission.admit(A, load_wait_s=5):
             pass
         stage.clock.now += 0.03  # the loop sleeps by real time, and looks at this clock
         await settled(supervisor, "a", S.COLD)
@@ -329,14 +329,14 @@ class Chaos:
         model = self.rng.choice(self.models)
         with scope:
             try:
-                await self.supervisor.ensure_ready(model, 1000)
+                place = await self.supervisor.admission.admit(model, load_wait_s=1000)
             except ApiError:
                 self.refused += 1
                 self.requests.remove(entry)
                 return
             view = next(one for one in self.supervisor.workers() if one.model == model)
             (process,) = (one for one in self.stage.launcher.processes if one.pid == view.pid)
-            with self.supervisor.slot(model), self._holding(process):
+            with place, self._holding(process):
                 await done.wait()
             self.served += 1
         if entry in self.requests:
