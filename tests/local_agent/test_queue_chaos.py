@@ -189,6 +189,7 @@ async def test_ten_thousand_events_end_consistent(stage: Stage) -> None:
             await anyio.sleep(0.01)
         assert supervisor.residency.ledger.held == {}
         loop.cancel_scope.cancel()
+    assert len(stage.launcher.processes) > 50
     ends = Counter(request.ends[0] for request in chaos.requests)
     assert min(ends[how] for how in ("served", "left", "queue_full")) > 50, ends
     assert min(ends[how] for how in ("queue_timeout", "model_loading", "worker_gone")) > 5, ends
