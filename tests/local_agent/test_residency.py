@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -65,6 +67,50 @@ async def test_a_busy_model_finishes_its_work_first_however_long(stage: Stage) -
         with anyio.fail_after(5):
             await supervisor.ensure_ready(B, 5)
         assert states(supervisor) == {"a": S.COLD, "b": S.READY}
+
+
+async def test_a_loaded_model_goes_on_serving_until_another_has_waited_for_long(
+    stage: Stage,
+) -> None:
+    two = sized(stage, "a", 60), sized(stage, "b", 60)
+    supervisor = supervised(stage, *two)
+    admit = partial(supervisor.admission.admit, load_wait_s=1000)
+    async with running(supervisor), anyio.create_task_group() as group:
+        with await admit(A):
+            asked = asyncio.ensure_future(admit(B))
+            await anyio.wait_all_tasks_blocked()
+            stage.clock.now += 29
+            wake(supervisor, *two)
+            await anyio.wait_all_tasks_blocked()
+            with await admit(A):
+                assert states(supervisor) == {"a": S.READY, "b": S.COLD}
+            stage.clock.now += 1
+            wake(supervisor, *two)
+            await settled(supervisor, "a", S.DRAINING)
+            late = asyncio.ensure_future(admit(A))
+            await anyio.wait_all_tasks_blocked()
+            assert not asked.done()
+            assert not late.done()
+        with await asked:
+            assert states(supervisor)["b"] is S.READY
+        with await late:
+            assert states(supervisor) == {"a": S.READY, "b": S.COLD}
+        group.cancel_scope.cancel()
+
+
+async def test_nothing_is_sent_away_for_a_client_that_has_left(stage: Stage) -> None:
+    two = sized(stage, "a", 60), sized(stage, "b", 60)
+    supervisor = supervised(stage, *two, min_residency_s=10)
+    async with running(supervisor):
+        await supervisor.ensure_ready(A, 5)
+        with anyio.move_on_after(0.02):
+            await supervisor.admission.admit(B, load_wait_s=60)
+        await anyio.wait_all_tasks_blocked()
+        assert not supervisor.residency.is_queued(B)
+        stage.clock.now += 100
+        wake(supervisor, *two)
+        await anyio.wait_all_tasks_blocked()
+        assert states(supervisor) == {"a": S.READY, "b": S.COLD}
 
 
 async def test_the_evicted_model_comes_back_for_who_waits(stage: Stage) -> None:
