@@ -6,6 +6,7 @@ state is looked at again afterwards, never remembered from before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,7 +92,7 @@ class Worker:
         self._end = Event.FAILED
         self._told: EngineLoad | None = None
         self._sent_then = 0
-        self._silences = 0
+        self._metrics_tries: float = _METRICS_TRIES
 
     @property
     def status(self) -> WorkerStatus:
@@ -130,7 +131,7 @@ class Worker:
         """
         self._scope = anyio.CancelScope()
         self._upstream = None
-        self._told, self._silences = None, 0
+        self._told, self._metrics_tries = None, _METRICS_TRIES
         self._end = Event.FAILED
         self._apply(Event.START, config_hash=deployment.config_hash, request_id=request_id)
 
@@ -190,10 +191,10 @@ class Worker:
 
     async def _read_load(self, url: str, timeout_s: float, engine: Engine) -> None:
         """Ask the engine what it has to do; one that never tells is not asked on and on."""
-        if self._silences >= _METRICS_TRIES:
+        if self._metrics_tries <= 0:
             return
         text = await self._around.prober.text(url, timeout_s, _MOST_METRICS_BYTES)
-        self._silences = self._silences + 1 if text is None else 0
+        self._metrics_tries = self._metrics_tries - 1 if text is None else math.inf
         self._told = None if text is None else engine.parse_load(text)
         self._sent_then = self.line.in_flight
 
