@@ -32,6 +32,8 @@ class StandInAgent:
                 "state": "ready",
                 "pid": 4711,
                 "in_flight": 2,
+                "running": 803,
+                "waiting": 907,
                 "since_s": 61.5,
                 "reason": "exited [with] 9",
                 "new_field": 1,

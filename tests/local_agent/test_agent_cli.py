@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -77,6 +78,8 @@ def test_workers(run: Run, agent: StandInAgent) -> None:
     table = run("ps").output
     assert "exited [with] 9" in table
     assert "62 s" in table
+    assert re.search(r"running +waiting", table)
+    assert re.search(r" 803 +907 ", table)
     agent.workers = [{"model": "m", "engine": "external", "state": "external"}]
     assert "4711" not in run("ps").output
 
