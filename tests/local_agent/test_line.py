@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_agent.domain import EngineLoad, Upstream
@@ -91,6 +91,7 @@ OPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ops=OPS, limit=st.integers(1, 3), most=st.integers(1, 5))
 def test_nobody_is_lost_and_everybody_ends_once(
     ops: list[tuple[str, int, float]], limit: int, most: int

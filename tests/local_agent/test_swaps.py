@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_agent.catalog import catalog
@@ -222,6 +222,7 @@ ARRIVALS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(arrivals=ARRIVALS, sizes=st.lists(st.integers(20, 100), min_size=4, max_size=4))
 def test_thrash_and_waits_are_bounded_whatever_comes(
     arrivals: list[tuple[float, str, float]], sizes: list[int]
