@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from shared.http.errors import ApiError, BadRequest, UpstreamAnswer, internal_error
-from shared.http.headers import find_header, pass_on, pass_upstream, retry_after_s
+from shared.http.headers import (
+    find_header,
+    pass_on,
+    pass_upstream,
+    retry_after_s,
+    wait_preference,
+)
 
 
 def test_a_header_is_found_in_any_case_and_the_first_one_counts() -> None:
@@ -114,3 +120,21 @@ def test_an_upstreams_answer_keeps_its_parts() -> None:
 def test_a_defect_says_nothing_of_its_cause() -> None:
     assert internal_error().status == 500
     assert internal_error().code == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, None),
+        (b"wait=0", 0),
+        (b"respond-async, WAIT = 10", 10),
+        (b'wait="3", handling=lenient', 3),
+        (b"handling=lenient; wait=3", None),
+        (b"await=5", None),
+        (b"wait=-1", None),
+        (b"wait=1.5", None),
+        (b"wait=soon", None),
+    ],
+)
+def test_how_long_a_client_prefers_to_wait(prefer: bytes | None, seconds: float | None) -> None:
+    assert wait_preference(prefer) == seconds
