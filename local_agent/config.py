@@ -119,12 +119,6 @@ class ModelConfig(_Entry, QueueFields):
     context: int = Field(
         default=4096, ge=1, le=16_777_216, description="Context per request, in tokens."
     )
-    parallel: int | None = Field(
-        default=None,
-        ge=1,
-        le=256,
-        description="Requests at once; default: 2, `external` any number.",
-    )
     preload: bool = Field(default=False, description="Load at the agent's start.")
     pin: bool = Field(default=False, description="Never unload it for another model, or by `ttl`.")
     ttl: float | None = Field(

@@ -9,8 +9,14 @@ from local_agent.memory.residency import MIN_RESIDENCY_S, SWAP_AFTER_S
 
 
 class QueueFields(BaseModel):
-    """What a model says of those who wait for it."""
+    """What a model says of its slots, and of those who wait for one."""
 
+    parallel: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Requests served at once; default: 2, and any number on an `external` server.",
+    )
     max_queue: int = Field(
         default=MAX_QUEUE, ge=1, le=100_000, description="Requests that may wait; more get 429."
     )

@@ -35,6 +35,8 @@ from shared.http.wire import decode_object, encode_object, model_name, wants_str
 _CHAT = "/chat/completions"
 _INFER = "/infer"
 _RESTART_S = 10.0
+_JSON = ("content-type", "application/json")
+_ACCEPT = {True: ("accept", "text/event-stream"), False: ("accept", "application/json")}
 _SECOND_ATTEMPT = (b"x-iir-attempts", b"2")
 
 Hook = Callable[[], object]
@@ -117,12 +119,7 @@ class Proxy:
             request = OutboundRequest(
                 method="POST",
                 url=f"{place.upstream.base_url}{path}",
-                headers=(
-                    ("content-type", "application/json"),
-                    ("accept", "text/event-stream" if stream else "application/json"),
-                    ("x-request-id", context.request_id),
-                    *headers,
-                ),
+                headers=(_JSON, _ACCEPT[stream], ("x-request-id", context.request_id), *headers),
                 body=encode_object({**values, "model": place.upstream.model}),
                 timeouts=self._timeouts,
             )

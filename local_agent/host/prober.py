@@ -39,8 +39,7 @@ class TransportProber:
         async with self._transport.open(request) as response:
             # read to its end, so that the connection can be used again
             while part := await response.read():
-                if most_bytes is not None:
-                    kept += part
-                    if len(kept) > most_bytes:
-                        return None
+                kept += part if most_bytes is not None else b""
+                if most_bytes is not None and len(kept) > most_bytes:
+                    return None
             return bytes(kept) if response.status == 200 else None
