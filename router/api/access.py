@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from fastapi import Request
 from starlette.types import Scope as AsgiScope
 
@@ -29,8 +29,7 @@ _LONGEST_KEY = 256
 _HINTS = {Scope.ADMIN: " --scope admin (or open the page: ROUTER_PUBLIC_ROUTES=docs,metrics)"}
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who sent a request: a key, or anybody on this machine in open mode.
 
     `agent` is there if it is an agent; `is_next` if that uses the credential which follows its

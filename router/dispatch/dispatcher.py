@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
@@ -36,8 +35,7 @@ class Dispatched(msgspec.Struct, frozen=True):
     queued_s: float
 
 
-@dataclass(slots=True)
-class _Trip:
+class _Trip(msgspec.Struct):
     """One call on its way: where it may still go, and how far it has come.
 
     `most` is how many attempts it may have. `notes` are what the log will say of it, however it ends.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import anyio
+import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.http.asgi import ClientGone, header, send_error
@@ -27,8 +27,7 @@ _KEY = "iir"
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct):
     """What belongs to one request from its first to its last byte.
 
     `started` is on the service's monotonic clock, in seconds. `notes` go into the request's log
@@ -38,7 +37,7 @@ class RequestContext:
 
     request_id: str
     started: float
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = msgspec.field(default_factory=dict)
     id_header: bytes | None = None
 
 

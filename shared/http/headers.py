@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
+_NAME = itemgetter(0)
 
 _TO_CLIENT = frozenset(
     {
@@ -41,8 +43,10 @@ def pass_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]
     return found
 
 
-def pass_upstream(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+def pass_upstream(headers: RawHeaders) -> tuple[tuple[str, str], ...]:
     """Return what of a client's headers an upstream gets; never its `authorization`."""
+    if _TO_UPSTREAM.isdisjoint(map(_NAME, headers)):
+        return ()
     return tuple(
         (key.decode("latin-1"), value.decode("latin-1"))
         for key, value in headers
