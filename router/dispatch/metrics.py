@@ -26,6 +26,7 @@ from shared.http.errors import (
     UpstreamFailed,
     UpstreamInterrupted,
     UpstreamTimeout,
+    UpstreamUnpaid,
     UpstreamUnreachable,
 )
 
@@ -218,6 +219,7 @@ _OWN = frozenset(
                 UpstreamFailed,
                 UpstreamInterrupted,
                 UpstreamTimeout,
+                UpstreamUnpaid,
                 UpstreamUnreachable,
             )
         ),

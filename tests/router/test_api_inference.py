@@ -278,12 +278,15 @@ NO_ANSWER = {
     "status:code=503,shape=detail": 503,
     "status:code=500,shape=empty": 500,
     "status:code=401": 502,
+    "status:code=402": 502,
     "status:code=403": 502,
+    "status:code=407": 502,
 }
 NO_STREAM = {
     "json_200": 502,
     "error_event": 502,
     "error_event:shape=text": 502,
+    "error_event:shape=vllm_old,code=402": 502,
     "error_event:shape=vllm_old,code=429": 429,
     "error_event:shape=event_error": 502,
     "error_event:shape=message": 502,
