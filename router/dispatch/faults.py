@@ -22,16 +22,15 @@ def fault_of(error: ApiError | None) -> Fault | None:
 
     A client's own mistake proves that the endpoint works. Busy (429, 503) is no defect: the answer
     says when to come back. Nor is an agent without memory for the model now (507). A refused credential is the operator's to mend, and waiting won't. A kept
-    connection may be closed at any time.
+    connection may be closed at any time. Of an agent that is lost its lease tells, and the next start of
+    it is another one.
     """
     if error is None:
         return Fault.NONE
-    if isinstance(error, AgentLost):
-        return None  # its lease says whether it is there, and what was lost is another start of it
+    if isinstance(error, (UpstreamCredentialRefused, StaleConnection, AgentLost)):
+        return None
     if isinstance(error, UpstreamUnreachable | AgentUnavailable):
         return Fault.ENDPOINT
-    if isinstance(error, (UpstreamCredentialRefused, StaleConnection)):
-        return None
     if isinstance(error, UpstreamAnswer):
         if error.status in {408, 409, 425, 429, 503, 507, 529}:
             return None

@@ -79,7 +79,7 @@ class Dialer:
         connected = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S)
         # Shielded: uvloop loses the socket when this is cancelled. It takes no longer than a turn
         # of the loop.
-        await asyncio.shield(_adopt(loop, connection, connected))
+        await asyncio.shield(adopt(loop, connection, connected))
         if target.is_tls:
             transport = await loop.start_tls(
                 connection.transport,
@@ -100,7 +100,7 @@ class Dialer:
         return self._ssl_context
 
 
-async def _adopt(
+async def adopt(
     loop: asyncio.AbstractEventLoop, connection: LeanConnection, connected: socket.socket
 ) -> None:
     """Let the connection have the socket; one that was given up meanwhile closes it.

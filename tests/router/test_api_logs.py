@@ -108,8 +108,9 @@ FAILURES = {
 async def test_a_stream_that_failed_behind_its_200_counts_as_a_failure(
     start_router: StartRouter, log: io.StringIO, fault: str
 ) -> None:
-    settings = {"router_keep_alive_s": 0.05, "router_public_routes": "metrics"}
-    async with one_engine(start_router, **settings) as scene:
+    async with one_engine(
+        start_router, router_keep_alive_s=0.05, router_public_routes="metrics"
+    ) as scene:
         scene.engine.script.add(fault)
         answer = await scene.client.post(CHAT, json=chat(stream=True))
         assert answer.status_code == 200
