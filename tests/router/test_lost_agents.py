@@ -59,14 +59,14 @@ async def is_cut(
     waits: Waits, *endpoints: Endpoint, then: Callable[[], None], stays: bool = False
 ) -> bool:
     """Wait for endpoints, let something happen, and tell whether the wait was cut short."""
-    was_cut = True
+    ended: list[Endpoint] = []
     with waits.on(endpoints, while_none=lambda: not stays):
         await asyncio.sleep(0)
         then()
         waits.cut_lost()
         await asyncio.sleep(0)
-        was_cut = False
-    return was_cut
+        ended.extend(endpoints)
+    return not ended
 
 
 async def test_who_waits_for_a_lost_agent_is_cut_and_nobody_else() -> None:
