@@ -27,6 +27,7 @@ from shared.http.errors import (
     UpstreamFailed,
     UpstreamInterrupted,
     UpstreamTimeout,
+    UpstreamUnpaid,
     UpstreamUnreachable,
 )
 
@@ -227,6 +228,7 @@ _OWN = frozenset(
                 UpstreamFailed,
                 UpstreamInterrupted,
                 UpstreamTimeout,
+                UpstreamUnpaid,
                 UpstreamUnreachable,
             )
         ),

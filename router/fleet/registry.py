@@ -140,6 +140,7 @@ class Fleet:
         for row_id, models in current.items():
             if row_id not in self._agent_names:
                 self._list(row_id, models)
+        self.waits.cut_lost()
 
     def resolve(
         self, name: str, zone: Zone | None = None, path: str = "/chat/completions"
@@ -196,6 +197,8 @@ class Fleet:
 
     def takes(self, deployment: Deployment) -> bool:
         """Tell whether requests may be sent there now: time has passed since it was resolved."""
+        if not self.waits.has(deployment.endpoint):
+            return False
         place = deployment.endpoint.id, deployment.upstream_name
         if self.breakers and self.breakers.wait_s(*place) is not None:
             return False

@@ -24,6 +24,7 @@ class Cycle(RequestResponseCycle):
     """Sends one answer. As ASGI asks, headers' names come in lower case."""
 
     _head: bytes = b""
+    _ends_with_connection = False
     _flushing: Handle | None = None
 
     def whole_body(self) -> bytes | None:
@@ -69,8 +70,11 @@ class Cycle(RequestResponseCycle):
             and self.scope["method"] != "HEAD"
             and status not in _NO_BODY
         ):
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            if self.scope["http_version"] == "1.1":
+                self.chunked_encoding = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:  # RFC 9112, 6.1: older clients know no chunks
+                self._ends_with_connection = True
         head = b"".join(lines)
         # each line has the two that end it, and nothing may have more
         if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
@@ -91,7 +95,7 @@ class Cycle(RequestResponseCycle):
             body = b""
         elif self.chunked_encoding:
             body = _chunked(body, is_last=is_last)
-        else:
+        elif not self._ends_with_connection:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
                 raise RuntimeError("the answer's body is longer than its content-length")

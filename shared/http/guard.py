@@ -40,6 +40,11 @@ class RequestContext(msgspec.Struct):
     notes: dict[str, Any] = msgspec.field(default_factory=dict)
     id_header: bytes | None = None
 
+    def note_error(self, error: ApiError | None) -> None:
+        """Have the log line name what went wrong, if anything did, whatever status the client got."""
+        if error is not None:
+            self.notes["error"] = error.code[:64]
+
 
 def request_context(scope: Scope) -> RequestContext:
     """Return the context that the guard gave this request."""
@@ -110,7 +115,7 @@ class Guard:
     async def _fail(self, exc: Exception, tracked: _TrackedSend, context: RequestContext) -> None:
         if isinstance(exc, ApiError):
             error = exc
-            context.notes["error"] = exc.code[:64]
+            context.note_error(exc)
         else:
             # the trace names code, never values: messages of foreign errors may quote the request
             self._log.error("internal_error", kind=type(exc).__name__, trace=places(exc))
