@@ -71,7 +71,7 @@ class Deployments:
             backend="openai",
             zone=Zone.LOCAL,
             credential=member.registration.access_token,
-            is_agent=True,
+            incarnation=member.registration.incarnation,
         )
         timeouts = self._limited(limits)
         return Deployment(

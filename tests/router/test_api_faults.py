@@ -93,12 +93,15 @@ NO_ANSWER = {
     "status:code=503,shape=detail": 503,
     "status:code=500,shape=empty": 500,
     "status:code=401": 502,
+    "status:code=402": 502,
     "status:code=403": 502,
+    "status:code=407": 502,
 }
 NO_STREAM = {
     "json_200": 502,
     "error_event": 502,
     "error_event:shape=text": 502,
+    "error_event:shape=vllm_old,code=402": 502,
     "error_event:shape=vllm_old,code=429": 429,
     "error_event:shape=event_error": 502,
     "error_event:shape=message": 502,
@@ -185,3 +188,17 @@ async def test_an_error_of_the_clients_own_passes_unchanged(
             assert answer.headers["x-iir-attempts"] == "1"
         scene.engine.script.add(f"status:code={code},shape=detail")
         assert error_of(await scene.client.post(CHAT, json=chat()))["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize(
+    ("code", "named"), [(402, "upstream_unpaid"), (407, "upstream_credential_refused")]
+)
+async def test_what_the_operator_owes_is_not_the_clients_to_pay(
+    start_router: StartRouter, code: int, named: str
+) -> None:
+    async with one_engine(start_router) as scene:
+        scene.engine.script.add(f"status:code={code},shape=openai")
+        answer = await scene.client.post(CHAT, json=chat())
+        assert (answer.status_code, error_of(answer)["code"]) == (502, named)
+        assert len(scene.router.router.fleet.breakers) == 0
+        assert (await scene.client.post(CHAT, json=chat())).status_code == 200
