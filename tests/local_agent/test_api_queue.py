@@ -151,8 +151,8 @@ async def test_who_leaves_a_stream_lets_the_next_have_its_slot(start_agent: Star
     async with limited(start_agent, engine=SLOW) as agent:
         body = {**BODY, "stream": True}
         async with agent.client.stream("POST", CHAT, json=body) as answer:
-            async for _ in answer.aiter_bytes():
-                break
+            pieces = answer.aiter_bytes()
+            assert await anext(pieces)
             async with asking(agent, stream=True):
                 await until(lambda: agent.worker("tiny").waiting == 1)
                 await answer.aclose()
