@@ -138,6 +138,8 @@ class Attempt:
         self.place.free(was_served=self._meter.error is None)
         self._fleet.leave(deployment)
         self._fleet.breakers.end(endpoint, deployment.upstream_name, fault)
+        if fault is Fault.ENDPOINT:
+            self._fleet.doubt(deployment.endpoint)
         cause = self._meter.cause
         rest = None if cause is None else rest_of(cause)
         if rest is not None:
