@@ -14,7 +14,8 @@ from shared.contracts.agents import LeaseGrant, Registration
 from shared.http.errors import Conflict
 from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, bearer, chat, error_of
-from tests.router.test_fleet_membership import FakeClock, beat, registration
+from tests.router.test_fleet_membership import FakeClock, beat
+from tests.router.test_fleet_membership import registration as registration_of
 from tests.router.test_leases import Scene, scene_of
 
 
@@ -70,13 +71,13 @@ class SlowStore:
         self.beats: list[int] = []
 
     async def save_registration(
-        self, _row_id: int, _agent_id: str, said: Registration, lease_id: str
+        self, row_id: int, agent_id: str, registration: Registration, lease_id: str
     ) -> None:
-        if said.incarnation == 1:
+        if registration.incarnation == 1:
             self.asked.set()
             await self.may_go_on.wait()
         self._check()
-        self.registered.append((said.incarnation, lease_id))
+        self.registered.append((registration.incarnation, lease_id))
 
     async def save_heartbeats(self, beats: Any) -> None:
         self._check()
@@ -101,13 +102,13 @@ async def test_an_older_start_that_the_registry_held_up_does_not_push_the_newer_
 
     async def register_the_older_one() -> None:
         with pytest.raises(Conflict):
-            await desk.register(1, "mac", "a", registration(1), "127.0.0.1")
+            await desk.register(1, "mac", "a", registration_of(1), "127.0.0.1")
 
     with anyio.fail_after(2):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(register_the_older_one)
             await store.asked.wait()
-            await desk.register(1, "mac", "a", registration(2), "127.0.0.1")
+            await desk.register(1, "mac", "a", registration_of(2), "127.0.0.1")
             store.may_go_on.set()
     [member] = fleet.membership
     assert member.registration.incarnation == 2
@@ -116,7 +117,7 @@ async def test_an_older_start_that_the_registry_held_up_does_not_push_the_newer_
 async def test_a_registration_that_could_not_be_written_is_written_later() -> None:
     store = SlowStore()
     desk, _ = desk_of(store)
-    grant: LeaseGrant = await desk.register(1, "mac", "a", registration(2), "127.0.0.1")
+    grant: LeaseGrant = await desk.register(1, "mac", "a", registration_of(2), "127.0.0.1")
     desk.renew(1, "a", beat(4, grant.lease_id).model_copy(update={"incarnation": 2}))
     with pytest.raises(OSError, match="full"):
         await desk.flush()
