@@ -229,7 +229,7 @@ class Agent:
         rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,

@@ -233,7 +233,7 @@ class Router:
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
         routes: ASGIApp = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             access=access,
             dispatcher=self.dispatcher(),
             metrics=self.metrics,

@@ -40,7 +40,7 @@ class Endpoint:
     """An address that serves at least one model now.
 
     `base_url` ends before `/chat/completions` (`https://api.openai.com/v1`). `credential` goes to
-    the origin of `base_url` only.
+    the origin of `base_url` only. `incarnation` tells the starts of an agent apart; others have none.
     """
 
     id: EndpointId
@@ -48,7 +48,12 @@ class Endpoint:
     backend: str
     zone: Zone
     credential: str | None = field(default=None, repr=False)
-    is_agent: bool = False
+    incarnation: int | None = None
+
+    @property
+    def is_agent(self) -> bool:
+        """Tell whether a local agent is there."""
+        return self.incarnation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

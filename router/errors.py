@@ -55,6 +55,14 @@ class AgentUnavailable(Unavailable):
     code = "agent_unavailable"
 
 
+class AgentLost(AgentUnavailable):
+    """The agent fell silent, started anew or was removed while a request waited for it."""
+
+    def __init__(self, message: str) -> None:
+        """Hold the message for the client."""
+        super().__init__(f"{message} Ask again.", retry_after_s=5)
+
+
 class ProviderNotConfigured(Unavailable):
     """The model's provider has no credential here."""
 

@@ -28,7 +28,7 @@ from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import upstream_error
+from shared.http.upstream_errors import status_for_client, upstream_error
 from shared.http.wire import decode_object, encode_object, model_name, wants_stream
 
 _CHAT = "/chat/completions"
@@ -162,8 +162,7 @@ class Proxy:
 async def _raise_for(reply: Reply) -> None:
     """Raise the engine's error, in the one shape; a refused credential is no business of the client's."""
     body = await reply.whole()
-    status = 502 if reply.status in {401, 403} else reply.status
-    raise upstream_error(status, body, reply.headers)
+    raise upstream_error(status_for_client(reply.status), body, reply.headers)
 
 
 class InferenceRoutes(InferenceFront):
@@ -206,8 +205,9 @@ class InferenceRoutes(InferenceFront):
         )
         async with self._waiting(scope, send, path, is_stream=stream) as waiting, call as reply:
             await waiting.stop()
-            await relay(reply, send, has_begun=waiting.has_begun)
+            failure = await relay(reply, send, has_begun=waiting.has_begun)
             answered()
+            request_context(scope).note_error(failure)
 
     async def _infer(self, scope: Scope, body: bytes, send: Send, answered: Hook) -> None:
         infer = InferCall.parse(body)
@@ -222,5 +222,6 @@ class InferenceRoutes(InferenceFront):
         waits = self._waiting(scope, send, _CHAT, is_stream=infer.stream)
         async with waits as waiting, call as reply:
             await waiting.stop()
-            await infer_relay(reply, model, send, has_begun=waiting.has_begun)
+            failure = await infer_relay(reply, model, send, has_begun=waiting.has_begun)
             answered()
+            request_context(scope).note_error(failure)

@@ -49,8 +49,9 @@ class InferenceRoutes(InferenceFront):
         ):
             await waiting.stop()
             headers = self._route_headers(dispatched, context)
-            await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
+            failure = await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
             stop_watching()
+            context.note_error(failure)
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
         caller = self._access.require(scope, Scope.INFERENCE)

@@ -17,12 +17,13 @@ from shared.http.errors import (
     ApiError,
     UpstreamCredentialRefused,
     UpstreamFailed,
+    UpstreamUnpaid,
     UpstreamUnreachable,
 )
 from shared.http.exchange import Reply, exchange
 from shared.http.streams import STREAM_RULES, ChatRules, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import upstream_error
+from shared.http.upstream_errors import OPERATORS_BUSINESS, upstream_error
 from shared.http.wire import encode_object, with_usage
 
 _WITHOUT_USAGE: Final = ChatRules(hides_usage=True)
@@ -157,7 +158,12 @@ def _named(error: UpstreamUnreachable, deployment: Deployment) -> ApiError:
 async def _raise_for(reply: Reply, deployment: Deployment) -> None:
     """Raise the endpoint's error; whether another one may do better stands in it."""
     endpoint = deployment.endpoint
-    if reply.status in {401, 403}:
+    if reply.status == 402:
+        raise UpstreamUnpaid(
+            f"The endpoint {endpoint.id!r} wants to be paid. The operator has to look at the account "
+            "there."
+        )
+    if reply.status in OPERATORS_BUSINESS:
         raise UpstreamCredentialRefused(
             f"The endpoint {endpoint.id!r} did not accept the router's credential. Its operator has "
             "to check it: iir doctor."

@@ -99,7 +99,7 @@ def agent_endpoint(member: Member) -> Endpoint:
         backend="openai",
         zone=Zone.LOCAL,
         credential=member.registration.access_token,
-        is_agent=True,
+        incarnation=member.registration.incarnation,
     )
 
 

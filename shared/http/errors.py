@@ -262,6 +262,12 @@ class UpstreamCredentialRefused(ApiError):
     is_retryable = True
 
 
+class UpstreamUnpaid(UpstreamCredentialRefused):
+    """The endpoint wants to be paid: the operator's business as well."""
+
+    code = "upstream_unpaid"
+
+
 class UpstreamAnswer(ApiError):
     """An error that the endpoint answered: its status, type, code and message, its headers.
 

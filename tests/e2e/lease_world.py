@@ -218,6 +218,11 @@ class World:
             check()
             self.now = min(self._next(end), end)
 
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether the router has yet to read what was written last."""
+        return self._merged != self.registry.writes
+
     # -- how
 
     def _alive(self, row_id: int) -> list[Process]:
@@ -234,7 +239,7 @@ class World:
                 at_once(self.desk.flush())
 
     def _merge(self) -> None:
-        if self._merged != self.registry.writes:
+        if self.is_behind:
             book = self.registry.do(load_leases)
             self._merged = self.registry.writes
             self.membership.merge(book, self.now)

@@ -97,7 +97,7 @@ class Promises:
             assert (world.routed_token(row_id) is not None) is state.is_routable
             if not state.is_routable:
                 continue
-            assert row_id not in world.revoked
+            assert row_id not in world.revoked or world.is_behind
             # nobody is probed here: one TTL of grace is the most there can be, once the router looks
             looked_at = max(world.heard_at[row_id], world.stopped_at + POLL_S)
             assert world.now - looked_at < 3 * TTL_S + POLL_S

@@ -14,9 +14,9 @@ from local_agent.control.lease_core import Due, LeaseCore, LeaseStatus
 from shared.contracts.agents import LeaseGrant
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from tests.e2e.lease_world import Process
+from tests.router.agents import agent_of
 from tests.router.harness import starter
 from tests.router.scenes import CHAT, bearer, chat
-from tests.router.test_leases import agent_of
 
 SAMPLE = Path(__file__).parents[1] / "shared" / "samples" / "lease_protocol_before_seq.json"
 OLD: dict[str, Any] = json.loads(SAMPLE.read_text())

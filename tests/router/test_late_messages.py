@@ -12,11 +12,11 @@ from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
 from shared.contracts.agents import LeaseGrant, Registration
 from shared.http.errors import Conflict
+from tests.router.agents import Scene, scene_of
 from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, bearer, chat, error_of
 from tests.router.test_fleet_membership import FakeClock, beat
 from tests.router.test_fleet_membership import registration as registration_of
-from tests.router.test_leases import Scene, scene_of
 
 
 async def is_served(scene: Scene) -> bool:

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
+import pytest
 
 from shared.http.aiohttp_transport import AiohttpTransport
+from shared.http.errors import ApiError
 from shared.http.lean_transport import LeanTransport
 from shared.http.transport import InboundResponse, OutboundRequest, Timeouts, Transport
 from shared.testing.wire import Exchange, WireServer
@@ -123,3 +125,41 @@ async def bytes_server(handle: Handler, **options: Any) -> AsyncIterator[str]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def lean(**options: Any) -> AsyncIterator[LeanTransport]:
+    transport = LeanTransport(**options)
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+        assert not transport._connections
+        assert not transport._idle
+
+
+def get(url: str, timeouts: Timeouts = LONG) -> OutboundRequest:
+    return OutboundRequest(method="GET", url=url, timeouts=timeouts)
+
+
+def kept(transport: LeanTransport) -> int:
+    return sum(map(len, transport._idle.values()))
+
+
+async def answer_to(transport: LeanTransport, request: OutboundRequest) -> bytes:
+    with anyio.fail_after(5):
+        async with transport.open(request) as response:
+            return await body_of(response)
+
+
+async def failure_of(answer: bytes, *, close: bool = True) -> ApiError:
+    async def babble(exchange: Exchange) -> None:
+        await exchange.send_raw(answer)
+        if close:
+            exchange.close()
+
+    async with upstream_of(babble) as upstream, lean() as transport:
+        with pytest.raises(ApiError) as failed:
+            await answer_to(transport, upstream.ask())
+        assert kept(transport) == 0
+        return failed.value
