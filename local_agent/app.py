@@ -24,10 +24,11 @@ from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
-from local_agent.control.credential import is_same_router, load_credential, read_credential
+from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
+from local_agent.control.trust import CaFileUnusable, router_trust
 from local_agent.domain import HostFacts, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
@@ -99,7 +100,10 @@ class Agent:
             labels=config.labels,
         )
         self._router = httpx.AsyncClient(
-            base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
+            base_url=settings.router_url.rstrip("/"),
+            timeout=5.0,
+            trust_env=False,
+            verify=router_trust(settings.router_ca_file),
         )
         self.lease = LeaseClient(
             client=self._router,
@@ -170,6 +174,13 @@ class Agent:
             self._log.info("router_chosen", source="credential")
         return found.secret
 
+    def _standing(self) -> dict[str, str]:
+        """Return how the agent stands with its router, and what is in the way, for `/readyz`."""
+        standing = {"lease": self.lease.status.value}
+        if self.lease.problem is not None:
+            standing["lease_problem"] = self.lease.problem
+        return standing
+
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
@@ -185,6 +196,8 @@ class Agent:
 
     async def _hold_lease(self) -> None:
         """Hold the lease; a defect there must not end what local clients use."""
+        if is_exposed(self.settings.token_path):
+            self._log.warning("credential_readable_by_others", next_step="iir-agent rotate")
         while True:
             try:
                 await self.lease.run()
@@ -251,7 +264,7 @@ class Agent:
         app.include_router(
             health_routes(
                 lambda: self._is_ready,
-                lambda: self.lease.status.value,
+                self._standing,
                 agent_metrics(self.supervisor),
             )
         )
@@ -295,7 +308,7 @@ def serve(settings: AgentSettings) -> None:
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
             agent = Agent(settings, config, listener.getsockname()[1])
-        except ConfigError as exc:
+        except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
         except IdentityTaken as exc:
             raise SystemExit(
@@ -353,7 +366,7 @@ def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
 
 def _refuse_unreachable(settings: AgentSettings) -> None:
     """Refuse to listen to a network without a credential: nobody could use it rightfully."""
-    if is_loopback(settings.agent_host) or read_credential(settings.token_path) is not None:
+    if is_loopback(settings.agent_host) or load_credential(settings.token_path) is not None:
         return
     raise SystemExit(
         f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "

@@ -262,7 +262,8 @@ class AgentRecord:
     """An agent as the registry keeps it: whom its credential belongs to, and what it last said.
 
     `agent_id` is bound at the first registration with the credential. `lease_id` is None once the
-    agent gave its lease back. `heartbeat` is the last that was written, if any since registering.
+    agent gave its lease back. `heartbeat` is the last that was written, if any since registering, and
+    `renewed_at` when that was, in s since 1970.
     """
 
     row_id: int
@@ -271,6 +272,7 @@ class AgentRecord:
     registration: Registration | None = None
     lease_id: str | None = None
     heartbeat: Heartbeat | None = None
+    renewed_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

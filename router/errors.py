@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ApiError, Forbidden, Unauthorized, Unavailable
+from shared.http.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
 
 
 class NoEndpoint(Unavailable):
@@ -59,6 +59,12 @@ class ZoneRefused(Forbidden):
     """No candidate lies in the zone that the request is confined to."""
 
     code = "zone_refused"
+
+
+class LeaseProtocolUnsupported(BadRequest):
+    """The agent speaks another version of the lease protocol."""
+
+    code = "lease_protocol_unsupported"
 
 
 class AgentAddressRefused(Forbidden):

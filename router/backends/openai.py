@@ -49,7 +49,7 @@ class OpenAIBackend:
         request = self._request(deployment, call, body)
         return _Sending(exchange(self._transport, request, rules), deployment, call)
 
-    async def probe(self, endpoint: Endpoint) -> None:
+    async def probe(self, endpoint: Endpoint) -> bool:
         """See `Backend.probe`; a refused credential, or a route that is not there, is an answer."""
         headers = [_USER_AGENT, _ACCEPT[False], *_credentials(endpoint, "/models")]
         request = OutboundRequest(
@@ -60,6 +60,7 @@ class OpenAIBackend:
                 pass
             if response.status >= 500:
                 raise UpstreamFailed(f"The endpoint answered a probe with {response.status}.")
+            return response.status < 300
 
     def _request(
         self, deployment: Deployment, call: Call, body: Mapping[str, object]

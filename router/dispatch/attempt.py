@@ -13,6 +13,7 @@ from router.dispatch.meter import Meter
 from router.domain import Call, Endpoint, Outcome
 from router.errors import AgentLost
 from router.fleet.breaker import Fault
+from router.fleet.deployments import agent_name
 from router.fleet.registry import Fleet
 from router.ports import Backend
 from shared.http.cutoff import Cutoff
@@ -131,6 +132,8 @@ class Attempt:
         self.place.free(was_served=self._meter.error is None)
         self._fleet.leave(deployment)
         self._fleet.breakers.end(endpoint, deployment.upstream_name, fault)
+        if fault is Fault.ENDPOINT and deployment.endpoint.is_agent:
+            self._fleet.membership.doubt(agent_name(endpoint))
         cause = self._meter.cause
         rest = None if cause is None else rest_of(cause)
         if rest is not None:

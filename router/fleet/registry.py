@@ -92,6 +92,7 @@ class Fleet:
         self._in_flight: dict[EndpointId, int] = {}
         self._agent_index: dict[str, dict[int, AgentModel]] = {}
         self._agent_names: dict[int, tuple[AgentModel, ...]] = {}
+        self._gone: frozenset[int] = frozenset()
         self._catalog = Catalog()
         self._entries: dict[str, ModelEntry] = {}
         self._prefixed: dict[str, ModelEntry] = {}
@@ -131,7 +132,8 @@ class Fleet:
 
     def patch(self) -> None:
         """Bring the index of agents' models up to date; costs what changed."""
-        current = {member.row_id: member.models for member in self._membership}
+        self._gone = self._membership.gone()
+        current = {m.row_id: m.models for m in self._membership if m.row_id not in self._gone}
         self._deployments.forget_agents()
         self._ready = {}
         for row_id, models in list(self._agent_names.items()):
@@ -141,6 +143,11 @@ class Fleet:
             if row_id not in self._agent_names:
                 self._list(row_id, models)
         self.waits.cut_lost()
+
+    def forget_gone(self) -> None:
+        """Let the names go that only agents had of which nothing was heard for a day."""
+        if self._membership.gone() != self._gone:
+            self.patch()
 
     def resolve(
         self, name: str, zone: Zone | None = None, path: str = "/chat/completions"
@@ -333,8 +340,7 @@ class Fleet:
         return Candidate(deployment, Load(self._in_flight.get(deployment.endpoint.id, 0)))
 
     def _unknown_local(self, name: str) -> Exception:
-        states = [self._membership.state(member) for member in self._membership]
-        if any(state is not LeaseState.EXPIRED for state in states):
+        if any(self._membership.state(member).is_routable for member in self._membership):
             return ModelNotFound(
                 f"No connected agent knows the model {name!r}. GET /v1/models lists what is there.",
                 param="model",
@@ -352,7 +358,7 @@ class Fleet:
         for row_id, model in agents.items():
             member = self._membership.get(row_id)
             state = self._membership.state(member) if member else LeaseState.EXPIRED
-            if member is None or state is LeaseState.EXPIRED:
+            if member is None or not state.is_routable:
                 problems.append(no_agent())
             elif not model.is_pulled:
                 command = model.pull_command or f"iir-agent pull {model.id}"

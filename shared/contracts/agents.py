@@ -1,7 +1,8 @@
 """The lease protocol between agent and router: JSON bodies of `/internal/v1/agents`.
 
 `PUT /internal/v1/agents/{agent_id}` registers (`Registration` → `LeaseGrant`);
-`PUT …/lease` is the heartbeat (`Heartbeat` → `LeaseGrant`); `DELETE …/lease` gives it back.
+`PUT …/lease` is the heartbeat (`Heartbeat` → `LeaseGrant`); `DELETE …/lease?incarnation=…&seq=…` gives it
+back. Every message of an incarnation has a `seq` of its own, which grows: what comes late is known by it.
 `POST /internal/v1/agents/join` exchanges a one-time token (`JoinRequest` → `CredentialGrant`), and
 `POST …/rotate` the present credential (→ `CredentialGrant`), for a new one. A present credential ends when
 the new one is used, which `POST …/confirm` (→ `Confirmation`) does and nothing else.
@@ -46,23 +47,6 @@ class AgentModel(_Wire):
     max_in_flight: int | None = Field(default=None, ge=1)
 
 
-class Registration(_Wire):
-    """What an agent says of itself once per start, and again when its catalog changes."""
-
-    protocol: int = PROTOCOL_VERSION
-    incarnation: int = Field(
-        ge=0, description="Grows with each start of the agent (ms since 1970)."
-    )
-    name: str = Field(min_length=1, max_length=128)
-    base_url: str = Field(max_length=512, description="http://ADDRESS:PORT, an IP literal.")
-    access_token: str = Field(min_length=16, max_length=256, description="The router's key to it.")
-    platform: str = ""
-    engines: tuple[str, ...] = ()
-    models: tuple[AgentModel, ...] = ()
-    labels: dict[str, str] = {}
-    catalog_hash: str = ""
-
-
 class Queue(_Wire):
     """Requests on the agent and in its engines, all models together, whoever sent them."""
 
@@ -76,8 +60,30 @@ class Queue(_Wire):
     )
 
 
+class Registration(_Wire):
+    """What an agent says of itself once per start, and again when its router lost the lease."""
+
+    protocol: int = PROTOCOL_VERSION
+    incarnation: int = Field(
+        ge=0, description="Grows with each start of the agent (ms since 1970)."
+    )
+    name: str = Field(min_length=1, max_length=128)
+    base_url: str = Field(max_length=512, description="http://ADDRESS:PORT, an IP literal.")
+    access_token: str = Field(min_length=16, max_length=256, description="The router's key to it.")
+    platform: str = ""
+    engines: tuple[str, ...] = ()
+    models: tuple[AgentModel, ...] = ()
+    labels: dict[str, str] = {}
+    catalog_hash: str = ""
+    seq: int | None = Field(
+        default=None, ge=0, description="As a heartbeat's; None: an older agent, which sends none."
+    )
+    state: AgentState = "ready"
+    queue: Queue = Queue()
+
+
 class Heartbeat(_Wire):
-    """Renews the lease and reports the load; `seq` grows by one with each."""
+    """Renews the lease and reports the load; `seq` grows with each message of an incarnation."""
 
     lease_id: str
     incarnation: int
@@ -94,6 +100,11 @@ class LeaseGrant(_Wire):
     lease_id: str
     ttl_s: float = Field(gt=0, allow_inf_nan=False)
     renew_s: float = Field(gt=0, allow_inf_nan=False)
+    epoch: str = Field(
+        default="",
+        max_length=64,
+        description="New at each start of the router; empty: an older one.",
+    )
 
 
 class JoinRequest(_Wire):

@@ -14,7 +14,7 @@ import httpx
 
 from local_agent.app import Agent
 from local_agent.config import load_config
-from local_agent.control.lease import LeaseStatus
+from local_agent.control.lease_core import LeaseStatus
 from local_agent.domain import WorkerState, WorkerView
 from local_agent.lifecycle import FailureRule
 from local_agent.settings import load_settings

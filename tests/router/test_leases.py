@@ -92,7 +92,7 @@ async def test_what_the_lease_desk_refuses(start_router: StartRouter) -> None:
     async with scene_of(start_router) as scene:
         agent = scene.agent
         for fields, status, code in (
-            ({"protocol": 2}, 400, "invalid_request"),
+            ({"protocol": 2}, 400, "lease_protocol_unsupported"),
             ({"incarnation": -1}, 400, "invalid_request"),
             ({"incarnation": "x"}, 400, "invalid_request"),
             ({"name": ""}, 400, "invalid_request"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from pathlib import Path
-from shutil import which
 
 import pytest
 
 from shared.http.errors import UpstreamUnreachable
 from shared.http.transport import OutboundRequest
+from tests.shared.certificates import make_certificate
 from tests.shared.transports import (
     LONG,
     answer_to,
@@ -56,25 +55,7 @@ async def test_an_address_that_is_allowed() -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate of its own authority, for `localhost` only."""
-    openssl = which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"]
-    options += [
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-    ]
-    made = subprocess.run([openssl, *options], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("this openssl can't make the certificate")
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
