@@ -18,7 +18,16 @@ from shared.http.errors import ApiError
 if TYPE_CHECKING:
     from tests.local_agent.conftest import FakeProcess, Stage
 
-from tests.local_agent.residency import BUDGET, running, sized, supervised, until, wake
+from tests.local_agent.residency import (
+    BUDGET,
+    look,
+    running,
+    sized,
+    states,
+    supervised,
+    until,
+    wake,
+)
 
 
 class Chaos:
@@ -123,8 +132,9 @@ async def test_chaos_ends_consistent(stage: Stage, seed: int) -> None:
                 chaos.check()
         for model in chaos.models:
             supervisor.unload(model)
-        await until(supervisor, lambda: not stage.launcher.alive())
-        await anyio.wait_all_tasks_blocked()
+        await until(supervisor, lambda: not ALIVE & set(states(supervisor).values()))
+        await look(supervisor, *chaos.deployments)
+        assert not stage.launcher.alive()
         assert supervisor.residency.ledger.held == {}
     assert chaos.served > 200
     assert len(stage.launcher.processes) > 50
