@@ -14,6 +14,7 @@ from shared.http.errors import UpstreamUnreachable
 from shared.http.transport import OutboundRequest
 from tests.shared.transports import (
     LONG,
+    OK,
     answer_to,
     bytes_server,
     get,
@@ -21,8 +22,6 @@ from tests.shared.transports import (
     say_hello,
     upstream_of,
 )
-
-OK = b"HTTP/1.1 200 OK\r\n"
 
 # addresses and TLS
 
