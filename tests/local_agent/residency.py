@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from local_agent.domain import Deployment, ModelId, WorkerState
+from local_agent.memory.residency import Observed
 from local_agent.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -57,3 +58,19 @@ async def settled(supervisor: Supervisor, model: str, state: WorkerState) -> Non
 def wake(supervisor: Supervisor, *deployments: Deployment) -> None:
     """Make the loop look at the clock, which nobody tells it of."""
     supervisor.set_desired(deployments)
+
+
+async def look(supervisor: Supervisor, *deployments: Deployment) -> None:
+    """Make the loop look at the clock, and wait until it has looked and begun what is to be done."""
+    looked = anyio.Event()
+    settle = supervisor.residency.settle
+
+    def settled_once(observed: Observed) -> None:
+        settle(observed)
+        looked.set()  # nothing is awaited between this and the plan's last action
+
+    supervisor.residency.settle = settled_once  # type: ignore[method-assign]
+    wake(supervisor, *deployments)
+    with anyio.fail_after(5):
+        await looked.wait()
+    supervisor.residency.settle = settle  # type: ignore[method-assign]

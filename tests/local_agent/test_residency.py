@@ -16,7 +16,18 @@ from local_agent.errors import InsufficientMemory
 from local_agent.lifecycle import FailureRule
 from local_agent.memory.outlook import Verdict
 from shared.http.errors import ModelLoading
-from tests.local_agent.residency import A, B, S, running, settled, sized, states, supervised, wake
+from tests.local_agent.residency import (
+    A,
+    B,
+    S,
+    look,
+    running,
+    settled,
+    sized,
+    states,
+    supervised,
+    wake,
+)
 
 if TYPE_CHECKING:
     from tests.local_agent.conftest import Stage
@@ -60,8 +71,7 @@ async def test_a_busy_model_finishes_its_work_first_however_long(stage: Stage) -
                 await supervisor.ensure_ready(B, 0.01)
             await settled(supervisor, "a", S.DRAINING)
             stage.clock.now += 10_000
-            wake(supervisor, sized(stage, "a", 60), sized(stage, "b", 60))
-            await anyio.wait_all_tasks_blocked()
+            await look(supervisor, sized(stage, "a", 60), sized(stage, "b", 60))
             assert states(supervisor)["a"] is S.DRAINING
             assert len(stage.launcher.alive()) == 1
         with anyio.fail_after(5):
@@ -205,12 +215,10 @@ async def test_an_idle_model_goes_after_its_ttl(stage: Stage) -> None:
         await supervisor.ensure_ready(B, 5)
         with await supervisor.admission.admit(A, load_wait_s=5):
             stage.clock.now += 100
-            wake(supervisor, *two)
-            await anyio.wait_all_tasks_blocked()
+            await look(supervisor, *two)
             assert states(supervisor)["a"] is S.READY, "it is busy"
         stage.clock.now += 29
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         assert states(supervisor)["a"] is S.READY
         stage.clock.now += 1
         wake(supervisor, *two)
@@ -242,8 +250,7 @@ async def test_preloaded_models_come_in_their_order_and_stay_away_once_unloaded(
         await settled(supervisor, "b", S.READY)
         supervisor.unload(B)
         await settled(supervisor, "b", S.COLD)
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         assert states(supervisor) == {"a": S.COLD, "b": S.COLD}
 
 
@@ -256,11 +263,9 @@ async def test_a_demand_that_is_not_renewed_is_forgotten(stage: Stage) -> None:
         with pytest.raises(ModelLoading):
             await supervisor.ensure_ready(B, 0)
         stage.clock.now += 61
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         stage.clock.now += 1000
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         assert states(supervisor) == {"a": S.READY, "b": S.COLD}
 
 
@@ -271,7 +276,7 @@ async def test_a_failed_worker_holds_nothing_and_gets_its_memory_again(stage: St
         await supervisor.ensure_ready(A, 5)
         stage.launcher.processes[0].end(-9)
         await settled(supervisor, "a", S.BACKOFF)
-        await anyio.lowlevel.checkpoint()
+        await look(supervisor, sized(stage, "a", 60))
         assert supervisor.residency.ledger.held == {}
         stage.clock.now += 0.02
         await settled(supervisor, "a", S.READY)

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from router.cli import app
 from router.settings import load_settings
+from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 from tests.router.command_line import Iir
-from tests.router.harness import StartRouter, starter
+from tests.router.harness import StartRouter, install, starter
 
 # As in production, where loops matter: how connections end, and when their owner hears of it.
 _ON_UVLOOP = {"test_cancellation"}
@@ -71,8 +72,28 @@ def iir(home: Path) -> Iir:
 
 
 @pytest.fixture
-def writer(iir: Iir) -> Iterator[RegistryWriter]:
-    iir("migrate")
-    found = RegistryWriter(load_settings().store_url)
+def url() -> str:
+    """Return the address of a registry without a row, where the settings say that it is."""
+    found = load_settings().store_url
+    install(Path(found.removeprefix("sqlite:///")), is_seeded=False)
+    return found
+
+
+@pytest.fixture
+def path(url: str) -> Path:
+    """Return where that registry's file is."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def writer(url: str) -> Iterator[RegistryWriter]:
+    found = RegistryWriter(url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def reader(url: str) -> Iterator[RegistryReader]:
+    found = RegistryReader(url)
     yield found
     found.close()

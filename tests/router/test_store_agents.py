@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import update
 
@@ -18,34 +15,12 @@ from router.store.errors import (
     TooLate,
     UnknownName,
 )
-from router.store.migrate import migrate
 from router.store.reader import RegistryReader
 from router.store.tables import agents as agents_table
 from router.store.tables import leases as leases_table
 from router.store.versions import Version, current
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Heartbeat, Queue, Registration
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    found = f"sqlite:///{tmp_path / 'models.db'}"
-    migrate(found)
-    return found
-
-
-@pytest.fixture
-def writer(url: str) -> Iterator[RegistryWriter]:
-    found = RegistryWriter(url)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def reader(url: str) -> Iterator[RegistryReader]:
-    found = RegistryReader(url)
-    yield found
-    found.close()
 
 
 def registration(incarnation: int = 1) -> Registration:

@@ -26,6 +26,7 @@ from tests.shared.transports import (
     bytes_server,
     hang,
     pieces_of,
+    raw,
     say_hello,
     upstream_of,
 )
@@ -152,11 +153,7 @@ async def test_a_cut_in_the_body(transport: Transport, reset: bool, length: int 
     ids=lambda answer: repr(answer[:24]),
 )
 async def test_garbage_is_an_error_of_ours(transport: Transport, answer: bytes) -> None:
-    async def babble(exchange: Exchange) -> None:
-        await exchange.send_raw(answer)
-        exchange.close()
-
-    async with upstream_of(babble) as upstream:
+    async with upstream_of(raw(answer, close=True)) as upstream:
         with pytest.raises((UpstreamFailed, UpstreamInterrupted)) as failed:
             async with transport.open(upstream.ask()) as response:
                 await body_of(response)

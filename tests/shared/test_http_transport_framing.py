@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
@@ -18,26 +17,16 @@ from shared.http.transport import OutboundRequest, Timeouts, Transport
 from shared.testing.wire import Exchange, WireServer
 from tests.shared.transports import (
     LONG,
+    OK,
     Upstream,
     body_of,
     bytes_server,
     hang,
+    raw,
     say_hello,
     stream_ab,
     upstream_of,
 )
-
-OK = b"HTTP/1.1 200 OK\r\n"
-
-
-def raw(*pieces: bytes, close: bool = False) -> Callable[[Exchange], Awaitable[None]]:
-    async def answer(exchange: Exchange) -> None:
-        for piece in pieces:
-            await exchange.send_raw(piece)
-        if close:
-            exchange.close()
-
-    return answer
 
 
 async def ask(transport: Transport, upstream: Upstream, method: str = "POST") -> tuple[int, bytes]:

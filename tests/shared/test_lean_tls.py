@@ -13,6 +13,7 @@ from shared.http.transport import OutboundRequest
 from tests.shared.certificates import make_certificate
 from tests.shared.transports import (
     LONG,
+    OK,
     answer_to,
     bytes_server,
     get,
@@ -20,8 +21,6 @@ from tests.shared.transports import (
     say_hello,
     upstream_of,
 )
-
-OK = b"HTTP/1.1 200 OK\r\n"
 
 # addresses and TLS
 

@@ -20,6 +20,7 @@ from shared.http.transport import Timeouts
 from shared.testing.wire import Exchange
 from tests.shared.transports import (
     LONG,
+    OK,
     answer_to,
     body_of,
     failure_of,
@@ -27,13 +28,11 @@ from tests.shared.transports import (
     hang,
     kept,
     lean,
+    raw,
     say_hello,
     stream_ab,
     upstream_of,
 )
-
-OK = b"HTTP/1.1 200 OK\r\n"
-
 
 # the pool
 
@@ -194,19 +193,14 @@ async def test_heads_that_are_refused(answer: bytes) -> None:
 async def test_a_head_at_the_limits_with_a_large_body_behind_it() -> None:
     head = OK + b"x: y\r\n" * 254 + b"y: " + b"z" * 60_000 + b"\r\ncontent-length: 200000\r\n\r\n"
 
-    async def answer(exchange: Exchange) -> None:
-        await exchange.send_raw(head + b"b" * 200_000)
-
-    async with upstream_of(answer) as upstream, lean() as transport:
+    async with upstream_of(raw(head + b"b" * 200_000)) as upstream, lean() as transport:
         assert await answer_to(transport, upstream.ask()) == b"b" * 200_000
 
 
 async def test_what_came_is_delivered_before_the_error() -> None:
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send_raw(OK + b"transfer-encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n")
-
+    broken = OK + b"transfer-encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n"
     async with (
-        upstream_of(cut) as upstream,
+        upstream_of(raw(broken)) as upstream,
         lean() as transport,
         transport.open(upstream.ask()) as response,
     ):

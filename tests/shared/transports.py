@@ -20,6 +20,7 @@ TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "aiohttp": AiohttpTransport,
     "lean": LeanTransport,
 }
+OK = b"HTTP/1.1 200 OK\r\n"
 SHORT = Timeouts(connect_s=0.15, first_byte_s=0.15, idle_s=0.15)
 LONG = Timeouts(connect_s=5, first_byte_s=5, idle_s=5)
 
@@ -83,6 +84,18 @@ async def body_of(response: InboundResponse) -> bytes:
 
 async def hang(_exchange: Exchange | None = None) -> None:
     await asyncio.get_running_loop().create_future()
+
+
+def raw(*pieces: bytes, close: bool = False) -> Callable[[Exchange], Awaitable[None]]:
+    """Return what answers with bytes as they are."""
+
+    async def answer(exchange: Exchange) -> None:
+        for piece in pieces:
+            await exchange.send_raw(piece)
+        if close:
+            exchange.close()
+
+    return answer
 
 
 async def say_hello(exchange: Exchange) -> None:
@@ -153,12 +166,7 @@ async def answer_to(transport: LeanTransport, request: OutboundRequest) -> bytes
 
 
 async def failure_of(answer: bytes, *, close: bool = True) -> ApiError:
-    async def babble(exchange: Exchange) -> None:
-        await exchange.send_raw(answer)
-        if close:
-            exchange.close()
-
-    async with upstream_of(babble) as upstream, lean() as transport:
+    async with upstream_of(raw(answer, close=close)) as upstream, lean() as transport:
         with pytest.raises(ApiError) as failed:
             await answer_to(transport, upstream.ask())
         assert kept(transport) == 0
