@@ -52,8 +52,8 @@ def make() -> Path:
         python = str(place / "bin" / "python")
         for command in (
             [_base_python(), "-m", "venv", str(place)],
-            [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", _PACKAGE],
-            [python, "-m", "pip", "uninstall", "--quiet", "--yes", *_UNFIT],
+            [python, "-m", "pip", "install", "-qq", "--no-cache-dir", _PACKAGE],
+            [python, "-m", "pip", "uninstall", "-qq", "--yes", *_UNFIT],
         ):
             subprocess.run(command, check=True, timeout=1800)
         (place / "iir-stamp").write_text(_PACKAGE)

@@ -25,6 +25,10 @@ MESSAGES = [{"role": "user", "content": "hello small world"}]
 LOADED_S = 300.0
 _REPO = "test/tiny"
 _CHUNK = 1024 * 1024
+_BASE = """
+FROM python:{}-slim
+RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
+"""
 # as vllm/vllm-openai-cpu has it, with the first argument as the model; `vllm serve` itself asks for
 # a package of that name
 _ENTRY_POINT = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
@@ -42,9 +46,7 @@ def image(engine: Any, interpreter: Path) -> str:
     name = f"iir-test/vllm-cpu:v{vllm_environment.VERSION}-{digest}"
     if engine.images.list(name=name):
         return name
-    base = f"python:{version}-slim"
-    if not engine.images.list(name=base):
-        engine.images.pull(base)
+    base, _ = engine.images.build(fileobj=io.BytesIO(_BASE.format(version).encode()), rm=True)
     container = engine.containers.create(base, ["true"])
     try:
         place = f"/usr/local/lib/python{version}/site-packages"
@@ -157,7 +159,7 @@ class VllmStack(Stack):
 
     def until_answered(self, model: str) -> float:
         """Wait until the model answers; return the seconds that it took."""
-        return until(lambda: self.answers(model), LOADED_S, f"{model} answers")
+        return until(lambda: self.answers(model), LOADED_S, f"{model} answers", every_s=0.5)
 
     def row(self, model: str) -> dict[str, Any]:
         """Return what the agent shows of a worker."""
