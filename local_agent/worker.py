@@ -19,10 +19,10 @@ from local_agent.lifecycle import Event, FailureRule, advance, is_legal
 from local_agent.memory.meter import weights_bytes
 from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
+from local_agent.process.log import TAIL_LINES
 from shared.kit.clock import Clock
 
 _GIB = 1024**3
-_TAIL_LINES = 20
 
 Ask = Callable[[], Awaitable[bool]]
 """Asks the engine whether it serves."""
@@ -184,7 +184,7 @@ class Worker:
 
             async def watch_exit() -> None:
                 code = await process.wait()
-                cause = process.exit_cause or cause_of(code, process.log_tail(_TAIL_LINES))
+                cause = process.exit_cause or cause_of(code, process.log_tail(TAIL_LINES))
                 self._fail(causes, cause)
                 group.cancel_scope.cancel()
 

@@ -102,7 +102,7 @@ def test_it_streams_with_usage_and_says_what_is_wrong(vllm: VllmStack, model: st
             assert str(vllm.home.parent) not in str(long.value.body)
 
 
-def test_two_at_once_and_more_do_not_mix(vllm: VllmStack) -> None:
+def test_the_agent_answers_by_itself(vllm: VllmStack) -> None:
     assert vllm.chat(PROCESS, max_tokens=4).json()["usage"]["completion_tokens"] == 4
     own = {"prompt": "hello", "model": PROCESS, "max_tokens": 8, "temperature": 0}
     answer = httpx.post(f"{vllm.agent.url}/infer", json=own, trust_env=False, timeout=60).json()
