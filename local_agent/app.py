@@ -125,6 +125,8 @@ class Agent:
                         run_dir=home / "run" / "workers",
                         log_dir=home / "logs",
                         env=self.settings.environment(),
+                        interpreters=self.settings.interpreters,
+                        hub=self.settings.hub_environment,
                     ),
                     _containers(self.settings, self.identity.agent_id),
                 ),
@@ -324,7 +326,12 @@ def serve(settings: AgentSettings) -> None:
 
 def _host(settings: AgentSettings) -> HostFacts:
     problem = address_problem(settings.environment(), Path.home())
-    return replace(host_facts(), images=settings.images, container_problem=problem)
+    return replace(
+        host_facts(),
+        environments=frozenset(settings.interpreters),
+        images=settings.images,
+        container_problem=problem,
+    )
 
 
 def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
@@ -333,16 +340,12 @@ def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
 
         return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=15.0)
 
-    token = settings.hf_token
-    hub = {"HF_TOKEN": token.get_secret_value()} if token else {}
-    if "hf_endpoint" in settings.model_fields_set:
-        hub["HF_ENDPOINT"] = settings.hf_endpoint
     return ContainerLauncher(
         agent_id=agent_id,
         connect=connect,
         run_dir=settings.iir_home / "run",
         log_dir=settings.iir_home / "logs",
-        secrets=hub,
+        secrets=settings.hub_environment,
     )
 
 

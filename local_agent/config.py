@@ -34,13 +34,13 @@ from local_agent.domain import Deployment, ModelId
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
 from local_agent.queue_config import QueueFields, SwapFields
-from local_agent.weights.source import Source, parse_source
+from local_agent.weights.source import Source, model_folder, parse_source
 from local_agent.weights.store import WeightStore
 from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
 from shared.contracts.apis import APIS
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
-_WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm_docker"})
+_WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm", "vllm_docker"})
 _OF_SOURCE = ("source", "sha256", "size_bytes")
 _MOST_BYTES = 1024 * 1024
 _RULES = {
@@ -190,7 +190,7 @@ class ModelConfig(_Entry, QueueFields):
             raise ValueError(f"`url` is for engine external, not for {self.engine}")
         if self.apis is not None and not self.is_external:
             raise ValueError(f"`apis` is for engine external, not for {self.engine}")
-        if self.engine in _WITHOUT_WEIGHTS and self.source:
+        if self.engine in _WITHOUT_WEIGHTS - {"vllm"} and self.source:
             raise ValueError(f"engine {self.engine} takes no `source`")
         if not self.source and not self.is_external and self.engine not in _WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
@@ -325,7 +325,8 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
 def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
     if not model.sources:
         return None
-    return weights.find(ModelId(model.id), [source.ref for source in model.sources])
+    found = model_folder(model.sources) if model.engine == "vllm" else None
+    return found or weights.find(ModelId(model.id), [source.ref for source in model.sources])
 
 
 def _fields(document: Document, env: Mapping[str, str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class WorkerState(str, Enum):
 class Deployment:
     """A model with its engine and options on this host.
 
-    `weights` is a file below `$IIR_HOME/models`, or None while they are not pulled (or when the
+    `weights` is a file below `$IIR_HOME/models`, a model's folder where it lies, or None while they are not pulled (or when the
     engine needs none). `apis` are those of `APIS` that a server speaks which runs already (None: what
     most do). `options` are the engine's own, already validated. `memory_mb` is what it takes (None:
     it is estimated), `ttl_s` after how many idle seconds it goes (None: never), `weight` how dear its
@@ -226,13 +226,15 @@ class EngineLoad:
 class HostFacts:
     """What engines need to know of the host.
 
-    `images` are images that the operator allows beside the known ones; `container_problem` says why
-    no container can run, whatever the engine: None if one may.
+    `environments` names the Python environments that engines have to themselves here. `images` are
+    images that the operator allows beside the known ones; `container_problem` says why no container
+    can run, whatever the engine: None if one may.
     """
 
     platform: str
     arch: str
     memory_mb: int
     modules: frozenset[str] = frozenset()
+    environments: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
     container_problem: str | None = None

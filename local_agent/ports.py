@@ -34,13 +34,16 @@ class Launch:
     """How to start an engine: a program with its arguments, never a shell line.
 
     `cwd` keeps host paths out of the engine's own log: weights are given relative to it. With a
-    `container`, `argv` are the arguments of its entry point.
+    `container`, `argv` are the arguments of its entry point; with an `environment`, which is one of
+    `HostFacts.environments`, those of its interpreter. One that `uses_hub` gets the hub's token.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
     container: ContainerSpec | None = None
+    environment: str | None = None
+    uses_hub: bool = False
 
 
 @dataclass(frozen=True, slots=True)

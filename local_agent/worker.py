@@ -26,12 +26,13 @@ from local_agent.domain import (
 from local_agent.lifecycle import SERVING, Event, FailureRule, advance, is_legal
 from local_agent.line import Line
 from local_agent.load import total_load
+from local_agent.memory.meter import weights_bytes
 from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
+from local_agent.process.log import TAIL_LINES
 from shared.kit.clock import Clock
 
 _GIB = 1024**3
-_TAIL_LINES = 20
 _METRICS = "/metrics"
 _MOST_METRICS_BYTES = 1024 * 1024
 _METRICS_TRIES = 3
@@ -220,7 +221,7 @@ class Worker:
 
             async def watch_exit() -> None:
                 code = await process.wait()
-                cause = process.exit_cause or cause_of(code, process.log_tail(_TAIL_LINES))
+                cause = process.exit_cause or cause_of(code, process.log_tail(TAIL_LINES))
                 self._fail(causes, cause)
                 group.cancel_scope.cancel()
 
@@ -240,7 +241,7 @@ class Worker:
     async def _watch_health(self, deployment: Deployment, ask: _Questions) -> str:
         """Wait until it serves, then watch that it goes on; return what is wrong."""
         limits = self._around.limits
-        limit_s = limits.loading_s + limits.loading_s_per_gib * _weights_gib(deployment)
+        limit_s = limits.loading_s + limits.loading_s_per_gib * weights_bytes(deployment) / _GIB
         with anyio.move_on_after(limit_s) as loading:
             while not await ask.serves():  # noqa: ASYNC110 - nothing but asking tells
                 await anyio.sleep(limits.loading_probe_every_s)
@@ -316,10 +317,3 @@ def _root(deployment: Deployment, port: int | None) -> str:
     if port is not None:
         return f"http://127.0.0.1:{port}"
     return (deployment.external_url or "").rstrip("/").removesuffix("/v1")
-
-
-def _weights_gib(deployment: Deployment) -> float:
-    try:
-        return deployment.weights.stat().st_size / _GIB if deployment.weights else 0.0
-    except OSError:
-        return 0.0  # the engine will say what is wrong with them
