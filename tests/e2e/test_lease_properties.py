@@ -134,8 +134,9 @@ def test_promises_hold_whatever_happens_and_it_heals(seed: int, steps: list[Step
 
 def is_well(world: World, row_id: int) -> None:
     """The newest start of an agent is reached in its newest state, and older ones have stopped."""
-    *older, newest = [None, *(p for p in world.processes if p.row_id == row_id and p.is_alive)]
-    assert all(p is None or p.core.status is not LeaseStatus.HELD for p in older)
+    alive = [p for p in world.processes if p.row_id == row_id and p.is_alive]
+    newest = alive[-1] if alive else None
+    assert all(p.core.status is not LeaseStatus.HELD for p in alive[:-1])
     if row_id in world.revoked:
         assert newest is None or newest.core.status in {
             LeaseStatus.REFUSED,
