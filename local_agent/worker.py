@@ -16,6 +16,7 @@ import anyio
 
 from local_agent.domain import Deployment, ModelId, Upstream, WorkerState, WorkerStatus
 from local_agent.lifecycle import Event, FailureRule, advance, is_legal
+from local_agent.memory.meter import weights_bytes
 from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
 from shared.kit.clock import Clock
@@ -127,6 +128,10 @@ class Worker:
         """Say why it can't run here."""
         self._apply(Event.DISABLE, reason)
 
+    def pull(self) -> None:
+        """Say that what it lacks is being pulled."""
+        self._apply(Event.PULL)
+
     def enable(self) -> None:
         """Say that it can run again."""
         self._apply(Event.ENABLE)
@@ -203,7 +208,7 @@ class Worker:
     async def _watch_health(self, deployment: Deployment, ask: Ask) -> str:
         """Wait until it serves, then watch that it goes on; return what is wrong."""
         limits = self._around.limits
-        limit_s = limits.loading_s + limits.loading_s_per_gib * _weights_gib(deployment)
+        limit_s = limits.loading_s + limits.loading_s_per_gib * weights_bytes(deployment) / _GIB
         with anyio.move_on_after(limit_s) as loading:
             while not await ask():  # noqa: ASYNC110 - nothing but asking tells
                 await anyio.sleep(limits.loading_probe_every_s)
@@ -277,10 +282,3 @@ def _root(deployment: Deployment, port: int | None) -> str:
     if port is not None:
         return f"http://127.0.0.1:{port}"
     return (deployment.external_url or "").rstrip("/").removesuffix("/v1")
-
-
-def _weights_gib(deployment: Deployment) -> float:
-    try:
-        return deployment.weights.stat().st_size / _GIB if deployment.weights else 0.0
-    except OSError:
-        return 0.0  # the engine will say what is wrong with them

@@ -45,8 +45,8 @@ class VllmDocker:
 
     @property
     def needs_weights(self) -> bool:
-        """VLLM fetches them itself, into the volume that all its containers share."""
-        return False
+        """They are pulled into the volume that all its containers share, as is its image."""
+        return True
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:
         """Ask for a container engine on this host, an allowed image and a repository."""
@@ -110,6 +110,7 @@ def _container(deployment: Deployment, image: str, has_gpus: bool) -> ContainerS
     return ContainerSpec(
         image=image,
         port=_PORT,
+        repo=_repo(deployment),
         volumes={_CACHE_VOLUME: _CACHE},
         shm_bytes=int(option("shm_gib", "4")) * _GIB,
         memory_bytes=int(memory) * _GIB if memory else None,
