@@ -21,11 +21,12 @@ from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.api.pulls import pull_routes
 from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
-from local_agent.containers import ContainerLauncher, EitherLauncher
-from local_agent.control.credential import is_same_router, load_credential, read_credential
+from local_agent.containers import EitherLauncher
+from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
+from local_agent.control.trust import CaFileUnusable, router_trust
 from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
@@ -38,7 +39,7 @@ from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Needed, Pulled, needed
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
-from local_agent.this_host import container_engine, hub_secrets, model_puller, this_host
+from local_agent.this_host import container_launcher, model_puller, this_host
 from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
@@ -103,7 +104,10 @@ class Agent:
             labels=config.labels,
         )
         self._router = httpx.AsyncClient(
-            base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
+            base_url=settings.router_url.rstrip("/"),
+            timeout=5.0,
+            trust_env=False,
+            verify=router_trust(settings.router_ca_file),
         )
         self.lease = LeaseClient(
             client=self._router,
@@ -126,7 +130,7 @@ class Agent:
                         log_dir=home / "logs",
                         env=self.settings.environment(),
                     ),
-                    _containers(self.settings, self.identity.agent_id),
+                    container_launcher(self.settings, self.identity.agent_id),
                 ),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
@@ -175,6 +179,13 @@ class Agent:
             self._log.info("router_chosen", source="credential")
         return found.secret
 
+    def _standing(self) -> dict[str, str]:
+        """Return how the agent stands with its router, and what is in the way, for `/readyz`."""
+        standing = {"lease": self.lease.status.value}
+        if self.lease.problem is not None:
+            standing["lease_problem"] = self.lease.problem
+        return standing
+
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
@@ -191,6 +202,8 @@ class Agent:
 
     async def _hold_lease(self) -> None:
         """Hold the lease; a defect there must not end what local clients use."""
+        if is_exposed(self.settings.token_path):
+            self._log.warning("credential_readable_by_others", next_step="iir-agent rotate")
         while True:
             try:
                 await self.lease.run()
@@ -214,6 +227,7 @@ class Agent:
         self.pulls.keep({ModelId(model.id) for model in config.models})
         residency = self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
+        residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
@@ -239,7 +253,7 @@ class Agent:
         rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,
@@ -273,7 +287,7 @@ class Agent:
         app.include_router(
             health_routes(
                 lambda: self._is_ready,
-                lambda: self.lease.status.value,
+                self._standing,
                 agent_metrics(self.supervisor),
             )
         )
@@ -318,7 +332,7 @@ def serve(settings: AgentSettings) -> None:
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
             agent = Agent(settings, config, listener.getsockname()[1])
-        except ConfigError as exc:
+        except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
         except IdentityTaken as exc:
             raise SystemExit(
@@ -330,16 +344,6 @@ def serve(settings: AgentSettings) -> None:
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
         run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
-
-
-def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
-    return ContainerLauncher(
-        agent_id=agent_id,
-        connect=container_engine(settings),
-        run_dir=settings.iir_home / "run",
-        log_dir=settings.iir_home / "logs",
-        secrets=hub_secrets(settings),
-    )
 
 
 def _read_config(settings: AgentSettings) -> AgentConfig:
@@ -362,7 +366,7 @@ def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
 
 def _refuse_unreachable(settings: AgentSettings) -> None:
     """Refuse to listen to a network without a credential: nobody could use it rightfully."""
-    if is_loopback(settings.agent_host) or read_credential(settings.token_path) is not None:
+    if is_loopback(settings.agent_host) or load_credential(settings.token_path) is not None:
         return
     raise SystemExit(
         f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "

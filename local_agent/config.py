@@ -33,7 +33,7 @@ from pydantic import (
 from local_agent.domain import Deployment, ModelId
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
-from local_agent.memory.residency import MIN_RESIDENCY_S
+from local_agent.queue_config import QueueFields, SwapFields
 from local_agent.weights.source import Source, parse_source
 from local_agent.weights.store import WeightStore
 from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
@@ -103,7 +103,7 @@ class SourceConfig(_Entry):
     )
 
 
-class ModelConfig(_Entry):
+class ModelConfig(_Entry, QueueFields):
     """One model."""
 
     id: Name = Field(description="The name that clients send.")
@@ -119,7 +119,6 @@ class ModelConfig(_Entry):
     context: int = Field(
         default=4096, ge=1, le=16_777_216, description="Context per request, in tokens."
     )
-    parallel: int = Field(default=2, ge=1, le=256, description="Requests served at once.")
     preload: bool = Field(default=False, description="Load at the agent's start.")
     pin: bool = Field(default=False, description="Never unload it for another model, or by `ttl`.")
     ttl: float | None = Field(
@@ -215,7 +214,7 @@ class ModelConfig(_Entry):
         return self
 
 
-class AgentConfig(_Entry):
+class AgentConfig(_Entry, SwapFields):
     """The whole file."""
 
     models: tuple[ModelConfig, ...] = Field(default=(), description="The models of this host.")
@@ -230,11 +229,6 @@ class AgentConfig(_Entry):
     )
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
-    )
-    min_residency_s: float = Field(
-        default=MIN_RESIDENCY_S,
-        ge=0,
-        description="Seconds that a loaded model stays before it makes room for another.",
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
 
@@ -310,13 +304,17 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             weights=_weights(model, weights),
             pulled=None if model.sources else weights.pulled(ModelId(model.id)),
             context_tokens=model.context,
-            parallel=model.parallel,
+            parallel=model.parallel or 2,
             preload=model.preload,
             pin=model.pin,
             ttl_s=model.ttl,
             memory_mb=model.memory,
             weight=model.weight,
             external_url=model.url,
+            external_parallel=model.parallel if model.is_external else None,
+            max_queue=model.max_queue,
+            queue_max_wait_s=model.queue_max_wait,
+            priority=model.priority,
             upstream_name=model.upstream_name,
             apis=model.apis,
             options=dict(model.options),

@@ -122,10 +122,14 @@ class Process(Protocol):
 
 
 class HttpProber(Protocol):
-    """Asks an engine whether it serves."""
+    """Asks an engine whether it serves, and what it has to do."""
 
     async def ok(self, url: str, timeout_s: float) -> bool:
         """Tell whether a GET of `url` answers 200 within `timeout_s`; never raises."""
+        ...
+
+    async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:
+        """Return what a GET of `url` answers; None if that is no 200, too late or too long. Never raises."""
         ...
 
 

@@ -83,6 +83,11 @@ class AgentSettings(BaseServiceSettings):
         default="http://127.0.0.1:8000",
         description="The agent's router. Unset: the one that the agent has joined, else the default.",
     )
+    router_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file with the authorities that may vouch for the router's certificate, and "
+        "no others do. Unset: the public ones, and those that the agent's system trusts.",
+    )
     iir_join_token: SecretStr | None = Field(
         default=None,
         description="The token for `iir-agent join`, for scripts; nothing else reads it.",

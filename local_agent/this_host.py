@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from local_agent.containers import ContainerLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import HostFacts
@@ -43,6 +44,17 @@ def hub_secrets(settings: AgentSettings) -> dict[str, str]:
     if "hf_endpoint" in settings.model_fields_set:
         hub["HF_ENDPOINT"] = settings.hf_endpoint
     return hub
+
+
+def container_launcher(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
+    """Return what starts workers in containers; `agent_id` is whose they are."""
+    return ContainerLauncher(
+        agent_id=agent_id,
+        connect=container_engine(settings),
+        run_dir=settings.iir_home / "run",
+        log_dir=settings.iir_home / "logs",
+        secrets=hub_secrets(settings),
+    )
 
 
 def model_puller(settings: AgentSettings, agent_id: str) -> ModelPuller:

@@ -60,7 +60,9 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 
 def health_routes(
-    is_ready: Callable[[], bool], lease_status: Callable[[], str], registry: CollectorRegistry
+    is_ready: Callable[[], bool],
+    standing: Callable[[], dict[str, str]],
+    registry: CollectorRegistry,
 ) -> APIRouter:
     """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
     routes = APIRouter(tags=["operation"])
@@ -79,7 +81,7 @@ def health_routes(
     @allow(Need.NOTHING)
     async def readyz() -> Response:
         ready = is_ready()
-        body = {"status": "ready" if ready else "starting", "lease": lease_status()}
+        body = {"status": "ready" if ready else "starting", **standing()}
         return JSONResponse(body, 200 if ready else 503)
 
     # load balancers and uptime checks ask like this
