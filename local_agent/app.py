@@ -6,8 +6,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import anyio
@@ -20,26 +18,29 @@ from local_agent.api.access import AgentAccess
 from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
+from local_agent.api.pulls import pull_routes
 from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
-from local_agent.containers import ContainerLauncher, EitherLauncher
-from local_agent.containers.address import address_problem, candidates
+from local_agent.containers import EitherLauncher
 from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
 from local_agent.control.trust import CaFileUnusable, router_trust
-from local_agent.domain import HostFacts, WorkerEvent
+from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
 from local_agent.lifecycle import FailureRule
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
-from local_agent.ports import ContainerClient
 from local_agent.process import LocalProcessLauncher
+from local_agent.pulls.jobs import PullJobs
+from local_agent.pulls.puller import Needed, Pulled, needed
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
+from local_agent.this_host import container_launcher, model_puller, this_host
+from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
 from shared import __version__
@@ -88,7 +89,10 @@ class Agent:
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
+        self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
+        self._puller = model_puller(settings, self.identity.agent_id)
+        self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._take(config)
         residency = self.supervisor.residency
         self._meter = Meter(self.supervisor.workers, residency.measured)
@@ -118,7 +122,7 @@ class Agent:
         home = self.settings.iir_home
         return Supervisor(
             engines=ENGINES,
-            host=_host(self.settings),
+            host=self._host,
             around=Surroundings(
                 launcher=EitherLauncher(
                     LocalProcessLauncher(
@@ -128,7 +132,7 @@ class Agent:
                         interpreters=self.settings.interpreters,
                         hub=self.settings.hub_environment,
                     ),
-                    _containers(self.settings, self.identity.agent_id),
+                    container_launcher(self.settings, self.identity.agent_id),
                 ),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
@@ -153,6 +157,7 @@ class Agent:
                     self._is_ready = True
                     yield
                     self._is_ready = False
+                    await self.pulls.aclose()
                     await self.lease.release()
                     await self.supervisor.drain_and_stop(0)
                     tasks.cancel_scope.cancel()
@@ -186,6 +191,7 @@ class Agent:
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
+        self.pulls.stop()
         self._subject.drain()
 
     async def _supervise(self) -> None:
@@ -219,13 +225,30 @@ class Agent:
         return None
 
     def _take(self, config: AgentConfig) -> None:
+        self._config = config
+        self.pulls.keep({ModelId(model.id) for model in config.models})
         residency = self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
         residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Take the weights that are there now."""
+        self.supervisor.set_desired(to_deployments(self._config, self._weights))
+
+    def _needed(self, model: ModelId) -> Needed:
+        return needed(self._config, self._weights, self._host, model)
+
+    async def _pull(self, model: ModelId, on_progress: OnProgress) -> Pulled:
+        return await self._puller.pull(self._needed(model), on_progress)
+
+    async def _remove(self, model: ModelId) -> bool:
+        is_removed = await self._puller.remove(self._needed(model))
+        self._look_again()
+        return is_removed
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
@@ -270,7 +293,8 @@ class Agent:
                 agent_metrics(self.supervisor),
             )
         )
-        app.include_router(control_routes(self.supervisor, self.reload))
+        app.include_router(control_routes(self.supervisor, self.reload, self.pulls))
+        app.include_router(pull_routes(self.supervisor, self.pulls, self._remove))
         app.include_router(residency_routes(self.supervisor))
         return app
 
@@ -322,31 +346,6 @@ def serve(settings: AgentSettings) -> None:
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
         run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
-
-
-def _host(settings: AgentSettings) -> HostFacts:
-    problem = address_problem(settings.environment(), Path.home())
-    return replace(
-        host_facts(),
-        environments=frozenset(settings.interpreters),
-        images=settings.images,
-        container_problem=problem,
-    )
-
-
-def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
-    def connect() -> ContainerClient:
-        from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
-
-        return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=15.0)
-
-    return ContainerLauncher(
-        agent_id=agent_id,
-        connect=connect,
-        run_dir=settings.iir_home / "run",
-        log_dir=settings.iir_home / "logs",
-        secrets=settings.hub_environment,
-    )
 
 
 def _read_config(settings: AgentSettings) -> AgentConfig:
