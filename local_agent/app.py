@@ -333,6 +333,7 @@ def serve(settings: AgentSettings) -> None:
             _refuse_unreachable(settings)
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
+            stack.callback(listener.close)
             agent = Agent(settings, config, listener.getsockname()[1])
         except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
