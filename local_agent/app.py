@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,7 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
 
 from local_agent.api.access import AgentAccess
+from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
+from local_agent.api.events import event_routes
+from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.api.residency import residency_routes
@@ -32,11 +34,14 @@ from local_agent.domain import HostFacts, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
+from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import FailureRule
+from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
 from local_agent.ports import ContainerClient
 from local_agent.process import LocalProcessLauncher
+from local_agent.process.mask import Mask, secrets_of
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
 from local_agent.weights.store import WeightStore
@@ -46,7 +51,7 @@ from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback
-from shared.http.serve import PortTaken, bind, run
+from shared.http.serve import PortTaken, run
 from shared.http.transport import Timeouts
 from shared.http.transports import make_transport
 from shared.kit.clock import monotonic, wall_time
@@ -61,9 +66,6 @@ _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
 _LIMITS = Limits(stop_grace_s=2.5)
 _RULE = FailureRule()
 _DEFECT_PAUSE_S = 10.0
-_DEFAULT_PORT = 5000
-# AirPlay listens on 5000 of a Mac; the ports from 5055 are free as a rule.
-USUAL_PORTS = (_DEFAULT_PORT, *range(5055, 5095))
 
 
 class Agent:
@@ -87,14 +89,17 @@ class Agent:
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
+        self._mask = Mask(_secrets(settings, self.identity.access_token))
         self.supervisor = self._build_supervisor(limits, rule, rng)
+        self.intake = Intake(self.supervisor.notify)
         self._take(config)
         residency = self.supervisor.residency
         self._meter = Meter(self.supervisor.workers, residency.measured)
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
-            base_url=settings.agent_url or _own_url(settings.agent_host, port),
+            self.intake,
+            base_url=settings.agent_url or own_url(settings.agent_host, port),
             engines=tuple(ENGINES),
             labels=config.labels,
         )
@@ -121,8 +126,9 @@ class Agent:
                         run_dir=home / "run" / "workers",
                         log_dir=home / "logs",
                         env=self.settings.environment(),
+                        mask=self._mask,
                     ),
-                    _containers(self.settings, self.identity.agent_id),
+                    _containers(self.settings, self.identity.agent_id, self._mask),
                 ),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
@@ -173,7 +179,7 @@ class Agent:
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
-        self._subject.drain()
+        self.intake.close()
 
     async def _supervise(self) -> None:
         """Carry the workers; an agent that can't is ended, and whoever runs it starts it anew."""
@@ -224,6 +230,7 @@ class Agent:
                 load_wait_s=self.settings.agent_load_wait_s,
             ),
             access=access,
+            intake=self.intake,
             max_body_bytes=_MAX_BODY_BYTES,
             keep_alive_s=self.settings.agent_keep_alive_s,
         )
@@ -249,14 +256,23 @@ class Agent:
         app.include_router(model_routes(self.supervisor, self.identity.incarnation // 1000))
         app.include_router(
             health_routes(
-                lambda: self._is_ready,
+                self._status,
                 lambda: self.lease.status.value,
                 agent_metrics(self.supervisor),
             )
         )
         app.include_router(control_routes(self.supervisor, self.reload))
         app.include_router(residency_routes(self.supervisor))
+        app.include_router(capacity_routes(self.intake, self._subject))
+        app.include_router(event_routes(self.supervisor, self.intake))
+        logs = self.settings.iir_home / "logs"
+        app.include_router(log_routes(self.supervisor, self.intake, logs, self._mask))
         return app
+
+    def _status(self) -> str:
+        """Return how the agent is, in a word; `ready` means that it takes requests."""
+        intake = self.intake.state
+        return "starting" if intake is IntakeState.READY and not self._is_ready else intake.value
 
     def _on_event(self, event: WorkerEvent) -> None:
         self._log.info(
@@ -277,7 +293,7 @@ def create_app(settings: AgentSettings) -> ASGIApp:
         OSError: `IIR_HOME` can't be written.
     """
     config = _read_config(settings)
-    return Agent(settings, config, settings.agent_port or _DEFAULT_PORT).asgi()
+    return Agent(settings, config, settings.agent_port or DEFAULT_PORT).asgi()
 
 
 def serve(settings: AgentSettings) -> None:
@@ -313,7 +329,14 @@ def _host(settings: AgentSettings) -> HostFacts:
     return replace(host_facts(), images=settings.images, container_problem=problem)
 
 
-def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
+def _secrets(settings: AgentSettings, access_token: str) -> list[str]:
+    """Return what no log that is shown may hold."""
+    told = (settings.hf_token, settings.iir_join_token)
+    known = [secret.get_secret_value() for secret in told if secret is not None]
+    return [*known, access_token, *secrets_of(settings.environment())]
+
+
+def _containers(settings: AgentSettings, agent_id: str, mask: Mask) -> ContainerLauncher:
     def connect() -> ContainerClient:
         from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
 
@@ -329,6 +352,7 @@ def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
         run_dir=settings.iir_home / "run",
         log_dir=settings.iir_home / "logs",
         secrets=hub,
+        mask=mask,
     )
 
 
@@ -359,24 +383,3 @@ def _refuse_unreachable(settings: AgentSettings) -> None:
         "Join one: iir-agent join URL. Or make one on the router's machine: "
         "iir agents add NAME --token-file FILE"
     )
-
-
-def listen(host: str, port: int | None, usual: Sequence[int] = USUAL_PORTS) -> socket.socket:
-    """Listen on `port`; without one on the first of the usual ports that is free.
-
-    Raises:
-        PortTaken: other programs have them.
-        OSError: the address is not this machine's, or may not be used.
-    """
-    if port is not None:
-        return bind(host, port)
-    for candidate in usual:
-        with suppress(PortTaken):
-            return bind(host, candidate)
-    raise PortTaken(f"Port {usual[0]} and {len(usual) - 1} more are taken.")
-
-
-def _own_url(host: str, port: int) -> str:
-    """Return the agent's URL: never `localhost`, which AirPlay may answer on a Mac."""
-    address = "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

@@ -105,7 +105,8 @@ class WorkerEvent:
 class WorkerView:
     """One worker as the status API and `iir-agent ps` show it.
 
-    `memory_mb` is what it holds in the ledger; `ttl_s` after how many idle seconds it goes.
+    `memory_mb` is what it holds in the ledger; `ttl_s` after how many idle seconds it goes; `load_s`
+    how long its last load took, None if there was none.
     """
 
     model: ModelId
@@ -118,6 +119,7 @@ class WorkerView:
     memory_mb: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
+    load_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,5 +23,6 @@ def worker_view(
         reason=status.reason,
         memory_mb=residency.ledger.held.get(model, 0),
         is_pinned=residency.is_pinned(model),
+        load_s=worker.load_s,
         ttl_s=entry.deployment.ttl_s if entry else None,
     )

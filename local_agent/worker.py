@@ -16,6 +16,7 @@ import anyio
 
 from local_agent.domain import Deployment, ModelId, Upstream, WorkerState, WorkerStatus
 from local_agent.lifecycle import Event, FailureRule, advance, is_legal
+from local_agent.one_token import OneToken, generates
 from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
 from shared.kit.clock import Clock
@@ -32,7 +33,10 @@ Observer = Callable[[ModelId, WorkerStatus, WorkerStatus, "str | None"], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times of a worker's life, in seconds."""
+    """Times of a worker's life, in seconds.
+
+    A worker that was idle for `token_after_s` is asked for one token, which may take `token_s`.
+    """
 
     loading_s: float = 300.0
     loading_s_per_gib: float = 20.0
@@ -40,6 +44,8 @@ class Limits:
     health_every_s: float = 5.0
     strikes: int = 3
     stop_grace_s: float = 5.0
+    token_after_s: float = 60.0
+    token_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +150,9 @@ class Worker:
             if self._status.state is not WorkerState.STOPPING:
                 self._apply(Event.UNHEALTHY if cause else Event.STOP, cause)
             with anyio.CancelScope(shield=True):
-                await self._end_process()
-            self._apply(self._end if cause else Event.EXITED, cause)
+                left = await self._end_process()
+            reason = "; ".join(text for text in (cause, left) if text) or None
+            self._apply(self._end if cause else Event.EXITED, reason)
 
     async def _run(self, deployment: Deployment, engine: Engine) -> str | None:
         """Run until something fails, and return the cause; None if it was stopped."""
@@ -188,7 +195,7 @@ class Worker:
                 group.cancel_scope.cancel()
 
             async def watch_health() -> None:
-                self._fail(causes, await self._watch_health(deployment, ask))
+                self._fail(causes, await self._watch_health(deployment, engine, ask))
                 group.cancel_scope.cancel()
 
             group.start_soon(watch_exit)
@@ -200,7 +207,7 @@ class Worker:
         causes.append(cause)
         self._try(Event.UNHEALTHY, cause)
 
-    async def _watch_health(self, deployment: Deployment, ask: Ask) -> str:
+    async def _watch_health(self, deployment: Deployment, engine: Engine, ask: Ask) -> str:
         """Wait until it serves, then watch that it goes on; return what is wrong."""
         limits = self._around.limits
         limit_s = limits.loading_s + limits.loading_s_per_gib * _weights_gib(deployment)
@@ -211,11 +218,21 @@ class Worker:
             return f"it was not ready within {limit_s:.0f} s"
         self._load_s = self._around.clock() - self._status.since
         self._try(Event.LOADED)
-        strikes = 0
+        token = OneToken(
+            self._generation(deployment, engine), self._around.clock, limits.token_after_s
+        )
+        strikes, is_well = 0, True
         while strikes < limits.strikes:
             await anyio.sleep(limits.health_every_s)
-            strikes = 0 if await ask() else strikes + 1
-        return f"it failed its health check {strikes} times in a row"
+            is_well = await ask()
+            strikes = 0 if is_well and await token.ok(self._in_flight) else strikes + 1
+        what = "generated nothing when it was asked to" if is_well else "failed its health check"
+        return f"it {what} {strikes} times in a row"
+
+    def _generation(self, deployment: Deployment, engine: Engine) -> Ask:
+        assert self._upstream is not None  # noqa: S101 - it serves by now
+        apis, limit_s = engine.apis(deployment), self._around.limits.token_s
+        return partial(generates, self._around.prober, self._upstream, apis, limit_s)
 
     async def _attach(self, ask: Ask) -> NoReturn:
         """Watch a server that somebody else runs, for as long as it is wanted."""
@@ -239,10 +256,12 @@ class Worker:
         ):
             self._try(Event.LOST, "the external server does not answer")
 
-    async def _end_process(self) -> None:
+    async def _end_process(self) -> str | None:
+        """Return what is left of it, None if nothing."""
         process, self._process = self._process, None
-        if process is not None:
-            await process.stop(self._around.limits.stop_grace_s)
+        if process is None:
+            return None
+        return await process.stop(self._around.limits.stop_grace_s)
 
     def _try(self, event: Event, reason: str | None = None) -> bool:
         """Apply what was learnt by waiting, unless the state has moved on meanwhile."""

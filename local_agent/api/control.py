@@ -57,9 +57,12 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 
 def health_routes(
-    is_ready: Callable[[], bool], lease_status: Callable[[], str], registry: CollectorRegistry
+    status: Callable[[], str], lease_status: Callable[[], str], registry: CollectorRegistry
 ) -> APIRouter:
-    """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
+    """Return `/health`, `/livez`, `/readyz` and `/metrics`.
+
+    `status` returns how the agent is: `ready`, or why it takes no requests.
+    """
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/health", summary="Alive")
@@ -75,9 +78,8 @@ def health_routes(
     @routes.get("/readyz", summary="Serving, and how it stands with its router")
     @allow(Need.NOTHING)
     async def readyz() -> Response:
-        ready = is_ready()
-        body = {"status": "ready" if ready else "starting", "lease": lease_status()}
-        return JSONResponse(body, 200 if ready else 503)
+        body = {"status": status(), "lease": lease_status()}
+        return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
     # load balancers and uptime checks ask like this
     for path, answer in (("/health", health), ("/livez", livez), ("/readyz", readyz)):

@@ -1,4 +1,4 @@
-"""What `iir-agent load`, `unload`, `pin`, `unpin` and `plan` ask of a running agent."""
+"""What `iir-agent load`, `unload`, `pin`, `unpin`, `reset` and `plan` ask of a running agent."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ def residency_routes(supervisor: Supervisor) -> APIRouter:
     async def unpin(model_id: str) -> dict[str, Any]:
         model = _found(supervisor, model_id)
         supervisor.pin(model, is_pinned=False)
+        return _shown(supervisor, model)
+
+    @routes.post("/{model_id:path}/reset", summary="Forget the failures of a model's worker")
+    @allow(Need.CONTROL)
+    async def reset(model_id: str) -> dict[str, Any]:
+        model = _found(supervisor, model_id)
+        supervisor.reset(model)
         return _shown(supervisor, model)
 
     @routes.post("/{model_id:path}/plan", summary="Say what a load would do, and do nothing")

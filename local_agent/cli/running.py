@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,19 @@ class WorkerRow(BaseModel):
     memory_mb: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
+    load_s: float | None = None
+
+
+class CapacityRow(BaseModel):
+    """What the agent can take, as it tells; sizes in bytes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    state: str
+    in_hand: int
+    budget_bytes: int
+    free_bytes: int
+    evictable_bytes: int
 
 
 class RunningAgent:
@@ -59,11 +72,10 @@ class RunningAgent:
             AgentUnreachable: no agent answers.
         """
         for base_url in self._base_urls:
-            data = _ask("GET", f"{base_url}/v1/models")
-            found = _statuses(data)
+            found = _statuses(_ask("GET", f"{base_url}/v1/models"))
             if found is not None:
                 return found
-        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+        raise _nobody()
 
     def workers(self) -> list[WorkerRow]:
         """Return the agent's workers.
@@ -76,7 +88,49 @@ class RunningAgent:
             with contextlib.suppress(ValidationError):
                 if isinstance(data, list):
                     return [WorkerRow.model_validate(row) for row in data]
-        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+        raise _nobody()
+
+    def capacity(self) -> CapacityRow | None:
+        """Return what the agent can take; None if none answers, or an older one."""
+        for base_url in self._base_urls:
+            with contextlib.suppress(ValidationError):
+                return CapacityRow.model_validate(_ask("GET", f"{base_url}/internal/capacity"))
+        return None
+
+    def switch(self, verb: str) -> CapacityRow:
+        """Make the agent `drain` or `resume`, and return what it can take then.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+            AgentRefused: it says why not.
+        """
+        answer = _told(f"{self._found()}/internal/{verb}", {}, _TIMEOUT_S)
+        try:
+            return CapacityRow.model_validate(answer)
+        except ValidationError:
+            raise AgentRefused("the agent gave an answer that can't be read") from None
+
+    @contextlib.contextmanager
+    def lines(self, path: str, params: Mapping[str, str]) -> Iterator[Iterator[str]]:
+        """Enter with the lines of a streamed answer, which may come for as long as the agent lives.
+
+        Raises:
+            AgentUnreachable: no agent answers, or it ended in the middle.
+            AgentRefused: it says why not.
+        """
+        url = f"{self._found()}{path}"
+        timeout = httpx.Timeout(_TIMEOUT_S, read=None)
+        try:
+            with (
+                httpx.Client(trust_env=False, timeout=timeout) as client,
+                client.stream("GET", url, params=params) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                    raise _refused(response)
+                yield response.iter_lines()
+        except httpx.HTTPError as error:
+            raise AgentUnreachable("the agent has ended") from error
 
     def tell(
         self,
@@ -86,7 +140,7 @@ class RunningAgent:
         *,
         timeout_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Make the agent load, unload, pin, unpin or plan a model, and return what it says.
+        """Make the agent load, unload, pin, unpin, reset or plan a model, and return what it says.
 
         Args:
             model: an id or alias.
@@ -98,19 +152,20 @@ class RunningAgent:
             AgentUnreachable: no agent answers.
             AgentRefused: it says why not.
         """
-        for base_url in self._base_urls:
-            if _statuses(_ask("GET", f"{base_url}/v1/models")) is None:
-                continue
-            url = f"{base_url}/internal/models/{quote(model)}/{verb}"
-            return _told(url, values or {}, _TIMEOUT_S + timeout_s)
-        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+        url = f"{self._found()}/internal/models/{quote(model)}/{verb}"
+        return _told(url, values or {}, _TIMEOUT_S + timeout_s)
 
     def reload(self) -> None:
         """Make the agent look at its configuration and weights again; none running is fine."""
+        with contextlib.suppress(AgentUnreachable):
+            _ask("POST", f"{self._found()}/internal/reload")
+
+    def _found(self) -> str:
+        """Return the address of the agent that runs."""
         for base_url in self._base_urls:
             if _statuses(_ask("GET", f"{base_url}/v1/models")) is not None:
-                _ask("POST", f"{base_url}/internal/reload")
-                return
+                return base_url
+        raise _nobody()
 
 
 def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
@@ -155,10 +210,19 @@ def _told(url: str, values: Mapping[str, object], timeout_s: float) -> dict[str,
     except (httpx.HTTPError, ValueError) as error:
         raise AgentUnreachable("the agent did not answer in time") from error
     if not response.is_success or not isinstance(answer, dict):
-        said = answer.get("error") if isinstance(answer, dict) else None
-        message = said.get("message") if isinstance(said, dict) else None
-        raise AgentRefused(str(message or f"the agent refused: HTTP {response.status_code}"))
+        raise _refused(response)
     return answer
+
+
+def _refused(response: httpx.Response) -> AgentRefused:
+    """Return the error that the agent's own message says."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return AgentRefused(str(response.json()["error"]["message"]))
+    return AgentRefused(f"the agent refused: HTTP {response.status_code}")
+
+
+def _nobody() -> AgentUnreachable:
+    return AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
 
 
 def _statuses(data: object) -> dict[str, str] | None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from shared.contracts.agents import (
     AgentModel,
     AgentState,
+    Capacity,
     Heartbeat,
     LeaseGrant,
     Queue,
@@ -63,6 +64,10 @@ class Subject(Protocol):
 
     def queue(self) -> Queue:
         """Return its load."""
+        ...
+
+    def capacity(self) -> Capacity:
+        """Return its memory for models."""
         ...
 
     def models(self) -> tuple[AgentModel, ...]:
@@ -206,6 +211,7 @@ class LeaseClient:
             seq=self._seq,
             state=self._subject.state(),
             queue=self._subject.queue(),
+            capacity=self._subject.capacity(),
             models=self._subject.models(),
         )
         return await self._put(f"{self._path}/lease", heartbeat.model_dump_json(), credential)

@@ -19,8 +19,9 @@ import msgspec
 from local_agent.ports import Launch
 from local_agent.process import tree
 from local_agent.process.environment import child_env
-from local_agent.process.log import WorkerLog
-from local_agent.process.records import Record, Records, file_stem
+from local_agent.process.log import WorkerLog, log_file
+from local_agent.process.mask import Mask
+from local_agent.process.records import Record, Records
 
 _POLL_S = 0.02
 
@@ -79,20 +80,21 @@ class LocalProcess:
             self._log.trim()
         return self._exit.result()
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float) -> str | None:
         """SIGTERM to the whole group, SIGKILL after `grace_s`; return when all of it is gone.
 
         A process that not even SIGKILL ends (it hangs in the kernel) is left to the next agent:
-        its record stays.
+        its record stays, and the text returned says so.
         """
         if self._is_gone:
-            return  # the id of the group may belong to another one by now
+            return None  # the id of the group may belong to another one by now
         for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, self._kill_wait_s)):
             self._signal(number)
             with anyio.move_on_after(limit_s):
                 await self._gone()
                 self._records.remove(self._name)
-                return
+                return None
+        return "leaked: its processes can't be ended and keep their memory"
 
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
@@ -121,6 +123,7 @@ class LocalProcessLauncher:
         run_dir: Path,
         log_dir: Path,
         env: Mapping[str, str],
+        mask: Mask | None = None,
         max_log_bytes: int = 5_000_000,
         log_check_s: float = 1.0,
         kill_wait_s: float = 10.0,
@@ -132,6 +135,7 @@ class LocalProcessLauncher:
             run_dir: where the pid files lie.
             log_dir: where the workers' logs lie.
             env: the agent's environment; children get little of it.
+            mask: hides secrets in what is read from a log.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             log_check_s: how often a log's size is looked at.
             kill_wait_s: how long a process may take to vanish after SIGKILL.
@@ -140,6 +144,7 @@ class LocalProcessLauncher:
         self._records = Records(run_dir)
         self._log_dir = log_dir
         self._env = env
+        self._mask = mask
         self._max_log_bytes = max_log_bytes
         self._log_check_s = log_check_s
         self._kill_wait_s = kill_wait_s
@@ -154,7 +159,7 @@ class LocalProcessLauncher:
             OSError: the program can't be started.
         """
         marker = uuid.uuid4().hex
-        log = WorkerLog(self._log_dir / f"{file_stem(name)}.log", self._max_log_bytes)
+        log = WorkerLog(log_file(self._log_dir, name), self._max_log_bytes, self._mask)
         record = Record(
             name=name,
             marker=marker,

@@ -45,6 +45,16 @@ class AgentModel(_Wire):
     )
     max_in_flight: int | None = Field(default=None, ge=1)
 
+    @property
+    def shown_status(self) -> str:
+        """Return the word for it in the lists of both services."""
+        return shown_status(self.status, is_pulled=self.is_pulled)
+
+
+def shown_status(status: str, *, is_pulled: bool) -> str:
+    """Return the word for a model's status in lists: `not pulled` where that is why it is unloaded."""
+    return "not pulled" if status == "unloaded" and not is_pulled else status
+
 
 class Registration(_Wire):
     """What an agent says of itself once per start, and again when its catalog changes."""
@@ -70,6 +80,18 @@ class Queue(_Wire):
     waiting: int = 0
 
 
+class Capacity(_Wire):
+    """Memory that an agent gives to models, in bytes.
+
+    Of `budget_bytes`, `free_bytes` are not held by any worker; `evictable_bytes` are held by idle ones
+    that would make room for another model.
+    """
+
+    budget_bytes: int = Field(ge=0)
+    free_bytes: int = Field(ge=0)
+    evictable_bytes: int = Field(default=0, ge=0)
+
+
 class Heartbeat(_Wire):
     """Renews the lease and reports the load; `seq` grows by one with each."""
 
@@ -78,6 +100,7 @@ class Heartbeat(_Wire):
     seq: int = Field(ge=0)
     state: AgentState = "ready"
     queue: Queue = Queue()
+    capacity: Capacity | None = Field(default=None, description="None: it does not tell.")
     models: tuple[AgentModel, ...] | None = Field(default=None, description="None: as before.")
     catalog_hash: str = ""
 

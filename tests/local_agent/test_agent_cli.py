@@ -90,7 +90,11 @@ class StandInAgent:
                 """Stay quiet."""
 
             def do_GET(self) -> None:
-                known = {"/v1/models": {"data": agent.models}, "/internal/workers": agent.workers}
+                known = {
+                    "/v1/models": {"data": agent.models},
+                    "/internal/workers": agent.workers,
+                    "/internal/capacity": None,  # an older agent does not tell
+                }
                 self._answer(200, known[self.path])
 
             def do_POST(self) -> None:
@@ -339,7 +343,7 @@ def test_the_running_agent_knows_the_status(run: Run, agent: StandInAgent) -> No
     rows = {row["id"]: row["status"] for row in json.loads(run("ls", "--json").output)}
     assert rows == {
         "smollm2-135m": "loaded",
-        "local_mistral-7b-instruct-q4": "unloaded",
+        "local_mistral-7b-instruct-q4": "not pulled",
         "extra": "failed",
     }
 
@@ -348,7 +352,7 @@ def test_the_running_agent_knows_the_status(run: Run, agent: StandInAgent) -> No
 def test_another_server_on_the_port_is_no_agent(run: Run, agent: StandInAgent, models: Any) -> None:
     agent.models, agent.workers = models, [{"pid": "x"}]
     rows = {row["id"]: row["status"] for row in json.loads(run("ls", "--json").output)}
-    assert rows["smollm2-135m"] == "unloaded"
+    assert rows["smollm2-135m"] == "not pulled"
     assert "no agent runs here" in run("ps", code=1).stderr
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from local_agent.control.lease import LeaseClient, LeaseStatus, Refused, next_wait_s
-from shared.contracts.agents import AgentModel, AgentState, Queue, Registration
+from shared.contracts.agents import AgentModel, AgentState, Capacity, Queue, Registration
 from tests.local_agent.harness import until
 
 CREDENTIAL = "sk-iir-abcdefgh-very-secret"
@@ -47,6 +47,9 @@ class FakeSubject:
 
     def queue(self) -> Queue:
         return Queue(running=self.running)
+
+    def capacity(self) -> Capacity:
+        return Capacity(budget_bytes=100, free_bytes=60, evictable_bytes=20)
 
     def models(self) -> tuple[AgentModel, ...]:
         return (AgentModel(id="tiny", status="loaded"),)

@@ -18,7 +18,8 @@ from router.settings import load_settings
 from router.store import agents, keys
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
-from shared.contracts.agents import AgentModel, Heartbeat, Registration
+from shared import __version__
+from shared.contracts.agents import AgentModel, Capacity, Heartbeat, Registration
 
 Iir = Callable[..., str]
 
@@ -417,6 +418,10 @@ def test_token_files_that_do_not_work(iir: Iir, tmp_path: Path) -> None:
     assert "agent's name" in iir("agents", "add", "a b", "--token-file", str(token), code=2)
 
 
+def test_the_version(iir: Iir) -> None:
+    assert iir("--version") == f"iir {__version__}\n"
+
+
 def test_agents_are_listed_and_revoked(iir: Iir, writer: RegistryWriter) -> None:
     assert "no agents" in iir("agents", "list")
     row_id = register(writer, "mac", AgentModel(id="smol"), at=1e12)
@@ -424,11 +429,18 @@ def test_agents_are_listed_and_revoked(iir: Iir, writer: RegistryWriter) -> None
     writer.run_sync(lambda c: agents.add_agent(c, "new"))
     states = {a["name"]: a["state"] for a in from_json(iir("agents", "list", "--json"))}
     assert states == {"mac": "ready", "late": "lease expired", "new": "never registered"}
-    heartbeat = Heartbeat(lease_id="lease-mac", incarnation=1, seq=1, state="draining")
+    capacity = Capacity(budget_bytes=3 * 2**30, free_bytes=2**30)
+    heartbeat = Heartbeat(
+        lease_id="lease-mac", incarnation=1, seq=1, state="draining", capacity=capacity
+    )
     writer.run_sync(
         lambda c: agents.save_heartbeats(c, [(row_id, "lease-mac", heartbeat)], now=lambda: 1e10)
     )
-    assert "draining" in iir("agents", "list")
+    listed = iir("agents", "list")
+    assert "draining" in listed
+    assert "1.0 of 3.0 GiB" in listed
+    told = {a["name"]: a["capacity"] for a in from_json(iir("agents", "list", "--json"))}
+    assert told == {"mac": capacity.model_dump(), "late": None, "new": None}
     writer.run_sync(lambda c: agents.release_lease(c, row_id))
     assert "lease given back" in iir("agents", "list")
     iir("agents", "revoke", "mac")
