@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import anyio
@@ -15,6 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
 
+from local_agent import surroundings
 from local_agent.api.access import AgentAccess
 from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
@@ -24,13 +23,12 @@ from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
-from local_agent.containers import ContainerLauncher, EitherLauncher
-from local_agent.containers.address import address_problem, candidates
-from local_agent.control.credential import is_same_router, load_credential, read_credential
+from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
-from local_agent.domain import HostFacts, WorkerEvent
+from local_agent.control.trust import CaFileUnusable, router_trust
+from local_agent.domain import WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
@@ -39,9 +37,6 @@ from local_agent.lifecycle import FailureRule
 from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
-from local_agent.ports import ContainerClient
-from local_agent.process import LocalProcessLauncher
-from local_agent.process.mask import Mask, secrets_of
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
 from local_agent.weights.store import WeightStore
@@ -89,7 +84,7 @@ class Agent:
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
-        self._mask = Mask(_secrets(settings, self.identity.access_token))
+        self._mask = surroundings.mask(settings, self.identity.access_token)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
         self._take(config)
@@ -104,7 +99,10 @@ class Agent:
             labels=config.labels,
         )
         self._router = httpx.AsyncClient(
-            base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
+            base_url=settings.router_url.rstrip("/"),
+            timeout=5.0,
+            trust_env=False,
+            verify=router_trust(settings.router_ca_file),
         )
         self.lease = LeaseClient(
             client=self._router,
@@ -116,20 +114,11 @@ class Agent:
         self._is_ready = False
 
     def _build_supervisor(self, limits: Limits, rule: FailureRule, rng: Random) -> Supervisor:
-        home = self.settings.iir_home
         return Supervisor(
             engines=ENGINES,
-            host=_host(self.settings),
+            host=surroundings.host(self.settings),
             around=Surroundings(
-                launcher=EitherLauncher(
-                    LocalProcessLauncher(
-                        run_dir=home / "run" / "workers",
-                        log_dir=home / "logs",
-                        env=self.settings.environment(),
-                        mask=self._mask,
-                    ),
-                    _containers(self.settings, self.identity.agent_id, self._mask),
-                ),
+                launcher=surroundings.launcher(self.settings, self.identity.agent_id, self._mask),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
                 rng=rng,
@@ -176,6 +165,13 @@ class Agent:
             self._log.info("router_chosen", source="credential")
         return found.secret
 
+    def _standing(self) -> dict[str, str]:
+        """Return how the agent stands with its router, and what is in the way, for `/readyz`."""
+        standing = {"lease": self.lease.status.value}
+        if self.lease.problem is not None:
+            standing["lease_problem"] = self.lease.problem
+        return standing
+
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
@@ -191,6 +187,8 @@ class Agent:
 
     async def _hold_lease(self) -> None:
         """Hold the lease; a defect there must not end what local clients use."""
+        if is_exposed(self.settings.token_path):
+            self._log.warning("credential_readable_by_others", next_step="iir-agent rotate")
         while True:
             try:
                 await self.lease.run()
@@ -212,6 +210,7 @@ class Agent:
     def _take(self, config: AgentConfig) -> None:
         residency = self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
+        residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
@@ -222,7 +221,7 @@ class Agent:
         rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,
@@ -257,7 +256,7 @@ class Agent:
         app.include_router(
             health_routes(
                 self._status,
-                lambda: self.lease.status.value,
+                self._standing,
                 agent_metrics(self.supervisor),
             )
         )
@@ -310,7 +309,7 @@ def serve(settings: AgentSettings) -> None:
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
             agent = Agent(settings, config, listener.getsockname()[1])
-        except ConfigError as exc:
+        except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
         except IdentityTaken as exc:
             raise SystemExit(
@@ -322,38 +321,6 @@ def serve(settings: AgentSettings) -> None:
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
         run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
-
-
-def _host(settings: AgentSettings) -> HostFacts:
-    problem = address_problem(settings.environment(), Path.home())
-    return replace(host_facts(), images=settings.images, container_problem=problem)
-
-
-def _secrets(settings: AgentSettings, access_token: str) -> list[str]:
-    """Return what no log that is shown may hold."""
-    told = (settings.hf_token, settings.iir_join_token)
-    known = [secret.get_secret_value() for secret in told if secret is not None]
-    return [*known, access_token, *secrets_of(settings.environment())]
-
-
-def _containers(settings: AgentSettings, agent_id: str, mask: Mask) -> ContainerLauncher:
-    def connect() -> ContainerClient:
-        from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
-
-        return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=15.0)
-
-    token = settings.hf_token
-    hub = {"HF_TOKEN": token.get_secret_value()} if token else {}
-    if "hf_endpoint" in settings.model_fields_set:
-        hub["HF_ENDPOINT"] = settings.hf_endpoint
-    return ContainerLauncher(
-        agent_id=agent_id,
-        connect=connect,
-        run_dir=settings.iir_home / "run",
-        log_dir=settings.iir_home / "logs",
-        secrets=hub,
-        mask=mask,
-    )
 
 
 def _read_config(settings: AgentSettings) -> AgentConfig:
@@ -376,7 +343,7 @@ def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
 
 def _refuse_unreachable(settings: AgentSettings) -> None:
     """Refuse to listen to a network without a credential: nobody could use it rightfully."""
-    if is_loopback(settings.agent_host) or read_credential(settings.token_path) is not None:
+    if is_loopback(settings.agent_host) or load_credential(settings.token_path) is not None:
         return
     raise SystemExit(
         f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "

@@ -33,14 +33,14 @@ from pydantic import (
 from local_agent.domain import Deployment, ModelId
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
-from local_agent.memory.residency import MIN_RESIDENCY_S
-from local_agent.weights.source import Source, parse_source
+from local_agent.queue_config import QueueFields, SwapFields
+from local_agent.weights.source import Source, model_folder, parse_source
 from local_agent.weights.store import WeightStore
 from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
 from shared.contracts.apis import APIS
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
-_WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm_docker"})
+_WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm", "vllm_docker"})
 _OF_SOURCE = ("source", "sha256", "size_bytes")
 _MOST_BYTES = 1024 * 1024
 _RULES = {
@@ -103,7 +103,7 @@ class SourceConfig(_Entry):
     )
 
 
-class ModelConfig(_Entry):
+class ModelConfig(_Entry, QueueFields):
     """One model."""
 
     id: Name = Field(description="The name that clients send.")
@@ -119,7 +119,6 @@ class ModelConfig(_Entry):
     context: int = Field(
         default=4096, ge=1, le=16_777_216, description="Context per request, in tokens."
     )
-    parallel: int = Field(default=2, ge=1, le=256, description="Requests served at once.")
     preload: bool = Field(default=False, description="Load at the agent's start.")
     pin: bool = Field(default=False, description="Never unload it for another model, or by `ttl`.")
     ttl: float | None = Field(
@@ -191,7 +190,7 @@ class ModelConfig(_Entry):
             raise ValueError(f"`url` is for engine external, not for {self.engine}")
         if self.apis is not None and not self.is_external:
             raise ValueError(f"`apis` is for engine external, not for {self.engine}")
-        if self.engine in _WITHOUT_WEIGHTS and self.source:
+        if self.engine in _WITHOUT_WEIGHTS - {"vllm"} and self.source:
             raise ValueError(f"engine {self.engine} takes no `source`")
         if not self.source and not self.is_external and self.engine not in _WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
@@ -215,7 +214,7 @@ class ModelConfig(_Entry):
         return self
 
 
-class AgentConfig(_Entry):
+class AgentConfig(_Entry, SwapFields):
     """The whole file."""
 
     models: tuple[ModelConfig, ...] = Field(default=(), description="The models of this host.")
@@ -230,11 +229,6 @@ class AgentConfig(_Entry):
     )
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
-    )
-    min_residency_s: float = Field(
-        default=MIN_RESIDENCY_S,
-        ge=0,
-        description="Seconds that a loaded model stays before it makes room for another.",
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
 
@@ -309,13 +303,17 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             aliases=model.aliases,
             weights=_weights(model, weights),
             context_tokens=model.context,
-            parallel=model.parallel,
+            parallel=model.parallel or 2,
             preload=model.preload,
             pin=model.pin,
             ttl_s=model.ttl,
             memory_mb=model.memory,
             weight=model.weight,
             external_url=model.url,
+            external_parallel=model.parallel if model.is_external else None,
+            max_queue=model.max_queue,
+            queue_max_wait_s=model.queue_max_wait,
+            priority=model.priority,
             upstream_name=model.upstream_name,
             apis=model.apis,
             options=dict(model.options),
@@ -327,7 +325,8 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
 def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
     if not model.sources:
         return None
-    return weights.find(ModelId(model.id), [source.ref for source in model.sources])
+    found = model_folder(model.sources) if model.engine == "vllm" else None
+    return found or weights.find(ModelId(model.id), [source.ref for source in model.sources])
 
 
 def _fields(document: Document, env: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def worker_view(
     model: ModelId, worker: Worker, entry: Entry | None, residency: Residency, now: float
 ) -> WorkerView:
     """Return what is to be seen of a worker; `entry` is None if its model was removed."""
-    status = worker.status
+    status, load, line = worker.status, worker.load, worker.line
     return WorkerView(
         model=model,
         engine=entry.deployment.engine if entry else "",
@@ -23,6 +23,10 @@ def worker_view(
         reason=status.reason,
         memory_mb=residency.ledger.held.get(model, 0),
         is_pinned=residency.is_pinned(model),
-        load_s=worker.load_s,
         ttl_s=entry.deployment.ttl_s if entry else None,
+        expected_load_s=residency.load_s(model) if entry else 0.0,
+        running=load.running,
+        waiting=load.waiting,
+        max_queue=line.max_waiting,
+        expected_wait_s=line.expected_wait_s,
     )

@@ -57,7 +57,9 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 
 def health_routes(
-    status: Callable[[], str], lease_status: Callable[[], str], registry: CollectorRegistry
+    status: Callable[[], str],
+    standing: Callable[[], dict[str, str]],
+    registry: CollectorRegistry,
 ) -> APIRouter:
     """Return `/health`, `/livez`, `/readyz` and `/metrics`.
 
@@ -78,7 +80,7 @@ def health_routes(
     @routes.get("/readyz", summary="Serving, and how it stands with its router")
     @allow(Need.NOTHING)
     async def readyz() -> Response:
-        body = {"status": status(), "lease": lease_status()}
+        body = {"status": status(), **standing()}
         return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
     # load balancers and uptime checks ask like this

@@ -80,7 +80,8 @@ def model_table(rows: list[ModelRow]) -> Table:
 
 def worker_table(workers: list[WorkerRow]) -> Table:
     """Return the workers for a terminal."""
-    table = _table("model", "engine", "state", "pid", "memory", "in-flight", "since", "reason")
+    names = ("model", "engine", "state", "pid", "memory", "running", "waiting", "since", "reason")
+    table = _table(*names)
     for worker in workers:
         _add(
             table,
@@ -89,7 +90,8 @@ def worker_table(workers: list[WorkerRow]) -> Table:
             worker.state,
             "" if worker.pid is None else str(worker.pid),
             _memory(worker),
-            str(worker.in_flight),
+            str(worker.running),
+            str(worker.waiting),
             _since(worker),
             worker.reason or "",
         )
@@ -123,9 +125,9 @@ def _mib(size: int) -> int:
 
 
 def _since(worker: WorkerRow) -> str:
-    """Return for how long it has been so; a load against how long the last one took."""
-    is_loading = worker.state == "loading" and worker.load_s is not None
-    of = f" of about {worker.load_s:.0f} s" if is_loading else " s"
+    """Return for how long it has been so; a load against how long it is expected to take."""
+    is_loading = worker.state == "loading" and worker.expected_load_s > 0
+    of = f" of about {worker.expected_load_s:.0f} s" if is_loading else " s"
     return f"{worker.since_s:.0f}{of}"
 
 

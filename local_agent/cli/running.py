@@ -41,9 +41,11 @@ class WorkerRow(BaseModel):
     since_s: float = 0.0
     reason: str | None = None
     memory_mb: int = 0
+    running: int = 0
+    waiting: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
-    load_s: float | None = None
+    expected_load_s: float = 0.0
 
 
 class CapacityRow(BaseModel):

@@ -20,25 +20,40 @@ class TransportProber:
 
     async def ok(self, url: str, timeout_s: float) -> bool:
         """See `HttpProber.ok`."""
-        request = OutboundRequest(method="GET", url=url, timeouts=_limits(timeout_s))
-        return await self._status(request, timeout_s) == 200
+        return await self._get(url, timeout_s, None) is not None
+
+    async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:
+        """See `HttpProber.text`."""
+        found = await self._get(url, timeout_s, most_bytes)
+        return None if found is None else found.decode(errors="replace")
 
     async def answers(self, url: str, body: bytes, timeout_s: float) -> bool:
         """See `HttpProber.answers`."""
-        request = OutboundRequest(
-            method="POST", url=url, headers=_JSON, body=body, timeouts=_limits(timeout_s)
-        )
-        return 0 < await self._status(request, timeout_s) < 500
-
-    async def _status(self, request: OutboundRequest, timeout_s: float) -> int:
-        """Return the status of an answer that came whole and in time, else 0."""
+        limits = _limits(timeout_s)
+        request = OutboundRequest(method="POST", url=url, headers=_JSON, body=body, timeouts=limits)
         with anyio.move_on_after(timeout_s), suppress(ApiError):
             async with self._transport.open(request) as response:
-                # read to its end, so that the connection can be used again
                 while await response.read():
                     pass
-                return response.status
-        return 0
+                return response.status < 500
+        return False
+
+    async def _get(self, url: str, timeout_s: float, most_bytes: int | None) -> bytes | None:
+        """Return the body of a 200, or nothing of it if it is not wanted (`most_bytes` is None)."""
+        request = OutboundRequest(method="GET", url=url, timeouts=_limits(timeout_s))
+        with anyio.move_on_after(timeout_s), suppress(ApiError):
+            return await self._read(request, most_bytes)
+        return None
+
+    async def _read(self, request: OutboundRequest, most_bytes: int | None) -> bytes | None:
+        kept = bytearray()
+        async with self._transport.open(request) as response:
+            # read to its end, so that the connection can be used again
+            while part := await response.read():
+                kept += part if most_bytes is not None else b""
+                if most_bytes is not None and len(kept) > most_bytes:
+                    return None
+            return bytes(kept) if response.status == 200 else None
 
 
 def _limits(timeout_s: float) -> Timeouts:

@@ -70,7 +70,7 @@ def list_command(as_json: AsJson = False) -> None:
                     "models": [model.id for model in agent_models(agent)],
                     "capacity": _capacity(agent),
                     "key_prefix": agent.key_prefix,
-                    "renewed_at": agent.renewed_at,
+                    "renewed_at": agent.record.renewed_at,
                     "created_at": agent.created_at,
                     "revoked_at": agent.revoked_at,
                 }
@@ -86,7 +86,7 @@ def list_command(as_json: AsJson = False) -> None:
                 agent_state(agent, oldest),
                 len(agent_models(agent)),
                 _free(agent),
-                date(agent.renewed_at),
+                date(agent.record.renewed_at),
                 agent.key_prefix,
                 date(agent.created_at),
             )

@@ -71,7 +71,6 @@ async def test_from_start_to_stop(stage: Stage) -> None:
         await watched.until(S.READY)
         assert watched.upstream() == Upstream("http://127.0.0.1:4321/v1", "m")
         assert worker.pid == 100
-        assert worker.load_s is not None
         assert stage.prober.asked[0] == "http://127.0.0.1:4321/health"
         worker.stop()
         assert watched.upstream() is None
@@ -161,7 +160,7 @@ async def test_cancellation_leaves_no_process(stage: Stage) -> None:
 async def test_a_drain_takes_nothing_new_and_a_crash_in_it_is_a_failure(stage: Stage) -> None:
     async with begun(stage) as watched:
         await watched.until(S.READY)
-        watched.worker.enter()
+        watched.worker.line.take()
         watched.worker.drain("why")
         assert watched.upstream() is None
         assert watched.worker.status.in_flight == 1
@@ -204,11 +203,11 @@ async def test_one_that_says_it_is_well_and_generates_nothing_is_ended(stage: St
         await watched.until(S.READY)
         await until(lambda: len(prober.asked) > 20)
         assert prober.asked_for_tokens == [], "it has not been idle for long"
-        watched.worker.enter()
+        watched.worker.line.take()
         stage.clock.now += 60
         await until(lambda: len(prober.asked) > 40)
         assert prober.asked_for_tokens == [], "a busy one is not asked: it would queue"
-        watched.worker.leave()
+        watched.worker.line.leave(None)
         stage.clock.now += 60
         await watched.until(S.BACKOFF)
         reason = "it generated nothing when it was asked to 3 times in a row"
