@@ -13,7 +13,6 @@ from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
 
-from local_agent import surroundings
 from local_agent.api.access import AgentAccess
 from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
@@ -21,6 +20,7 @@ from local_agent.api.events import event_routes
 from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
+from local_agent.api.pulls import pull_routes
 from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
 from local_agent.control.credential import is_exposed, is_same_router, load_credential
@@ -28,7 +28,7 @@ from local_agent.control.identity import IdentityTaken, hold_identity, load_iden
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
 from local_agent.control.trust import CaFileUnusable, router_trust
-from local_agent.domain import WorkerEvent
+from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
@@ -37,8 +37,12 @@ from local_agent.lifecycle import FailureRule
 from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
+from local_agent.pulls.jobs import PullJobs
+from local_agent.pulls.puller import Needed, Pulled, needed
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
+from local_agent.this_host import model_puller, secret_mask, this_host, worker_launcher
+from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
 from shared import __version__
@@ -84,9 +88,12 @@ class Agent:
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
-        self._mask = surroundings.mask(settings, self.identity.access_token)
+        self._mask = secret_mask(settings, self.identity.access_token)
+        self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
+        self._puller = model_puller(settings, self.identity.agent_id)
+        self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._take(config)
         residency = self.supervisor.residency
         self._meter = Meter(self.supervisor.workers, residency.measured)
@@ -116,9 +123,9 @@ class Agent:
     def _build_supervisor(self, limits: Limits, rule: FailureRule, rng: Random) -> Supervisor:
         return Supervisor(
             engines=ENGINES,
-            host=surroundings.host(self.settings),
+            host=self._host,
             around=Surroundings(
-                launcher=surroundings.launcher(self.settings, self.identity.agent_id, self._mask),
+                launcher=worker_launcher(self.settings, self.identity.agent_id, self._mask),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
                 rng=rng,
@@ -142,6 +149,7 @@ class Agent:
                     self._is_ready = True
                     yield
                     self._is_ready = False
+                    await self.pulls.aclose()
                     await self.lease.release()
                     await self.supervisor.drain_and_stop(0)
                     tasks.cancel_scope.cancel()
@@ -175,6 +183,7 @@ class Agent:
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
+        self.pulls.stop()
         self.intake.close()
 
     async def _supervise(self) -> None:
@@ -208,13 +217,30 @@ class Agent:
         return None
 
     def _take(self, config: AgentConfig) -> None:
+        self._config = config
+        self.pulls.keep({ModelId(model.id) for model in config.models})
         residency = self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
         residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Take the weights that are there now."""
+        self.supervisor.set_desired(to_deployments(self._config, self._weights))
+
+    def _needed(self, model: ModelId) -> Needed:
+        return needed(self._config, self._weights, self._host, model)
+
+    async def _pull(self, model: ModelId, on_progress: OnProgress) -> Pulled:
+        return await self._puller.pull(self._needed(model), on_progress)
+
+    async def _remove(self, model: ModelId) -> bool:
+        is_removed = await self._puller.remove(self._needed(model))
+        self._look_again()
+        return is_removed
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
@@ -260,7 +286,8 @@ class Agent:
                 agent_metrics(self.supervisor),
             )
         )
-        app.include_router(control_routes(self.supervisor, self.reload))
+        app.include_router(control_routes(self.supervisor, self.reload, self.pulls))
+        app.include_router(pull_routes(self.supervisor, self.pulls, self._remove))
         app.include_router(residency_routes(self.supervisor))
         app.include_router(capacity_routes(self.intake, self._subject))
         app.include_router(event_routes(self.supervisor, self.intake))
@@ -308,6 +335,7 @@ def serve(settings: AgentSettings) -> None:
             _refuse_unreachable(settings)
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
+            stack.callback(listener.close)
             agent = Agent(settings, config, listener.getsockname()[1])
         except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc

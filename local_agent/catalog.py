@@ -123,7 +123,7 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
         engine = engines[deployment.engine]
     except LookupError as error:
         return Entry(deployment=deployment, engine=None, is_pulled=True, problem=str(error))
-    if engine.needs_weights and deployment.weights is None:
+    if engine.needs_weights and not _is_pulled(deployment, engine):
         problem = f"its weights are not on this host; pull them: {pull_command(deployment.model)}"
         return Entry(deployment=deployment, engine=engine, is_pulled=False, problem=problem)
     problem_here = engine.unsupported_reason(host, deployment)
@@ -137,3 +137,14 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
         apis=engine.apis(deployment),
         max_in_flight=engine.max_in_flight(deployment),
     )
+
+
+def _is_pulled(deployment: Deployment, engine: Engine) -> bool:
+    """Tell whether what was pulled, if anything, is what the engine starts with now."""
+    pulled = deployment.pulled
+    if pulled is None:
+        return deployment.weights is not None
+    launch = engine.launch(deployment, 0)
+    container = None if launch is None else launch.container
+    wanted = None if container is None else (container.image, container.repo)
+    return wanted == (pulled.image, pulled.repo)

@@ -302,6 +302,7 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             engine=model.engine,
             aliases=model.aliases,
             weights=_weights(model, weights),
+            pulled=None if model.sources else weights.pulled(ModelId(model.id)),
             context_tokens=model.context,
             parallel=model.parallel or 2,
             preload=model.preload,

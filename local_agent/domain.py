@@ -33,11 +33,24 @@ class WorkerState(str, Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PulledImage:
+    """What was pulled for a worker in a container: an image, and a repository into its volume.
+
+    `size_bytes` is the size of the repository's files that were pulled.
+    """
+
+    image: str
+    repo: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """A model with its engine and options on this host.
 
-    `weights` is a file below `$IIR_HOME/models`, a model's folder where it lies, or None while they are not pulled (or when the
-    engine needs none). `apis` are those of `APIS` that a server speaks which runs already (None: what
+    `weights` is a file below `$IIR_HOME/models`, a model's folder where it lies, or None while they are
+    not pulled (or when the engine needs none); `pulled` says the same of an engine in a container. `apis`
+    are those of `APIS` that a server speaks which runs already (None: what
     most do). `options` are the engine's own, already validated. `memory_mb` is what it takes (None:
     it is estimated), `ttl_s` after how many idle seconds it goes (None: never), `weight` how dear its
     absence is. `parallel` are the requests that an engine of ours is started for, `external_parallel`
@@ -49,6 +62,7 @@ class Deployment:
     engine: str
     aliases: tuple[str, ...] = ()
     weights: Path | None = None
+    pulled: PulledImage | None = None
     context_tokens: int = 4096
     parallel: int = 2
     preload: bool = False
@@ -153,12 +167,14 @@ class Desired:
     """What should be true of one deployment.
 
     `problem` says why it can't run on this host now; such a deployment is never started. `is_patient`:
-    its worker makes room for another one, which is no reason to cut the work it has.
+    its worker makes room for another one, which is no reason to cut the work it has. `is_pulling`: a
+    job pulls what it needs.
     """
 
     deployment: Deployment
     is_wanted: bool = False
     is_patient: bool = False
+    is_pulling: bool = False
     problem: str | None = None
 
 
@@ -199,6 +215,13 @@ class Disable:
 
 
 @dataclass(frozen=True, slots=True)
+class Pull:
+    """Say that a job pulls what the worker lacks."""
+
+    model: ModelId
+
+
+@dataclass(frozen=True, slots=True)
 class Enable:
     """What kept the worker from running is gone."""
 
@@ -212,7 +235,7 @@ class Forget:
     model: ModelId
 
 
-Action = Start | Drain | Stop | Reset | Disable | Enable | Forget
+Action = Start | Drain | Stop | Reset | Disable | Pull | Enable | Forget
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from local_agent.domain import (
     Enable,
     Forget,
     ModelId,
+    Pull,
     Reset,
     Start,
     Stop,
@@ -71,7 +72,7 @@ def _decide(
     if state in {S.STARTING, S.LOADING, S.READY, S.EXTERNAL}:
         return None if _may_live(want, status) else _end(model, status)
     if want is None:
-        return None if state is S.PULLING else Forget(model)
+        return Forget(model)
     return _rest(want, status, now)
 
 
@@ -105,9 +106,16 @@ def _rest(want: Desired, status: WorkerStatus, now: float) -> Action | None:
         is_due = state is S.BACKOFF and now >= status.not_before
         return Start(want.deployment) if want.is_wanted and is_due else None
     if want.problem is not None:
-        if state is S.PULLING or (state is S.UNAVAILABLE and status.reason == want.problem):
-            return None
-        return Disable(model, want.problem)
+        return _without(want, want.problem, status)
     if state is not S.COLD:
         return Enable(model)
     return Start(want.deployment) if want.is_wanted else None
+
+
+def _without(want: Desired, problem: str, status: WorkerStatus) -> Action | None:
+    """Decide for a worker that lacks something; a pull may bring it."""
+    state, model = status.state, want.deployment.model
+    if want.is_pulling and state in {S.UNAVAILABLE, S.PULLING}:
+        return Pull(model) if state is S.UNAVAILABLE else None
+    is_said = state is S.UNAVAILABLE and status.reason == problem
+    return None if is_said else Disable(model, problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from local_agent.domain import Deployment, EngineLoad, HostFacts
 
@@ -14,11 +14,13 @@ class ContainerSpec:
     """What a container gets beside arguments and environment: all of it from an engine's description.
 
     `port` is the one inside, published on 127.0.0.1 only. `volumes` are named ones by their place
-    inside: no folder of the host gets in.
+    inside: no folder of the host gets in. `repo` is what has to be pulled into them before the start:
+    a repository of the hub.
     """
 
     image: str
     port: int
+    repo: str | None = None
     volumes: Mapping[str, str] = field(default_factory=dict)
     shm_bytes: int = 64 * 1024 * 1024
     memory_bytes: int | None = None
@@ -217,6 +219,33 @@ class ContainerClient(Protocol):
         port: int,
     ) -> str:
         """Make and start a container, published on 127.0.0.1:`port`; return its id."""
+        ...
+
+    def run_program(
+        self,
+        name: str,
+        spec: ContainerSpec,
+        program: str,
+        *,
+        env: Mapping[str, str],
+        labels: Mapping[str, str],
+    ) -> str:
+        """Start a Python program in a container of the spec's image, with its volumes; return its id.
+
+        The program takes the place of the image's own; nothing is published.
+        """
+        ...
+
+    def has_image(self, image: str) -> bool:
+        """Tell whether the image is on this host."""
+        ...
+
+    def pull_image(self, image: str, report: Callable[[Mapping[str, Any]], object]) -> None:
+        """Pull an image; return once it is there.
+
+        `report` gets each message of the engine: https://docs.docker.com/engine/api/ (ImageCreate).
+        What it raises ends the pull.
+        """
         ...
 
     def stop(self, container: str, grace_s: float) -> None:

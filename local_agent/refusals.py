@@ -103,6 +103,10 @@ def refusal(entry: Entry, status: WorkerStatus, now: float) -> ApiError | None:
         now: seconds of the agent's monotonic clock.
     """
     model = entry.deployment.model
+    if status.state is WorkerState.PULLING:
+        return ModelNotPulled(
+            f"model {model} is being pulled; `iir-agent ps` shows how far it is, then ask again"
+        )
     if not entry.is_pulled:
         return ModelNotPulled(f"model {model} is not pulled; run: {entry.pull_command}")
     if entry.problem is not None:

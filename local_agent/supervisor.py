@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from local_agent import refusals
 from local_agent.admission import Admission
 from local_agent.catalog import Entry, catalog
+from local_agent.desired import PullMarks, desired
 from local_agent.domain import (
     Action,
     Deployment,
@@ -24,6 +25,7 @@ from local_agent.domain import (
     Forget,
     HostFacts,
     ModelId,
+    Pull,
     Reset,
     Start,
     Stop,
@@ -83,6 +85,7 @@ class Supervisor:
         self.residency = residency or Residency(
             around.clock, Ledger(budget_mb(host)), weights_bytes
         )
+        self.pull_marks = PullMarks(self._wake)
         self._workers: dict[ModelId, Worker] = {}
         self.admission = Admission(
             workers=self._workers,
@@ -110,6 +113,10 @@ class Supervisor:
         """Tell whether the model's engine serves this route, which is relative to the API base."""
         entry = self._catalog.entries.get(model)
         return entry is None or entry.speaks(path)
+
+    def entry(self, model: ModelId) -> Entry | None:
+        """Return what is known of the model; None if nobody has this id."""
+        return self._catalog.entries.get(model)
 
     def is_external(self, model: ModelId) -> bool:
         """Tell whether a server that is not the agent's carries the model."""
@@ -260,6 +267,8 @@ class Supervisor:
                 self._workers[model].reset()
             case Disable(model, reason):
                 self._workers[model].disable(reason)
+            case Pull(model):
+                self._workers[model].pull()
             case Enable(model):
                 self._workers[model].enable()
             case Forget(model):
@@ -275,22 +284,13 @@ class Supervisor:
             group.start_soon(worker.live, deployment, engine, name=f"worker {model}")
 
     def _desired(self, observed: Mapping[ModelId, WorkerStatus]) -> dict[ModelId, Desired]:
-        return {
-            model: Desired(
-                deployment=entry.deployment,
-                is_wanted=self._is_wanted(entry, observed[model]),
-                is_patient=not self._is_stopping and self.residency.why_leaving(model) is not None,
-                problem=entry.problem,
-            )
-            for model, entry in self._catalog.entries.items()
-        }
-
-    def _is_wanted(self, entry: Entry, status: WorkerStatus) -> bool:
-        """An external server is always watched: somebody else decides whether it runs."""
-        deployment = entry.deployment
-        is_external = deployment.external_url is not None
-        is_in_memory = self.residency.is_wanted(deployment.model, status)
-        return not self._is_stopping and (is_in_memory or is_external)
+        return desired(
+            self._catalog,
+            observed,
+            self.residency,
+            self.pull_marks,
+            is_stopping=self._is_stopping,
+        )
 
     def _observed(self) -> dict[ModelId, WorkerStatus]:
         return {model: worker.status for model, worker in self._workers.items()}

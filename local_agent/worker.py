@@ -160,6 +160,10 @@ class Worker:
         """Say why it can't run here."""
         self._apply(Event.DISABLE, reason)
 
+    def pull(self) -> None:
+        """Say that what it lacks is being pulled."""
+        self._apply(Event.PULL)
+
     def enable(self) -> None:
         """Say that it can run again."""
         self._apply(Event.ENABLE)

@@ -11,7 +11,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from local_agent.api.access import Need, allow
+from local_agent.domain import WorkerState, WorkerView
+from local_agent.pulls.jobs import PullJobs
 from local_agent.supervisor import Supervisor
+from local_agent.weights.progress import as_line
 from shared.contracts.agents import AgentModel
 from shared.http.errors import BadRequest, ModelNotFound
 
@@ -95,17 +98,20 @@ def health_routes(
     return routes
 
 
-def control_routes(supervisor: Supervisor, reload: Callable[[], str | None]) -> APIRouter:
+def control_routes(
+    supervisor: Supervisor, reload: Callable[[], str | None], pulls: PullJobs
+) -> APIRouter:
     """Return what `iir-agent` asks of a running agent.
 
-    `reload` reads the configuration and the weights anew and returns what is wrong, if anything.
+    `reload` reads the configuration and the weights anew and returns what is wrong, if anything; `pulls`
+    know how far a worker is that is being pulled.
     """
     routes = APIRouter(prefix="/internal", tags=["control"])
 
     @routes.get("/workers", summary="Workers as observed")
     @allow(Need.CONTROL)
     async def workers() -> list[dict[str, Any]]:
-        return [{**asdict(view), "state": view.state.value} for view in supervisor.workers()]
+        return [_worker(view, pulls) for view in supervisor.workers()]
 
     @routes.post("/reload", summary="Read configuration and weights anew")
     @allow(Need.CONTROL)
@@ -116,3 +122,11 @@ def control_routes(supervisor: Supervisor, reload: Callable[[], str | None]) -> 
         return {"models": [model.id for model in supervisor.models()]}
 
     return routes
+
+
+def _worker(view: WorkerView, pulls: PullJobs) -> dict[str, Any]:
+    job = pulls.view(view.model) if view.state is WorkerState.PULLING else None
+    progress = None if job is None else job.progress
+    reason = "waits for other pulls" if job and progress is None else view.reason
+    line = reason if progress is None else as_line(progress)
+    return {**asdict(view), "state": view.state.value, "reason": line}

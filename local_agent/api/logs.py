@@ -11,12 +11,13 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from local_agent.api.access import Need, allow
+from local_agent.api.residency import found
 from local_agent.intake import Intake
 from local_agent.process.log import log_file, older_part
 from local_agent.process.mask import Mask
 from local_agent.process.reading import LogReader
 from local_agent.supervisor import Supervisor
-from shared.http.errors import Conflict, ModelNotFound, NotFound
+from shared.http.errors import NotFound
 
 _POLL_S = 0.2
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -38,7 +39,7 @@ def log_routes(supervisor: Supervisor, intake: Intake, folder: Path, mask: Mask)
     @routes.get("/{model_id:path}/logs", summary="What a model's engine prints")
     @allow(Need.CONTROL)
     async def logs(model_id: str, lines: Lines = 100, follow: bool = False) -> StreamingResponse:
-        path = _path(supervisor, folder, model_id)
+        path = log_file(folder, found(supervisor, model_id))
         if not follow and not (path.exists() or older_part(path).exists()):
             raise NotFound(f"There is no log of {model_id[:256]!r}: its worker never started here.")
         text = _text(LogReader(path, mask), lines, intake if follow else None)
@@ -58,16 +59,3 @@ async def _text(reader: LogReader, lines: int, follow_until: Intake | None) -> A
             yield text
         else:
             await anyio.sleep(_POLL_S)
-
-
-def _path(supervisor: Supervisor, folder: Path, name: str) -> Path:
-    model = supervisor.resolve(name)
-    if model is None:
-        raise ModelNotFound(
-            f"This agent does not know the model {name[:256]!r}. `iir-agent ls` lists what it has."
-        )
-    if supervisor.is_external(model):
-        raise Conflict(
-            f"The model {model} is on a server that is not the agent's: it has no log here."
-        )
-    return log_file(folder, model)

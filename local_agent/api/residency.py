@@ -31,14 +31,14 @@ def residency_routes(supervisor: Supervisor) -> APIRouter:
     @routes.post("/{model_id:path}/load", summary="Load a model")
     @allow(Need.CONTROL)
     async def load(model_id: str, call: LoadCall) -> dict[str, Any]:
-        model = _found(supervisor, model_id)
+        model = found(supervisor, model_id)
         await supervisor.ensure_ready(model, call.wait_s)
         return _shown(supervisor, model)
 
     @routes.post("/{model_id:path}/unload", summary="Take a model out of memory, after its work")
     @allow(Need.CONTROL)
     async def unload(model_id: str) -> dict[str, Any]:
-        model = _found(supervisor, model_id)
+        model = found(supervisor, model_id)
         if supervisor.residency.is_pinned(model):
             raise Conflict(f"The model {model} is pinned. Unpin it first: iir-agent unpin {model}")
         supervisor.unload(model)
@@ -47,33 +47,39 @@ def residency_routes(supervisor: Supervisor) -> APIRouter:
     @routes.post("/{model_id:path}/pin", summary="Keep a model in memory once it is there")
     @allow(Need.CONTROL)
     async def pin(model_id: str) -> dict[str, Any]:
-        model = _found(supervisor, model_id)
+        model = found(supervisor, model_id)
         supervisor.pin(model, is_pinned=True)
         return _shown(supervisor, model)
 
     @routes.post("/{model_id:path}/unpin", summary="Let a model make room for others")
     @allow(Need.CONTROL)
     async def unpin(model_id: str) -> dict[str, Any]:
-        model = _found(supervisor, model_id)
+        model = found(supervisor, model_id)
         supervisor.pin(model, is_pinned=False)
         return _shown(supervisor, model)
 
     @routes.post("/{model_id:path}/reset", summary="Forget the failures of a model's worker")
     @allow(Need.CONTROL)
     async def reset(model_id: str) -> dict[str, Any]:
-        model = _found(supervisor, model_id)
+        model = found(supervisor, model_id)
         supervisor.reset(model)
         return _shown(supervisor, model)
 
     @routes.post("/{model_id:path}/plan", summary="Say what a load would do, and do nothing")
     @allow(Need.CONTROL)
     async def plan(model_id: str) -> dict[str, Any]:
-        return supervisor.outlook(_found(supervisor, model_id)).as_values()
+        return supervisor.outlook(found(supervisor, model_id)).as_values()
 
     return routes
 
 
-def _found(supervisor: Supervisor, name: str) -> ModelId:
+def found(supervisor: Supervisor, name: str) -> ModelId:
+    """Return the model of an id or alias.
+
+    Raises:
+        ModelNotFound: nobody has this name.
+        Conflict: a server carries it that is not the agent's.
+    """
     model = supervisor.resolve(name)
     if model is None:
         raise ModelNotFound(
@@ -81,7 +87,7 @@ def _found(supervisor: Supervisor, name: str) -> ModelId:
         )
     if supervisor.is_external(model):
         raise Conflict(
-            f"The model {model} is on a server that is not the agent's to load or unload."
+            f"The model {model} is on a server that is not the agent's: it only passes requests on."
         )
     return model
 

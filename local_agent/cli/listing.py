@@ -11,7 +11,8 @@ from rich.text import Text
 from local_agent.cli.running import AgentUnreachable, CapacityRow, RunningAgent, WorkerRow
 from local_agent.config import AgentConfig, ModelConfig
 from local_agent.domain import ModelId
-from local_agent.weights.files import gigabytes
+from local_agent.engines import ENGINES
+from local_agent.weights.progress import gigabytes
 from local_agent.weights.store import WeightStore
 from shared.contracts.agents import shown_status
 
@@ -55,14 +56,16 @@ def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> 
 def _row(model: ModelConfig, store: WeightStore, status: str | None) -> ModelRow:
     refs = [source.ref for source in model.sources]
     path = store.find(ModelId(model.id), refs) if refs else None
-    is_pulled = path is not None or not refs
+    pulled = None if refs else store.pulled(ModelId(model.id))
+    needs_none = model.is_external or (not refs and not ENGINES[model.engine].needs_weights)
+    is_pulled = path is not None or pulled is not None or needs_none
     return ModelRow(
         id=model.id,
         aliases=list(model.aliases),
         engine="external" if model.is_external else model.engine,
         status=shown_status(status or "unloaded", is_pulled=is_pulled),
         is_pulled=is_pulled,
-        size_bytes=None if path is None else path.stat().st_size,
+        size_bytes=path.stat().st_size if path else pulled.size_bytes if pulled else None,
         pull_command=None if is_pulled else f"iir-agent pull {model.id}",
     )
 

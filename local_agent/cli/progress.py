@@ -19,8 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from local_agent.weights.files import gigabytes
-from local_agent.weights.progress import OnProgress, Phase, Progress
+from local_agent.weights.progress import OnProgress, Phase, Progress, as_line
 from shared.kit.clock import Clock
 
 _LINE_EVERY_S = 2.0
@@ -62,26 +61,6 @@ class Lines:
         if progress.source and progress.phase is not Phase.DONE and now >= self._next:
             self._next = now + _LINE_EVERY_S
             self._write(progress)
-
-
-def as_line(progress: Progress) -> str:
-    """Return a report as one line of text."""
-    parts = [progress.phase.value, progress.source]
-    if progress.bytes_total:
-        percent = 100 * progress.bytes_done / progress.bytes_total
-        parts.append(f"{percent:.0f} % of {gigabytes(progress.bytes_total)}")
-    elif progress.bytes_done:
-        parts.append(gigabytes(progress.bytes_done))
-    if progress.rate_bps is not None:
-        parts.append(f"{gigabytes(int(progress.rate_bps))}/s")
-    if progress.eta_s is not None:
-        parts.append(f"{_duration(progress.eta_s)} left")
-    return "  ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
 
 
 def _draw(bars: Bars, task: TaskID, progress: Progress) -> None:

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_agent.cli.context import CommandFailed, Context
-from local_agent.config import AgentConfig, ConfigError, ModelConfig, parse_config
+from local_agent.cli.following import Stopped, pull_by_agent
+from local_agent.config import AgentConfig, ConfigError, parse_config
+from local_agent.control.identity import load_agent_id
 from local_agent.domain import ModelId
+from local_agent.pulls.puller import ModelPuller, Needed, Pulled, needed
+from local_agent.this_host import model_puller, this_host
 from local_agent.weights.files import disk_errors, write_text
-from local_agent.weights.job import Puller
 from local_agent.weights.progress import OnProgress
-from local_agent.weights.source import LocalSource, Source, looks_like_source, parse_source
+from local_agent.weights.source import Source, looks_like_source, parse_source
 from local_agent.yaml_text import YamlError, append_entry
+from shared.kit.logs import configure_logs
 
 _STOPPED = 130
 
@@ -25,9 +29,13 @@ _STOPPED = 130
 class Wanted:
     """A model to pull; `text` is the agent's new file if the model is not in it yet."""
 
-    model: ModelId
-    sources: tuple[Source, ...]
+    needed: Needed
     text: str | None = None
+
+    @property
+    def model(self) -> ModelId:
+        """Return the model's id."""
+        return self.needed.model
 
 
 def choose(
@@ -40,41 +48,41 @@ def choose(
     """
     config = context.config()
     if not looks_like_source(name):
-        return _configured(config, name, has_extras=any((model_id, sha256, file)))
+        return _configured(context, config, name, has_extras=any((model_id, sha256, file)))
     source = parse_source(name, base=Path.cwd(), sha256=sha256, member=file)
     wanted_id = model_id or _with_source(config, source)
     known = config.find(wanted_id)
     if known is None:
         entry = _entry(wanted_id, source, sha256, file)
         text = _file_with(context, entry)
-        return Wanted(model=ModelId(wanted_id), sources=(source,), text=text)
+        return Wanted(needed=Needed(model=ModelId(wanted_id), sources=(source,)), text=text)
     if source.ref not in [each.ref for each in known.sources]:
         raise CommandFailed(
             f"{wanted_id} is a model already, with another source: choose another --id, or change "
             f"its `source` in {context.show(context.settings.config_path)}",
             code=2,
         )
-    return Wanted(model=ModelId(known.id), sources=known.sources)
+    return Wanted(needed=Needed(model=ModelId(known.id), sources=known.sources))
 
 
-def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Path:
-    """Pull, and then add the model to the agent's file; return the weights' file.
+def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Pulled:
+    """Pull, and then add the model to the agent's file; return what that gave.
+
+    A running agent pulls what its file names. A source that is not in the file is pulled here, since
+    nobody may name one to the agent.
 
     Raises:
         PullError: by cause.
+        AgentRefused, AgentUnreachable: so does the agent's pull.
         CommandFailed: it was stopped by a signal.
     """
     settings = context.settings
-    token = settings.hf_token
-    puller = Puller(
-        settings.models_dir,
-        env=settings.environment(),
-        hub_endpoint=settings.hf_endpoint,
-        hub_token=None if token is None else token.get_secret_value(),
-    )
+    base_url = None if wanted.text else context.agent.url_if_known(wanted.model)
     try:
-        path = asyncio.run(_stoppable(puller, wanted, on_progress))
-    except (asyncio.CancelledError, KeyboardInterrupt):
+        if base_url is not None:
+            return pull_by_agent(base_url, wanted.model, on_progress)
+        pulled = asyncio.run(_stoppable(context, wanted.needed, on_progress))
+    except (asyncio.CancelledError, KeyboardInterrupt, Stopped):
         raise CommandFailed(
             "stopped; the same command goes on where it was", code=_STOPPED
         ) from None
@@ -83,18 +91,51 @@ def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Path:
         with disk_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, wanted.text)
-    return path
+    return pulled
 
 
-async def _stoppable(puller: Puller, wanted: Wanted, on_progress: OnProgress) -> Path:
-    task = asyncio.ensure_future(puller.pull(wanted.model, wanted.sources, on_progress))
+def remove(context: Context, name: str) -> ModelId:
+    """Remove what was pulled for a model, by the agent if one runs that knows it.
+
+    Raises:
+        PullError, AgentRefused, AgentUnreachable: by cause.
+        CommandFailed: there is nothing to remove.
+    """
+    found = context.config().find(name)
+    model = ModelId(name if found is None else found.id)
+    if context.agent.url_if_known(model) is not None:
+        context.agent.remove_weights(model)
+        return model
+    if found is None or found.sources:
+        is_removed = context.store.remove(model)
+    else:
+        wanted = _needed(context, model)
+        is_removed = asyncio.run(_puller(context, wanted).remove(wanted))
+    if not is_removed:
+        raise CommandFailed(f"there are no weights of {model} to remove")
+    return model
+
+
+def _puller(context: Context, wanted: Needed) -> ModelPuller:
+    settings = context.settings
+    if wanted.container is not None:
+        configure_logs(level="warning")  # which engine was found is no answer of a command
+    return model_puller(settings, load_agent_id(settings.iir_home / "agent"))
+
+
+def _needed(context: Context, model: ModelId) -> Needed:
+    return needed(context.config(), context.store, this_host(context.settings), model)
+
+
+async def _stoppable(context: Context, wanted: Needed, on_progress: OnProgress) -> Pulled:
+    task = asyncio.ensure_future(_puller(context, wanted).pull(wanted, on_progress))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     return await task
 
 
-def _configured(config: AgentConfig, name: str, *, has_extras: bool) -> Wanted:
+def _configured(context: Context, config: AgentConfig, name: str, *, has_extras: bool) -> Wanted:
     model = config.find(name)
     if model is None:
         known = ", ".join(model.id for model in config.models)
@@ -105,13 +146,7 @@ def _configured(config: AgentConfig, name: str, *, has_extras: bool) -> Wanted:
         )
     if has_extras:
         raise CommandFailed("--id, --sha256 and --file go with a source, not with a model", code=2)
-    if not model.sources:
-        raise CommandFailed(f"{model.id} needs no weights (engine {_engine(model)})")
-    return Wanted(model=ModelId(model.id), sources=model.sources)
-
-
-def _engine(model: ModelConfig) -> str:
-    return "external" if model.is_external else model.engine
+    return Wanted(needed=_needed(context, ModelId(model.id)))
 
 
 def _with_source(config: AgentConfig, source: Source) -> str:
@@ -152,8 +187,3 @@ def _config_errors(shown: str) -> Iterator[None]:
         raise ConfigError(f"{shown}: {error}: add the model to it by hand") from None
     except OSError as error:
         raise ConfigError(f"{shown}: can't be read: {error.strerror}") from None
-
-
-def is_linked(wanted: Wanted, path: Path) -> bool:
-    """Tell whether the weights are a file of the user's, used where it is."""
-    return path.is_symlink() and any(isinstance(each, LocalSource) for each in wanted.sources)

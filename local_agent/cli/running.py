@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
+_REMOVE_S = 60.0
 # The agent's default, and where it goes when that is taken.
 _USUAL_PORTS = (5000, 5055, 5056, 5057)
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
@@ -73,11 +74,15 @@ class RunningAgent:
         Raises:
             AgentUnreachable: no agent answers.
         """
-        for base_url in self._base_urls:
-            found = _statuses(_ask("GET", f"{base_url}/v1/models"))
-            if found is not None:
-                return found
-        raise _nobody()
+        return self._found()[1]
+
+    def url_if_known(self, model: str) -> str | None:
+        """Return the agent's base URL if one runs that knows the model's id, else None."""
+        try:
+            base_url, statuses = self._found()
+        except AgentUnreachable:
+            return None
+        return base_url if model in statuses else None
 
     def workers(self) -> list[WorkerRow]:
         """Return the agent's workers.
@@ -90,7 +95,7 @@ class RunningAgent:
             with contextlib.suppress(ValidationError):
                 if isinstance(data, list):
                     return [WorkerRow.model_validate(row) for row in data]
-        raise _nobody()
+        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
 
     def capacity(self) -> CapacityRow | None:
         """Return what the agent can take; None if none answers, or an older one."""
@@ -106,7 +111,7 @@ class RunningAgent:
             AgentUnreachable: no agent answers.
             AgentRefused: it says why not.
         """
-        answer = _told(f"{self._found()}/internal/{verb}", {}, _TIMEOUT_S)
+        answer = _told("POST", f"{self._found()[0]}/internal/{verb}", {}, _TIMEOUT_S)
         try:
             return CapacityRow.model_validate(answer)
         except ValidationError:
@@ -120,7 +125,7 @@ class RunningAgent:
             AgentUnreachable: no agent answers, or it ended in the middle.
             AgentRefused: it says why not.
         """
-        url = f"{self._found()}{path}"
+        url = f"{self._found()[0]}{path}"
         timeout = httpx.Timeout(_TIMEOUT_S, read=None)
         try:
             with (
@@ -129,7 +134,7 @@ class RunningAgent:
             ):
                 if not response.is_success:
                     response.read()
-                    raise _refused(response)
+                    raise AgentRefused(said(response))
                 yield response.iter_lines()
         except httpx.HTTPError as error:
             raise AgentUnreachable("the agent has ended") from error
@@ -154,20 +159,31 @@ class RunningAgent:
             AgentUnreachable: no agent answers.
             AgentRefused: it says why not.
         """
-        url = f"{self._found()}/internal/models/{quote(model)}/{verb}"
-        return _told(url, values or {}, _TIMEOUT_S + timeout_s)
+        url = f"{self._found()[0]}/internal/models/{quote(model)}/{verb}"
+        return _told("POST", url, values or {}, _TIMEOUT_S + timeout_s)
+
+    def remove_weights(self, model: str) -> None:
+        """Make the agent remove what was pulled for a model.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+            AgentRefused: it says why not.
+        """
+        url = f"{self._found()[0]}/internal/models/{quote(model)}/weights"
+        _told("DELETE", url, {}, _REMOVE_S)
 
     def reload(self) -> None:
         """Make the agent look at its configuration and weights again; none running is fine."""
         with contextlib.suppress(AgentUnreachable):
-            _ask("POST", f"{self._found()}/internal/reload")
+            _ask("POST", f"{self._found()[0]}/internal/reload")
 
-    def _found(self) -> str:
-        """Return the address of the agent that runs."""
+    def _found(self) -> tuple[str, dict[str, str]]:
+        """Return where an agent answers, and the status of each of its models."""
         for base_url in self._base_urls:
-            if _statuses(_ask("GET", f"{base_url}/v1/models")) is not None:
-                return base_url
-        raise _nobody()
+            statuses = _statuses(_ask("GET", f"{base_url}/v1/models"))
+            if statuses is not None:
+                return base_url, statuses
+        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
 
 
 def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
@@ -204,27 +220,25 @@ def _ask(method: str, url: str) -> Any:
         return None
 
 
-def _told(url: str, values: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
+def _told(method: str, url: str, values: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
     try:
         with httpx.Client(trust_env=False, timeout=timeout_s) as client:
-            response = client.post(url, json=values)
+            response = client.request(method, url, json=values)
         answer = response.json()
     except (httpx.HTTPError, ValueError) as error:
         raise AgentUnreachable("the agent did not answer in time") from error
     if not response.is_success or not isinstance(answer, dict):
-        raise _refused(response)
+        raise AgentRefused(said(response))
     return answer
 
 
-def _refused(response: httpx.Response) -> AgentRefused:
-    """Return the error that the agent's own message says."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return AgentRefused(str(response.json()["error"]["message"]))
-    return AgentRefused(f"the agent refused: HTTP {response.status_code}")
-
-
-def _nobody() -> AgentUnreachable:
-    return AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+def said(response: httpx.Response) -> str:
+    """Return what an agent says in refusing."""
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        message = None
+    return str(message or f"the agent refused: HTTP {response.status_code}")
 
 
 def _statuses(data: object) -> dict[str, str] | None:

@@ -6,6 +6,8 @@ import re
 import signal
 from collections.abc import Sequence
 
+from local_agent.catalog import pull_command
+from local_agent.domain import ModelId
 from local_agent.ports import ContainerSpec, ContainerView
 from local_agent.process.log import cause_of, cleaned
 
@@ -15,10 +17,34 @@ _NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 _PORT = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
 _NO_IMAGE = re.compile(r"no such image|manifest unknown|image not known", re.IGNORECASE)
 _NO_GPU = re.compile(r"could not select device driver|nvidia", re.IGNORECASE)
+_PULLS = (
+    (
+        re.compile(
+            r"pull access denied|unauthorized|denied:|authentication required", re.IGNORECASE
+        ),
+        "the registry has no such image, or wants you to log in: docker login",
+    ),
+    (
+        re.compile(r"manifest unknown|not found|no matching manifest", re.IGNORECASE),
+        "the registry does not have it for this kind of machine; check the option image",
+    ),
+    (
+        re.compile(r"toomanyrequests|rate limit", re.IGNORECASE),
+        "the registry wants fewer pulls: log in (docker login), or try again later",
+    ),
+    (
+        re.compile(
+            r"dial tcp|no such host|connection re|i/o timeout|request canceled|deadline exceeded"
+            r"|unexpected EOF|TLS handshake",
+            re.IGNORECASE,
+        ),
+        "its registry can't be reached; check the network, and try again",
+    ),
+)
 DISK_FULL = "the disk of the container engine is full; free some: docker system df"
 
 
-def refusal(status: int, text: str, spec: ContainerSpec, port: int) -> str:
+def refusal(status: int, text: str, spec: ContainerSpec, port: int, model: str) -> str:
     """Say why an engine refused to start a container.
 
     Args:
@@ -26,16 +52,33 @@ def refusal(status: int, text: str, spec: ContainerSpec, port: int) -> str:
         text: what it said.
         spec: the container.
         port: the port on 127.0.0.1.
+        model: whose container it is.
     """
     if _NO_SPACE.search(text):
         return DISK_FULL
     if _PORT.search(text):
         return f"port {port} was taken by another program meanwhile"
     if _NO_IMAGE.search(text):
-        return f"the image is not on this host; pull it: docker pull {spec.image}"
+        command = pull_command(ModelId(model))
+        return f"the image {spec.image} is not on this host; pull it: {command}"
     if spec.has_gpus and _NO_GPU.search(text):
         return "the container engine offers no GPU; take the CPU image, or install NVIDIA's toolkit"
     return f"the container engine refused ({status}): {cleaned(text)[:_MOST_CHARS]}"
+
+
+def image_refusal(text: str, image: str) -> str:
+    """Say why an engine could not pull an image.
+
+    Args:
+        text: what it said.
+        image: its name.
+    """
+    if _NO_SPACE.search(text):
+        return DISK_FULL
+    for pattern, cause in _PULLS:
+        if pattern.search(text):
+            return f"the image {image} can't be pulled: {cause}"
+    return f"the image {image} can't be pulled: {cleaned(text)[:_MOST_CHARS]}"
 
 
 def exit_cause(view: ContainerView | None, spec: ContainerSpec, tail: Sequence[str]) -> str:

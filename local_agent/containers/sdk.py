@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,15 @@ from docker.types import DeviceRequest, LogConfig
 from requests.exceptions import RequestException
 
 from local_agent.containers.address import Address
-from local_agent.containers.causes import refusal
-from local_agent.ports import ContainerError, ContainerView, Launch
+from local_agent.containers.causes import image_refusal, refusal
+from local_agent.containers.launcher import WORKER
+from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
 from shared.kit.logs import get_logger
 
 _LOG_BYTES = "10m"
+_NO_PYTHON = re.compile(r"python3.*not found", re.IGNORECASE)
+# a registry may be silent for a while; who waits for the pull has a limit of its own
+_PULL_SILENT_S = 600.0
 
 
 def connect(addresses: Sequence[Address], timeout_s: float) -> DockerClient:
@@ -108,7 +113,10 @@ class DockerClient:
         """See `ContainerClient.start`; a container that does not start is removed."""
         spec = launch.container
         assert spec is not None  # noqa: S101 - the launcher sends no processes here
-        with self._named(lambda error: refusal(error.status_code or 0, _said(error), spec, port)):
+        model = labels.get(WORKER, "")
+        with self._named(
+            lambda error: refusal(error.status_code or 0, _said(error), spec, port, model)
+        ):
             made = self._api.create_container(
                 image=spec.image,
                 command=list(launch.argv),
@@ -119,12 +127,59 @@ class DockerClient:
                 volumes=list(spec.volumes.values()),
                 host_config=self._host_config(launch, port),
             )["Id"]
-            try:
-                self._api.start(made)
-            except (DockerException, RequestException):
-                self.stop(made, 0)
-                raise
+            self._start(made)
         return str(made)
+
+    def run_program(
+        self,
+        name: str,
+        spec: ContainerSpec,
+        program: str,
+        *,
+        env: Mapping[str, str],
+        labels: Mapping[str, str],
+    ) -> str:
+        """See `ContainerClient.run_program`; a container that does not start is removed."""
+        with self._named(lambda error: _program_refusal(_said(error), spec.image)):
+            made = self._api.create_container(
+                image=spec.image,
+                entrypoint=["python3", "-c", program],
+                command=[],
+                environment=dict(env),
+                labels=dict(labels),
+                name=name,
+                volumes=list(spec.volumes.values()),
+                host_config=self._api.create_host_config(
+                    binds=_binds(spec),
+                    pids_limit=spec.pids,
+                    security_opt=["no-new-privileges"],
+                    log_config=_log_config(),
+                ),
+            )["Id"]
+            self._start(made)
+        return str(made)
+
+    def has_image(self, image: str) -> bool:
+        """See `ContainerClient.has_image`."""
+        with self._named():
+            try:
+                self._api.inspect_image(image)
+            except NotFound:
+                return False
+            return True
+
+    def pull_image(self, image: str, report: Callable[[Mapping[str, Any]], object]) -> None:
+        """See `ContainerClient.pull_image`; on a connection of its own, whose end ends the pull."""
+        with self._named(lambda error: image_refusal(_said(error), image)):
+            api = docker.APIClient(
+                base_url=self._address.url, version=self._api.api_version, timeout=_PULL_SILENT_S
+            )
+            try:
+                for message in api.pull(image, stream=True, decode=True):
+                    _require_progress(message, image)
+                    report(message)
+            finally:
+                api.close()
 
     def stop(self, container: str, grace_s: float) -> None:
         """See `ContainerClient.stop`."""
@@ -159,7 +214,7 @@ class DockerClient:
         assert spec is not None  # noqa: S101 - see `start`
         return self._api.create_host_config(
             port_bindings={spec.port: ("127.0.0.1", port)},
-            binds={name: {"bind": place, "mode": "rw"} for name, place in spec.volumes.items()},
+            binds=_binds(spec),
             shm_size=spec.shm_bytes,
             mem_limit=spec.memory_bytes,
             nano_cpus=None if spec.cpus is None else int(spec.cpus * 1e9),
@@ -169,10 +224,15 @@ class DockerClient:
             device_requests=(
                 [DeviceRequest(count=-1, capabilities=[["gpu"]])] if spec.has_gpus else None
             ),
-            log_config=LogConfig(
-                type=LogConfig.types.JSON, config={"max-size": _LOG_BYTES, "max-file": "2"}
-            ),
+            log_config=_log_config(),
         )
+
+    def _start(self, made: str) -> None:
+        try:
+            self._api.start(made)
+        except (DockerException, RequestException):
+            self.stop(made, 0)
+            raise
 
     @contextmanager
     def _named(self, name: Callable[[APIError], str] | None = None) -> Iterator[None]:
@@ -195,3 +255,22 @@ class DockerClient:
 
 def _said(error: APIError) -> str:
     return str(error.explanation or "")
+
+
+def _binds(spec: ContainerSpec) -> dict[str, dict[str, str]]:
+    return {name: {"bind": place, "mode": "rw"} for name, place in spec.volumes.items()}
+
+
+def _log_config() -> Any:
+    return LogConfig(type=LogConfig.types.JSON, config={"max-size": _LOG_BYTES, "max-file": "2"})
+
+
+def _require_progress(message: Mapping[str, Any], image: str) -> None:
+    if "error" in message:
+        raise ContainerError(image_refusal(str(message["error"]), image))
+
+
+def _program_refusal(text: str, image: str) -> str:
+    if _NO_PYTHON.search(text):
+        return f"the image {image} has no python3, which pulls the weights; choose another image"
+    return image_refusal(text, image)

@@ -32,15 +32,25 @@ def load_identity(state_dir: Path, name: str, wall: Clock) -> Identity:
     Raises:
         OSError: the folder can't be written.
     """
+    agent_id = load_agent_id(state_dir)
+    incarnation = _next_incarnation(state_dir / "incarnation", wall)
+    return Identity(agent_id, name, incarnation, secrets.token_urlsafe(32))
+
+
+def load_agent_id(state_dir: Path) -> str:
+    """Return the id kept in `state_dir`, made when it is needed for the first time.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
     state_dir.mkdir(parents=True, exist_ok=True)
     path = state_dir / "id"
     try:
-        agent_id = str(uuid.UUID(path.read_text(encoding="ascii").strip()))
+        return str(uuid.UUID(path.read_text(encoding="ascii").strip()))
     except (FileNotFoundError, ValueError):
         agent_id = str(uuid.uuid4())
         _write(path, agent_id)
-    incarnation = _next_incarnation(state_dir / "incarnation", wall)
-    return Identity(agent_id, name, incarnation, secrets.token_urlsafe(32))
+        return agent_id
 
 
 class IdentityTaken(Exception):

@@ -44,6 +44,11 @@ _OPTIONS: Options = {
 class VllmDocker(VllmServer):
     """Runs `vllm serve` from an allowed image; the weights come from the hub into a named volume."""
 
+    @property
+    def needs_weights(self) -> bool:
+        """They are pulled into the volume that all its containers share, as is its image."""
+        return True
+
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:
         """Ask for a container engine on this host, an allowed image and a repository."""
         wrong = wrong_option(deployment, _OPTIONS)
@@ -73,6 +78,7 @@ def _container(deployment: Deployment, image: str, has_gpus: bool) -> ContainerS
     return ContainerSpec(
         image=image,
         port=_PORT,
+        repo=_repo(deployment),
         volumes={_CACHE_VOLUME: _CACHE},
         shm_bytes=int(option("shm_gib", "4")) * _GIB,
         memory_bytes=int(memory) * _GIB if memory else None,

@@ -16,6 +16,8 @@ _EVERY_S = 5.0
 
 def weights_bytes(deployment: Deployment) -> int:
     """Return the size of the weights, a file or a folder; 0 if they can't be read."""
+    if deployment.pulled is not None:
+        return deployment.pulled.size_bytes
     path = deployment.weights
     try:
         if path is None or path.is_file():

@@ -20,7 +20,7 @@ from local_agent.weights.errors import (
     NotGguf,
     WriteFailed,
 )
-from local_agent.weights.progress import Meter
+from local_agent.weights.progress import Meter, gigabytes
 
 FreeBytes = Callable[[Path], int]
 
@@ -69,11 +69,6 @@ class Fetched:
 def disk_free(folder: Path) -> int:
     """Return the bytes that this user may still write there."""
     return shutil.disk_usage(folder).free
-
-
-def gigabytes(count: int) -> str:
-    """Return the number in GB (10^9), small ones in MB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def copy_steps(

@@ -55,6 +55,7 @@ class Meter:
         self._source = ""
         self._done = 0
         self._total: int | None = None
+        self._moved_at = clock()
         self._samples: deque[tuple[float, int]] = deque()
 
     @property
@@ -62,11 +63,17 @@ class Meter:
         """Return the bytes of the present phase."""
         return self._done
 
+    @property
+    def moved_at(self) -> float:
+        """Return when the last byte came, or the phase began."""
+        return self._moved_at
+
     def begin(self, phase: Phase, *, total: int | None = None, done: int = 0) -> None:
         """Enter a phase; `done` bytes of it are there already and do not count for the rate."""
         self._phase, self._total, self._done = phase, total, done
+        self._moved_at = self._clock()
         self._samples.clear()
-        self._samples.append((self._clock(), done))
+        self._samples.append((self._moved_at, done))
 
     def name_source(self, ref: str) -> None:
         """Say which source the numbers belong to from now on."""
@@ -79,11 +86,19 @@ class Meter:
 
     def add(self, count: int) -> None:
         """Count more bytes."""
-        self._done += count
+        self._move(self._done + count)
+
+    def limit(self, total: int | None) -> None:
+        """Set the bytes that this phase will have; None as long as that is not known."""
+        self._total = total
 
     def reach(self, done: int) -> None:
         """Set the bytes of this phase to `done`, never over the total."""
-        self._done = done if self._total is None else min(done, self._total)
+        self._move(done if self._total is None else min(done, self._total))
+
+    def _move(self, done: int) -> None:
+        if done != self._done:
+            self._done, self._moved_at = done, self._clock()
 
     def progress(self) -> Progress:
         """Return the present numbers."""
@@ -103,6 +118,31 @@ class Meter:
             rate_bps=rate,
             eta_s=None if rate is None or left is None else left / rate,
         )
+
+
+def gigabytes(count: int) -> str:
+    """Return the number in GB (10^9), small ones in MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def as_line(progress: Progress) -> str:
+    """Return a report as one line of text."""
+    parts = [progress.phase.value, progress.source]
+    if progress.bytes_total:
+        percent = 100 * progress.bytes_done / progress.bytes_total
+        parts.append(f"{percent:.0f} % of {gigabytes(progress.bytes_total)}")
+    elif progress.bytes_done:
+        parts.append(gigabytes(progress.bytes_done))
+    if progress.rate_bps is not None:
+        parts.append(f"{gigabytes(int(progress.rate_bps))}/s")
+    if progress.eta_s is not None:
+        parts.append(f"{_duration(progress.eta_s)} left")
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
 
 
 @contextlib.asynccontextmanager

@@ -1,25 +1,30 @@
 """Where pulled weights lie: `<root>/<folder of the model>/<file>` and a `weights.json` beside it.
 
-Weights count as pulled when the manifest is there and the file has the size that it records.
+Weights count as pulled when the manifest is there and the file has the size that it records. Of a model
+that runs in a container there is only a `container.json`: its weights lie in the container engine's
+volume, which is not asked on the way of requests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from local_agent.domain import ModelId
+from local_agent.domain import ModelId, PulledImage
 from local_agent.weights.errors import SourceInvalid
 from local_agent.weights.files import disk_errors, locked, write_text
 from local_agent.weights.source import plain_name
 
 _MANIFEST = "weights.json"
+_CONTAINER = "container.json"
 _LOCKS = ".locks"
 _SAFE = re.compile(r"[a-z0-9_][a-z0-9._-]{0,99}")
 
@@ -38,6 +43,18 @@ class Manifest(BaseModel):
     sha256: str | None = None
     size_bytes: int = Field(ge=0)
     is_checked: bool | None = None
+    pulled_at: str
+
+
+class ContainerManifest(BaseModel):
+    """What was pulled for a model in a container: the image, and the repository into its volume."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: str
+    image: str
+    repo: str
+    size_bytes: int = Field(ge=0)
     pulled_at: str
 
 
@@ -85,6 +102,29 @@ class WeightStore:
         path = self.folder(ModelId(manifest.model)) / _MANIFEST
         write_text(path, json.dumps(manifest.model_dump(), indent=2) + "\n")
 
+    def pulled(self, model: ModelId) -> PulledImage | None:
+        """Return what was pulled for the model's container, if anything."""
+        found = _container_manifest(self.folder(model) / _CONTAINER)
+        if found is None or found.model != model:
+            return None
+        return PulledImage(image=found.image, repo=found.repo, size_bytes=found.size_bytes)
+
+    def record_pulled(self, model: ModelId, pulled: PulledImage, pulled_at: str) -> None:
+        """Note what was pulled for the model's container: from now on it counts as pulled."""
+        folder = self.folder(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"model": model, **asdict(pulled), "pulled_at": pulled_at}
+        write_text(folder / _CONTAINER, json.dumps(values, indent=2) + "\n")
+
+    def forget_repo(self, repo: str) -> None:
+        """Note that a repository is in the volume no more: for none of the models that share it."""
+        for path in self._root.glob(f"*/{_CONTAINER}"):
+            found = _container_manifest(path)
+            if found is not None and found.repo == repo:
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()  # leaves a folder in which there is something
+
     def remove(self, model: ModelId) -> bool:
         """Remove the model's weights and whatever is left of broken pulls.
 
@@ -109,6 +149,13 @@ class WeightStore:
     def lock_path(self, model: ModelId) -> Path:
         """Return the lock that a pull or a removal of this model holds."""
         return self._root / _LOCKS / f"{folder_name(model)}.lock"
+
+
+def _container_manifest(path: Path) -> ContainerManifest | None:
+    try:
+        return ContainerManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return None
 
 
 def folder_name(model: ModelId) -> str:

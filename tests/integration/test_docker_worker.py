@@ -24,10 +24,13 @@ import pytest
 from local_agent.containers import sdk
 from local_agent.containers.address import candidates
 from local_agent.containers.launcher import AGENT
+from local_agent.domain import ModelId, PulledImage
 from local_agent.ports import ContainerError, ContainerSpec, Launch
 from local_agent.process import free_port
+from local_agent.weights.store import WeightStore
 from shared.kit.clock import monotonic
 from tests.integration import container_engine
+from tests.local_agent import repo_hub
 
 pytestmark = pytest.mark.integration
 
@@ -105,15 +108,8 @@ class Agent:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.log = home / "agent.out"
-
-    def configure(self, *models: dict[str, Any]) -> None:
-        path = self.home / "agent" / "agent.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"known_models": False, "models": models}))
-
-    def start(self) -> None:
         inherited = {k: v for k, v in os.environ.items() if k.startswith("DOCKER_")}  # noqa: TID251
-        env = {
+        self.env = {
             "PATH": os.defpath,
             "HOME": str(Path.home()),
             "PYTHONPATH": str(ROOT),
@@ -125,10 +121,37 @@ class Agent:
             "HF_TOKEN": "hf_s3cretvalue",
             **inherited,
         }
+
+    def configure(self, *models: dict[str, Any], is_pulled: bool = True) -> None:
+        store = WeightStore(self.home / "models")
+        for model in models if is_pulled else ():
+            option = model["options"]
+            pulled = PulledImage(image=option["image"], repo=option["repo"], size_bytes=0)
+            store.record_pulled(ModelId(model["id"]), pulled, "2026-01-01T00:00:00+00:00")
+        path = self.home / "agent" / "agent.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"known_models": False, "models": models}))
+
+    def start(self) -> None:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "local_agent", "serve"], env=env, stdout=out, stderr=out
+                [sys.executable, "-m", "local_agent", "serve"], env=self.env, stdout=out, stderr=out
             )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "local_agent", *arguments],
+            env=self.env,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.stdout
 
     def end(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -226,6 +249,36 @@ def test_a_worker_in_a_container_serves_and_leaves_nothing(agent: Agent) -> None
     assert "s3cret" not in agent.log.read_text() + logs
 
 
+def test_a_model_is_pulled_served_and_removed(agent: Agent, engine: Any) -> None:
+    text = Path(repo_hub.__file__).read_text()
+    hub = engine.containers.run(BASE, ["python3", "-c", text, "80", "{}"], detach=True)
+    try:
+        hub.reload()
+        agent.env["HF_ENDPOINT"] = f"http://{hub.attrs['NetworkSettings']['IPAddress']}"
+        agent.configure(vllm(preload=False, options={"repo": "org/tiny"}), is_pulled=False)
+        agent.start()
+        agent.until(lambda: agent.worker().get("state") == "unavailable", "unavailable")
+        body = {"model": "tiny", "messages": MESSAGES}
+        answer = httpx.post(f"{agent.url}/v1/chat/completions", json=body, trust_env=False)
+        assert answer.json()["error"]["code"] == "model_not_pulled"
+        assert "run: iir-agent pull tiny" in answer.json()["error"]["message"]
+
+        output = agent.command("pull", "tiny")
+        assert "pulled tiny: volume iir-hf-cache (3.1 MB)" in output
+        assert "the running agent has it now" in output
+        assert agent.chat()
+        assert "The model tiny is loaded. Unload it first" in agent.command("rm", "tiny")
+        agent.command("unload", "tiny")
+        agent.until(lambda: agent.worker().get("state") == "cold", "cold")
+        assert agent.command("rm", "tiny") == "removed tiny\n"
+        agent.end(signal.SIGTERM)
+        assert "pulled tiny: volume iir-hf-cache" in agent.command("pull", "tiny")
+        assert agent.command("rm", "tiny") == "removed tiny\n"
+        assert agent.containers() == []
+    finally:
+        hub.remove(force=True)
+
+
 def test_a_killed_container_is_started_again(agent: Agent) -> None:
     agent.configure(vllm())
     agent.start()
@@ -298,7 +351,7 @@ def test_a_container_that_is_removed_is_replaced(agent: Agent) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image": "iir-test/absent:v1"}, "pull it: docker pull iir-test/absent:v1"),
+        ({"image": "iir-test/absent:v1"}, "is not on this host; pull it: iir-agent pull tiny"),
         ({"image": "somebody/else:v1"}, "the image somebody/else:v1 is not allowed"),
         ({"repo": "test/hungry"}, "out of memory: the container went over its limit of 1 GiB"),
         ({"repo": "test/broken"}, "exited with code 1: ValueError: no such architecture"),

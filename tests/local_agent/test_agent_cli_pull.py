@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from local_agent.cli.progress import Lines, as_line, shown
-from local_agent.weights.progress import Phase, Progress
+from local_agent.cli.progress import Lines, shown
+from local_agent.weights.progress import Phase, Progress, as_line
 from shared.kit.clock import monotonic
 from tests.local_agent.command_line import GGUF, Run, make_wheel, write_config
 

@@ -70,7 +70,7 @@ async def test_what_has_no_log_says_why(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
         assert (await agent.client.get("/internal/models/tiny/logs")).status_code == 409
         done = await cli(agent, "logs", "tiny")
-        assert (done.code, "has no log here" in done.output) == (1, True)
+        assert (done.code, "is not the agent's" in done.output) == (1, True)
         done = await cli(agent, "logs", "nobody", "--json")
         assert "does not know the model 'nobody'" in json.loads(done.output)["error"]
         assert (await agent.client.get("/internal/models/tiny/logs?lines=x")).status_code == 400

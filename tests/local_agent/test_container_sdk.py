@@ -15,6 +15,7 @@ import pytest
 
 from local_agent.containers import sdk
 from local_agent.containers.address import Address
+from local_agent.containers.launcher import WORKER
 from local_agent.ports import ContainerError, ContainerSpec, Launch
 
 # the SDK leaves a socket that it could not connect to the garbage collector, which says so
@@ -138,8 +139,10 @@ def test_a_container_that_does_not_start_is_removed(
 
 def test_a_missing_image_is_named(engine: Engine, client: sdk.DockerClient) -> None:
     engine.answers["create"] = (404, {"message": "No such image: vllm/vllm-openai-cpu:v1"})
-    with pytest.raises(ContainerError, match="pull it: docker pull vllm/vllm-openai-cpu:v1") as no:
-        client.start("n", LAUNCH, env={}, labels={}, port=4321)
+    with pytest.raises(
+        ContainerError, match="v1 is not on this host; pull it: iir-agent pull m"
+    ) as no:
+        client.start("n", LAUNCH, env={}, labels={WORKER: "m"}, port=4321)
     assert no.value.is_outside
     assert not no.value.is_unreachable
 
@@ -183,3 +186,44 @@ def test_the_output_is_copied(engine: Engine, client: sdk.DockerClient) -> None:
     del engine.answers["logs"]
     client.follow("c1", 5, written.append)
     assert written == [b"up\n"]
+
+
+def test_a_program_runs_in_place_of_the_image_s_own(
+    engine: Engine, client: sdk.DockerClient
+) -> None:
+    engine.answers |= {"create": (201, {"Id": "c1"}), "start": (204, b"")}
+    assert client.run_program("n", SPEC, "print()", env={"A": "1"}, labels={"l": "1"}) == "c1"
+    body = next(body for _, path, body in engine.asked if path == "/create")
+    assert body["Entrypoint"] == ["python3", "-c", "print()"]
+    assert not body["Cmd"]
+    assert not body.get("ExposedPorts")
+    host = body["HostConfig"]
+    assert (host["Binds"], host["SecurityOpt"]) == (["cache:/cache:rw"], ["no-new-privileges"])
+    assert not host.get("CapAdd")
+    assert not host.get("PortBindings")
+
+
+def test_an_image_without_python_is_named(engine: Engine, client: sdk.DockerClient) -> None:
+    said = 'exec: "python3": executable file not found in $PATH: unknown'
+    engine.answers |= {
+        "create": (201, {"Id": "c1"}),
+        "start": (400, {"message": said}),
+        "c1": (204, b""),
+    }
+    with pytest.raises(ContainerError, match="has no python3, which pulls the weights"):
+        client.run_program("n", SPEC, "print()", env={}, labels={})
+    assert ("DELETE", "/c1", None) in engine.asked
+
+
+def test_the_messages_of_a_pull_are_handed_on(engine: Engine, client: sdk.DockerClient) -> None:
+    assert not client.has_image("x:v1")
+    seen: list[Any] = []
+    engine.answers["create"] = (200, {"status": "Downloading", "id": "a"})
+    client.pull_image("x:v1", seen.append)
+    assert seen == [{"status": "Downloading", "id": "a"}]
+    engine.answers["create"] = (200, {"error": "manifest unknown"})
+    with pytest.raises(ContainerError, match="the registry does not have it"):
+        client.pull_image("x:v1", seen.append)
+    engine.answers["create"] = (500, {"message": "dial tcp: connection refused"})
+    with pytest.raises(ContainerError, match="its registry can't be reached"):
+        client.pull_image("x:v1", seen.append)

@@ -112,7 +112,7 @@ def test_an_engine_on_another_machine_is_refused(
 @pytest.mark.parametrize(
     ("text", "gpus", "reason"),
     [
-        ("No such image: x", False, "pull it: docker pull vllm/vllm-openai-cpu:v1"),
+        ("No such image: x", False, "cpu:v1 is not on this host; pull it: iir-agent pull org/m"),
         (
             "driver failed: Bind for 127.0.0.1:7 failed: port is already allocated",
             False,
@@ -125,7 +125,7 @@ def test_an_engine_on_another_machine_is_refused(
     ],
 )
 def test_a_refusal_is_named(text: str, gpus: bool, reason: str) -> None:
-    assert reason in refusal(500, text, replace(SPEC, has_gpus=gpus), 7)
+    assert reason in refusal(500, text, replace(SPEC, has_gpus=gpus), 7, "org/m")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,15 @@ class FakeClient:
         write(b"up\n")
         self.end.wait(10)
         write(b"ValueError: bad\n")
+
+    def run_program(self, *arguments: object, **fields: object) -> str:
+        raise AssertionError("launchers run no programs")
+
+    def has_image(self, image: str) -> bool:
+        raise AssertionError("the start finds out")
+
+    def pull_image(self, image: str, report: object) -> None:
+        raise AssertionError("launchers pull nothing")
 
     def close(self) -> None:
         raise AssertionError("it is kept")

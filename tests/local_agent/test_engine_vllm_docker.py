@@ -42,6 +42,7 @@ def test_the_cpu_image_gets_the_documented_flags() -> None:
     assert container == ContainerSpec(
         image="vllm/vllm-openai-cpu:v0.32.0",
         port=8000,
+        repo="org/m",
         volumes={"iir-hf-cache": "/root/.cache/huggingface"},
         shm_bytes=4 * GIB,
         capabilities=("SYS_NICE",),

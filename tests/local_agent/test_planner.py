@@ -13,6 +13,7 @@ from local_agent.domain import (
     Enable,
     Forget,
     ModelId,
+    Pull,
     Reset,
     Start,
     Stop,
@@ -34,6 +35,7 @@ HASH = deployment().config_hash
 RUNNING = Desired(deployment=deployment(), is_wanted=True)
 RESTING = Desired(deployment=deployment())
 BROKEN = Desired(deployment=deployment(), is_wanted=True, problem="no")
+PULLING = Desired(deployment=deployment(), is_wanted=True, is_pulling=True, problem="no")
 CHANGED = Desired(deployment=deployment(context=2), is_wanted=True)
 
 
@@ -69,7 +71,11 @@ def status(state: WorkerState, **more: object) -> WorkerStatus:
         (BROKEN, status(S.COLD), Disable(M, "no")),
         (BROKEN, status(S.UNAVAILABLE, reason="no"), None),
         (BROKEN, status(S.UNAVAILABLE, reason="other"), Disable(M, "no")),
-        (BROKEN, status(S.PULLING), None),
+        (BROKEN, status(S.PULLING), Disable(M, "no")),
+        (PULLING, status(S.UNAVAILABLE, reason="no"), Pull(M)),
+        (PULLING, status(S.PULLING), None),
+        (PULLING, status(S.COLD), Disable(M, "no")),
+        (PULLING, status(S.READY), Stop(M)),
         (BROKEN, status(S.QUARANTINED), Reset(M)),
         (BROKEN, status(S.READY), Stop(M)),
         (RUNNING, status(S.DRAINING, in_flight=1), None),
@@ -78,7 +84,7 @@ def status(state: WorkerState, **more: object) -> WorkerStatus:
         (None, status(S.READY, in_flight=1), Drain(M)),
         (None, status(S.STARTING), Stop(M)),
         (None, status(S.STOPPING), None),
-        (None, status(S.PULLING), None),
+        (None, status(S.PULLING), Forget(M)),
         (None, status(S.COLD), Forget(M)),
         (None, status(S.BACKOFF), Forget(M)),
         (None, status(S.QUARANTINED), Forget(M)),
@@ -98,6 +104,7 @@ AFTER = {
     Stop: S.COLD,
     Reset: S.COLD,
     Disable: S.UNAVAILABLE,
+    Pull: S.PULLING,
     Enable: S.COLD,
 }
 
@@ -119,7 +126,8 @@ def act(action: Action, observed: dict[ModelId, WorkerStatus]) -> None:
 
 models = st.sampled_from([ModelId(f"m{n}") for n in range(4)])
 wants = st.dictionaries(
-    models, st.tuples(st.integers(1, 2), st.booleans(), st.sampled_from([None, "no"]))
+    models,
+    st.tuples(st.integers(1, 2), st.booleans(), st.sampled_from([None, "no"]), st.booleans()),
 )
 states = st.sampled_from([state for state in S if state is not S.STOPPING])
 haves = st.dictionaries(models, st.tuples(states, st.integers(1, 2), st.integers(0, 1)))
@@ -128,12 +136,17 @@ haves = st.dictionaries(models, st.tuples(states, st.integers(1, 2), st.integers
 @settings(max_examples=300)
 @given(wants, haves)
 def test_it_reaches_a_fixpoint_that_is_what_was_desired(
-    want: dict[ModelId, tuple[int, bool, str | None]],
+    want: dict[ModelId, tuple[int, bool, str | None, bool]],
     have: dict[ModelId, tuple[WorkerState, int, int]],
 ) -> None:
     desired = {
-        model: Desired(deployment=deployment(model, context), is_wanted=wanted, problem=problem)
-        for model, (context, wanted, problem) in want.items()
+        model: Desired(
+            deployment=deployment(model, context),
+            is_wanted=wanted,
+            problem=problem,
+            is_pulling=pulling,
+        )
+        for model, (context, wanted, problem, pulling) in want.items()
     }
     observed = {
         model: status(state, config_hash=deployment(model, context).config_hash, in_flight=busy)
@@ -152,11 +165,11 @@ def test_it_reaches_a_fixpoint_that_is_what_was_desired(
             act(action, observed)
     else:
         pytest.fail("the plan does not settle")
-    assert {model for model in observed if observed[model].state is not S.PULLING} <= set(desired)
+    assert set(observed) <= set(desired)
     for model, wish in desired.items():
         found = observed.get(model, WorkerStatus())
         if wish.problem:
-            assert found.state in {S.UNAVAILABLE, S.PULLING}
+            assert found.state is (S.PULLING if wish.is_pulling else S.UNAVAILABLE)
         elif wish.is_wanted and found.state is not S.QUARANTINED:
             assert found.state in {S.READY, S.EXTERNAL, S.STARTING, S.LOADING}
             assert found.config_hash == wish.deployment.config_hash

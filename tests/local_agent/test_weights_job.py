@@ -29,9 +29,9 @@ from local_agent.weights.errors import (
     SourceUnreachable,
     WriteFailed,
 )
-from local_agent.weights.files import copy_steps, disk_errors, disk_free, gigabytes, locked
+from local_agent.weights.files import copy_steps, disk_errors, disk_free, locked
 from local_agent.weights.job import Puller
-from local_agent.weights.progress import Phase, Progress
+from local_agent.weights.progress import Phase, Progress, gigabytes
 from local_agent.weights.source import LocalSource, PackageSource, Source
 from local_agent.weights.store import WeightStore
 

@@ -1,0 +1,293 @@
+"""Pulls what a worker in a container needs: its image, and the weights into its volume."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from local_agent.containers.causes import DISK_FULL
+from local_agent.containers.launcher import AGENT, off_loop
+from local_agent.containers.layers import Layers
+from local_agent.containers.messages import Messages, reports_of
+from local_agent.domain import ModelId, PulledImage
+from local_agent.ports import ContainerClient, ContainerError, ContainerSpec
+from local_agent.process.log import cleaned
+from local_agent.process.records import file_stem
+from local_agent.weights.errors import (
+    AccessDenied,
+    ChecksumMismatch,
+    NotEnoughSpace,
+    PullError,
+    SourceFailed,
+    SourceNotFound,
+    SourceUnreachable,
+    WriteFailed,
+)
+from local_agent.weights.progress import Meter, OnProgress, Phase, gigabytes, reported
+from shared.kit.clock import Clock, monotonic
+
+PULL = "io.intelligent-inference-router.pull"
+_PROGRAM = Path(__file__).with_name("_hub_program.py")
+_ALL_LINES = 100_000
+_TAIL_CHARS = 200
+_Result = tuple[int, bool]
+"""Bytes, and whether they were compared with what the hub tells."""
+
+
+class ContainerPuller:
+    """Pulls through the container engine; the weights come by a short-lived container of the image."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: str,
+        connect: Callable[[], ContainerClient],
+        run_dir: Path,
+        secrets: Mapping[str, str],
+        clock: Clock = monotonic,
+        limit_s: float = 20.0,
+        stall_s: float = 300.0,
+        report_every_s: float = 0.25,
+    ) -> None:
+        """Take what is needed later; nothing is connected before the first pull.
+
+        Args:
+            agent_id: whose containers these are; its next start removes what was left.
+            connect: finds the engine; blocks, and raises `ContainerError`.
+            run_dir: where a mark lies once there may be containers.
+            secrets: goes into the container's environment, and nowhere else.
+            clock: monotonic, for rates.
+            limit_s: how long a call to the engine may take that should be short.
+            stall_s: a pull that gets no byte for so long has failed; there is no other limit.
+            report_every_s: seconds between two reports of progress.
+        """
+        self._agent_id = agent_id
+        self._connect = connect
+        self._mark = run_dir / "containers"
+        self._secrets = dict(secrets)
+        self._clock = clock
+        self._limit_s = limit_s
+        self._stall_s = stall_s
+        self._report_every_s = report_every_s
+
+    async def pull(
+        self, model: ModelId, spec: ContainerSpec, on_progress: OnProgress
+    ) -> tuple[PulledImage, bool]:
+        """Make image and weights be there; what is there already is not pulled again.
+
+        Returns:
+            What is there, and whether it was compared with what the hub tells.
+
+        Cancel the task to stop; the next pull goes on with what has come.
+
+        Args:
+            model: whose container it is.
+            spec: with an image and a repository.
+            on_progress: called about four times a second, in the event loop.
+
+        Raises:
+            PullError: by cause.
+        """
+        meter = Meter(self._clock)
+        meter.name_source(spec.image)
+        async with reported(meter, on_progress, self._report_every_s):
+            size, is_checked = await self._with_engine(partial(self._pull, model, spec, meter))
+            meter.begin(Phase.DONE, total=size, done=size)
+        return PulledImage(image=spec.image, repo=spec.repo or "", size_bytes=size), is_checked
+
+    async def remove(self, model: ModelId, spec: ContainerSpec) -> int:
+        """Remove the repository from the volume; return how many bytes were there.
+
+        Raises:
+            PullError: by cause.
+        """
+
+        async def remove(client: ContainerClient) -> _Result:
+            if not await self._has_image(client, spec):
+                volumes = " ".join(spec.volumes)
+                raise SourceNotFound(
+                    f"the image {spec.image}, in which the weights are removed, is not on this host:"
+                    f" pull the model again, or remove all of the volume: docker volume rm {volumes}"
+                )
+            return await self._run(client, model, spec, "remove", Meter(self._clock))
+
+        size, _ = await self._with_engine(remove)
+        return size
+
+    async def _with_engine(self, work: Callable[[ContainerClient], Awaitable[_Result]]) -> _Result:
+        self._mark.parent.mkdir(parents=True, exist_ok=True)
+        self._mark.touch()
+        try:
+            client = await off_loop(self._connect, self._limit_s)
+            try:
+                return await work(client)
+            finally:
+                client.close()
+        except ContainerError as error:
+            raise SourceFailed(error.strerror) from error
+
+    async def _pull(
+        self, model: ModelId, spec: ContainerSpec, meter: Meter, client: ContainerClient
+    ) -> _Result:
+        if not await self._has_image(client, spec):
+            await self._pull_image(client, spec.image, meter)
+        meter.name_source(f"hf:{spec.repo}")
+        return await self._run(client, model, spec, "pull", meter)
+
+    async def _has_image(self, client: ContainerClient, spec: ContainerSpec) -> bool:
+        return await off_loop(partial(client.has_image, spec.image), self._limit_s)
+
+    async def _pull_image(self, client: ContainerClient, image: str, meter: Meter) -> None:
+        layers = Layers()
+        phase = Phase.DOWNLOADING
+        meter.begin(phase)
+        with reports_of(partial(client.pull_image, image)) as messages:
+            while (message := await self._next(messages, meter)) is not None:
+                layers.take(message)
+                if layers.is_downloaded and phase is Phase.DOWNLOADING:
+                    phase = Phase.UNPACKING
+                    meter.begin(phase, total=layers.total)
+                is_loading = phase is Phase.DOWNLOADING
+                meter.limit(layers.total)
+                meter.reach(layers.downloaded if is_loading else layers.unpacked)
+
+    async def _run(
+        self, client: ContainerClient, model: ModelId, spec: ContainerSpec, task: str, meter: Meter
+    ) -> _Result:
+        """Run the program to its end, and return what it tells."""
+        labels = {AGENT: self._agent_id, PULL: model}
+        for left in await off_loop(partial(client.find, labels), self._limit_s):
+            await off_loop(partial(client.stop, left.id, 0), self._limit_s)
+        start = partial(
+            client.run_program,
+            f"iir-{self._agent_id[:8]}-pull-{file_stem(model)}",
+            spec,
+            _PROGRAM.read_text(encoding="utf-8"),
+            env={"IIR_TASK": task, "IIR_REPO": spec.repo or "", **self._secrets},
+            labels=labels,
+        )
+        # its start is waited for even if the pull is cancelled: it would belong to nobody
+        starting = asyncio.ensure_future(off_loop(start, self._limit_s))
+        try:
+            container = await asyncio.shield(starting)
+            return await self._follow(client, container, spec, meter)
+        finally:
+            with suppress(ContainerError):
+                await off_loop(partial(client.stop, await starting, 0), self._limit_s)
+
+    async def _follow(
+        self, client: ContainerClient, container: str, spec: ContainerSpec, meter: Meter
+    ) -> _Result:
+        tail = ""
+        with reports_of(partial(client.follow, container, _ALL_LINES)) as chunks:
+            async for line in self._lines(chunks, meter):
+                values = _values(line)
+                if "result" in values:
+                    return int(values["result"]["size"]), bool(values["result"]["is_checked"])
+                _show(meter, values, spec)
+                tail = tail if values else cleaned(line.decode("utf-8", "replace")) or tail
+        view = await off_loop(partial(client.look, container), self._limit_s)
+        if view is None:
+            raise SourceFailed("the container that pulled was removed by somebody else; pull again")
+        raise SourceFailed(f"the container that pulled has failed: {tail[:_TAIL_CHARS]}")
+
+    async def _lines(self, chunks: Messages[bytes], meter: Meter) -> AsyncIterator[bytes]:
+        rest = b""
+        while (chunk := await self._next(chunks, meter)) is not None:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line
+
+    async def _next(self, messages: Messages[Any], meter: Meter) -> Any:
+        """Return the next message; give up once no byte has come for too long."""
+        while True:
+            left_s = meter.moved_at + self._stall_s - self._clock()
+            with anyio.move_on_after(max(0.0, left_s)):
+                return await messages.next()
+            if self._clock() - meter.moved_at >= self._stall_s:
+                raise SourceUnreachable(
+                    f"no byte has come for {self._stall_s / 60:g} min: check the network; the same"
+                    " command goes on from what is there"
+                )
+
+
+def _values(line: bytes) -> dict[str, Any]:
+    """Read a line of the program; other lines are of the interpreter, and empty here."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _show(meter: Meter, values: Mapping[str, Any], spec: ContainerSpec) -> None:
+    """Show what the program says, or raise what it has failed of."""
+    if "error" in values:
+        raise _failure(values["error"], spec)
+    if not values:
+        return
+    phase, before = Phase(values["phase"]), meter.progress()
+    if "done" not in values:
+        meter.show(phase)
+        return
+    if before.phase not in {phase, Phase.WAITING} or before.bytes_total != values["total"]:
+        meter.begin(phase, total=values["total"], done=values["done"])
+    meter.show(phase)
+    meter.reach(values["done"])
+
+
+def _failure(error: Mapping[str, Any], spec: ContainerSpec) -> PullError:
+    """Put what the program found into words."""
+    kind, text = _FAILURES.get(
+        str(error.get("kind")), (SourceFailed, "the hub's answer makes no sense")
+    )
+    sizes = {name: gigabytes(int(error.get(name, 0))) for name in ("needed", "free")}
+    kept = "; what is there is kept, the same command goes on from it"
+    is_resumable = error.get("is_resumable")
+    values = {**error, **sizes, "repo": spec.repo, "kept": kept if is_resumable else ""}
+    return kind(text.format_map(values))
+
+
+_FAILURES: Mapping[str, tuple[type[PullError], str]] = {
+    "denied": (
+        AccessDenied,
+        (
+            "{repo} is gated or private (or there is no such repository): accept the licence at"
+            " https://huggingface.co/{repo} and set HF_TOKEN"
+        ),
+    ),
+    "not_found": (
+        SourceNotFound,
+        "the hub has no such repository: {repo}; check the option repo",
+    ),
+    "no_weights": (SourceNotFound, "{repo} holds no weights that this engine loads"),
+    "unreachable": (
+        SourceUnreachable,
+        (
+            "the hub can't be reached or breaks off ({cause}): check the network, or set HF_ENDPOINT to"
+            " a mirror{kept}"
+        ),
+    ),
+    "space": (
+        NotEnoughSpace,
+        (
+            "not enough disk space in the container engine: {needed} needed, {free} free; free some:"
+            " docker system df"
+        ),
+    ),
+    "full": (WriteFailed, DISK_FULL),
+    "disk": (WriteFailed, "can't write the weights: {reason}"),
+    "checksum": (
+        ChecksumMismatch,
+        "the checksum of {file} is wrong; the file was removed: pull again",
+    ),
+    "status": (SourceFailed, "the hub answered with status {status}"),
+    "unencrypted": (SourceFailed, "the hub redirects to an unencrypted address: refused"),
+}
