@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from random import Random
 
 import anyio
@@ -15,13 +14,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
 
 from local_agent.api.access import AgentAccess
+from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
+from local_agent.api.events import event_routes
+from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.api.pulls import pull_routes
 from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
-from local_agent.containers import EitherLauncher
 from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
@@ -31,15 +32,16 @@ from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
+from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import FailureRule
+from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
-from local_agent.process import LocalProcessLauncher
 from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Needed, Pulled, needed
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
-from local_agent.this_host import container_launcher, model_puller, this_host
+from local_agent.this_host import model_puller, secret_mask, this_host, worker_launcher
 from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
@@ -48,7 +50,7 @@ from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback
-from shared.http.serve import PortTaken, bind, run
+from shared.http.serve import PortTaken, run
 from shared.http.transport import Timeouts
 from shared.http.transports import make_transport
 from shared.kit.clock import monotonic, wall_time
@@ -63,9 +65,6 @@ _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
 _LIMITS = Limits(stop_grace_s=2.5)
 _RULE = FailureRule()
 _DEFECT_PAUSE_S = 10.0
-_DEFAULT_PORT = 5000
-# AirPlay listens on 5000 of a Mac; the ports from 5055 are free as a rule.
-USUAL_PORTS = (_DEFAULT_PORT, *range(5055, 5095))
 
 
 class Agent:
@@ -89,8 +88,10 @@ class Agent:
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
+        self._mask = secret_mask(settings, self.identity.access_token)
         self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
+        self.intake = Intake(self.supervisor.notify)
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._take(config)
@@ -99,7 +100,8 @@ class Agent:
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
-            base_url=settings.agent_url or _own_url(settings.agent_host, port),
+            self.intake,
+            base_url=settings.agent_url or own_url(settings.agent_host, port),
             engines=tuple(ENGINES),
             labels=config.labels,
         )
@@ -119,21 +121,11 @@ class Agent:
         self._is_ready = False
 
     def _build_supervisor(self, limits: Limits, rule: FailureRule, rng: Random) -> Supervisor:
-        home = self.settings.iir_home
         return Supervisor(
             engines=ENGINES,
             host=self._host,
             around=Surroundings(
-                launcher=EitherLauncher(
-                    LocalProcessLauncher(
-                        run_dir=home / "run" / "workers",
-                        log_dir=home / "logs",
-                        env=self.settings.environment(),
-                        interpreters=self.settings.interpreters,
-                        hub=self.settings.hub_environment,
-                    ),
-                    container_launcher(self.settings, self.identity.agent_id),
-                ),
+                launcher=worker_launcher(self.settings, self.identity.agent_id, self._mask),
                 prober=TransportProber(self._transport),
                 clock=monotonic,
                 rng=rng,
@@ -192,7 +184,7 @@ class Agent:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
         self.pulls.stop()
-        self._subject.drain()
+        self.intake.close()
 
     async def _supervise(self) -> None:
         """Carry the workers; an agent that can't is ended, and whoever runs it starts it anew."""
@@ -263,6 +255,7 @@ class Agent:
                 load_wait_s=self.settings.agent_load_wait_s,
             ),
             access=access,
+            intake=self.intake,
             max_body_bytes=_MAX_BODY_BYTES,
             keep_alive_s=self.settings.agent_keep_alive_s,
         )
@@ -288,7 +281,7 @@ class Agent:
         app.include_router(model_routes(self.supervisor, self.identity.incarnation // 1000))
         app.include_router(
             health_routes(
-                lambda: self._is_ready,
+                self._status,
                 self._standing,
                 agent_metrics(self.supervisor),
             )
@@ -296,7 +289,16 @@ class Agent:
         app.include_router(control_routes(self.supervisor, self.reload, self.pulls))
         app.include_router(pull_routes(self.supervisor, self.pulls, self._remove))
         app.include_router(residency_routes(self.supervisor))
+        app.include_router(capacity_routes(self.intake, self._subject))
+        app.include_router(event_routes(self.supervisor, self.intake))
+        logs = self.settings.iir_home / "logs"
+        app.include_router(log_routes(self.supervisor, self.intake, logs, self._mask))
         return app
+
+    def _status(self) -> str:
+        """Return how the agent is, in a word; `ready` means that it takes requests."""
+        intake = self.intake.state
+        return "starting" if intake is IntakeState.READY and not self._is_ready else intake.value
 
     def _on_event(self, event: WorkerEvent) -> None:
         self._log.info(
@@ -317,7 +319,7 @@ def create_app(settings: AgentSettings) -> ASGIApp:
         OSError: `IIR_HOME` can't be written.
     """
     config = _read_config(settings)
-    return Agent(settings, config, settings.agent_port or _DEFAULT_PORT).asgi()
+    return Agent(settings, config, settings.agent_port or DEFAULT_PORT).asgi()
 
 
 def serve(settings: AgentSettings) -> None:
@@ -376,24 +378,3 @@ def _refuse_unreachable(settings: AgentSettings) -> None:
         "Join one: iir-agent join URL. Or make one on the router's machine: "
         "iir agents add NAME --token-file FILE"
     )
-
-
-def listen(host: str, port: int | None, usual: Sequence[int] = USUAL_PORTS) -> socket.socket:
-    """Listen on `port`; without one on the first of the usual ports that is free.
-
-    Raises:
-        PortTaken: other programs have them.
-        OSError: the address is not this machine's, or may not be used.
-    """
-    if port is not None:
-        return bind(host, port)
-    for candidate in usual:
-        with suppress(PortTaken):
-            return bind(host, candidate)
-    raise PortTaken(f"Port {usual[0]} and {len(usual) - 1} more are taken.")
-
-
-def _own_url(host: str, port: int) -> str:
-    """Return the agent's URL: never `localhost`, which AirPlay may answer on a Mac."""
-    address = "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

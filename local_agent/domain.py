@@ -134,7 +134,7 @@ class WorkerView:
     `in_flight` is what the agent sent it; `running` and `waiting` are all requests that its engine works
     on, or that wait there or in the agent, those of other clients included. `max_queue` may wait in the
     agent, the next one for about `expected_wait_s`. `memory_mb` is what it holds in the ledger; `ttl_s`
-    after how many idle seconds it goes.
+    after how many idle seconds it goes. A load takes about `expected_load_s`, as the last one did.
     """
 
     model: ModelId
@@ -147,6 +147,7 @@ class WorkerView:
     memory_mb: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
+    expected_load_s: float = 0.0
     running: int = 0
     waiting: int = 0
     max_queue: int = 0

@@ -31,3 +31,10 @@ class InsufficientMemory(ApiError):
     code = "insufficient_memory"
     origin = "agent"
     is_retryable = True
+
+
+class AgentDraining(Unavailable):
+    """The agent finishes what it has, and takes nothing new."""
+
+    code = "draining"
+    origin = "agent"

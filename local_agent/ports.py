@@ -115,8 +115,11 @@ class Process(Protocol):
         """Return the exit code once it has ended; may be awaited by several tasks."""
         ...
 
-    async def stop(self, grace_s: float) -> None:
-        """SIGTERM to the whole group, SIGKILL after `grace_s`; return when all of it is gone."""
+    async def stop(self, grace_s: float) -> str | None:
+        """SIGTERM to the whole group, SIGKILL after `grace_s`; return when all of it is gone.
+
+        What can't be ended is left, with its memory: return why then, else None.
+        """
         ...
 
     def log_tail(self, lines: int) -> list[str]:
@@ -129,6 +132,10 @@ class HttpProber(Protocol):
 
     async def ok(self, url: str, timeout_s: float) -> bool:
         """Tell whether a GET of `url` answers 200 within `timeout_s`; never raises."""
+        ...
+
+    async def answers(self, url: str, body: bytes, timeout_s: float) -> bool:
+        """Tell whether a POST of this JSON is answered in time, by anything but a 5xx; never raises."""
         ...
 
     async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:

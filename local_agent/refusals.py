@@ -129,8 +129,7 @@ def _after_failure(model: str, status: WorkerStatus, now: float) -> ApiError | N
     if status.state is WorkerState.QUARANTINED:
         return ModelUnavailable(
             f"model {model} has failed {len(status.failures)} times and is quarantined"
-            f" ({status.reason}); fix the cause, then restart the agent or change the model's"
-            " configuration",
+            f" ({status.reason}); fix the cause, then `iir-agent reset {model}`",
             headers=_NO_RETRY,
         )
     return None

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from local_agent.containers import ContainerLauncher
+from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import HostFacts
 from local_agent.host.facts import host_facts
-from local_agent.ports import ContainerClient
+from local_agent.ports import ContainerClient, ProcessLauncher
+from local_agent.process import LocalProcessLauncher
+from local_agent.process.mask import Mask, secrets_of
 from local_agent.pulls.puller import ModelPuller
 from local_agent.settings import AgentSettings
 from local_agent.weights.job import Puller
@@ -42,15 +44,33 @@ def container_engine(settings: AgentSettings) -> Callable[[], ContainerClient]:
     return connect
 
 
-def container_launcher(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
-    """Return what starts workers in containers; `agent_id` is whose they are."""
-    return ContainerLauncher(
+def secret_mask(settings: AgentSettings, access_token: str) -> Mask:
+    """Return what hides the agent's secrets in any log that is shown."""
+    told = (settings.hf_token, settings.iir_join_token)
+    known = [secret.get_secret_value() for secret in told if secret is not None]
+    return Mask([*known, access_token, *secrets_of(settings.environment())])
+
+
+def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> ProcessLauncher:
+    """Return what starts workers; `agent_id` is whose containers they are."""
+    run_dir, log_dir = settings.iir_home / "run", settings.iir_home / "logs"
+    processes = LocalProcessLauncher(
+        run_dir=run_dir / "workers",
+        log_dir=log_dir,
+        env=settings.environment(),
+        interpreters=settings.interpreters,
+        hub=settings.hub_environment,
+        mask=mask,
+    )
+    containers = ContainerLauncher(
         agent_id=agent_id,
         connect=container_engine(settings),
-        run_dir=settings.iir_home / "run",
-        log_dir=settings.iir_home / "logs",
+        run_dir=run_dir,
+        log_dir=log_dir,
         secrets=settings.hub_environment,
+        mask=mask,
     )
+    return EitherLauncher(processes, containers)
 
 
 def model_puller(settings: AgentSettings, agent_id: str) -> ModelPuller:

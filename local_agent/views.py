@@ -24,6 +24,7 @@ def worker_view(
         memory_mb=residency.ledger.held.get(model, 0),
         is_pinned=residency.is_pinned(model),
         ttl_s=entry.deployment.ttl_s if entry else None,
+        expected_load_s=residency.load_s(model) if entry else 0.0,
         running=load.running,
         waiting=load.waiting,
         max_queue=line.max_waiting,

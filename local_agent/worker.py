@@ -27,6 +27,7 @@ from local_agent.lifecycle import SERVING, Event, FailureRule, advance, is_legal
 from local_agent.line import Line
 from local_agent.load import total_load
 from local_agent.memory.meter import weights_bytes
+from local_agent.one_token import OneToken, generates
 from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
 from local_agent.process.log import TAIL_LINES
@@ -40,10 +41,11 @@ _METRICS_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class _Questions:
-    """What an engine is asked from time to time: whether it serves, and what it has to do."""
+    """What an engine is asked from time to time: whether it serves, what it has to do, for a token."""
 
     serves: Callable[[], Awaitable[bool]]
     load: Callable[[], Awaitable[None]]
+    generates: Callable[[], Awaitable[bool]]
 
 
 Observer = Callable[[ModelId, WorkerStatus, WorkerStatus, "str | None"], None]
@@ -52,7 +54,10 @@ Observer = Callable[[ModelId, WorkerStatus, WorkerStatus, "str | None"], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times of a worker's life, in seconds."""
+    """Times of a worker's life, in seconds.
+
+    A worker that was idle for `token_after_s` is asked for one token, which may take `token_s`.
+    """
 
     loading_s: float = 300.0
     loading_s_per_gib: float = 20.0
@@ -60,6 +65,8 @@ class Limits:
     health_every_s: float = 5.0
     strikes: int = 3
     stop_grace_s: float = 5.0
+    token_after_s: float = 60.0
+    token_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +181,9 @@ class Worker:
             if self._status.state is not WorkerState.STOPPING:
                 self._apply(Event.UNHEALTHY if cause else Event.STOP, cause)
             with anyio.CancelScope(shield=True):
-                await self._end_process()
-            self._apply(self._end if cause else Event.EXITED, cause)
+                left = await self._end_process()
+            reason = "; ".join(text for text in (cause, left) if text) or None
+            self._apply(self._end if cause else Event.EXITED, reason)
 
     async def _run(self, deployment: Deployment, engine: Engine) -> str | None:
         """Run until something fails, and return the cause; None if it was stopped."""
@@ -187,11 +195,13 @@ class Worker:
 
     def _questions(self, root: str, deployment: Deployment, engine: Engine) -> _Questions:
         """Take the address below which `/v1` lies; return what to ask there."""
-        self._upstream = Upstream(f"{root}/v1", engine.upstream_name(deployment))
-        probe = engine.readiness()
+        self._upstream = upstream = Upstream(f"{root}/v1", engine.upstream_name(deployment))
+        probe, prober = engine.readiness(), self._around.prober
+        apis, token_s = engine.apis(deployment), self._around.limits.token_s
         return _Questions(
-            partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s),
+            partial(prober.ok, f"{root}{probe.path}", probe.timeout_s),
             partial(self._read_load, f"{root}{_METRICS}", probe.timeout_s, engine),
+            partial(generates, prober, upstream, apis, token_s),
         )
 
     async def _read_load(self, url: str, timeout_s: float, engine: Engine) -> None:
@@ -252,13 +262,16 @@ class Worker:
         if loading.cancelled_caught:
             return f"it was not ready within {limit_s:.0f} s"
         self._try(Event.LOADED)
-        strikes = 0
+        token = OneToken(ask.generates, self._around.clock, limits.token_after_s)
+        strikes, is_well = 0, True
         while strikes < limits.strikes:
             if not strikes:
                 await ask.load()
             await anyio.sleep(limits.health_every_s)
-            strikes = 0 if await ask.serves() else strikes + 1
-        return f"it failed its health check {strikes} times in a row"
+            is_well = await ask.serves()
+            strikes = 0 if is_well and await token.ok(self.load.running) else strikes + 1
+        what = "generated nothing when it was asked to" if is_well else "failed its health check"
+        return f"it {what} {strikes} times in a row"
 
     async def _attach(self, ask: _Questions) -> NoReturn:
         """Watch a server that somebody else runs, for as long as it is wanted."""
@@ -283,10 +296,12 @@ class Worker:
         ):
             self._try(Event.LOST, "the external server does not answer")
 
-    async def _end_process(self) -> None:
+    async def _end_process(self) -> str | None:
+        """Return what is left of it, None if nothing."""
         process, self._process = self._process, None
-        if process is not None:
-            await process.stop(self._around.limits.stop_grace_s)
+        if process is None:
+            return None
+        return await process.stop(self._around.limits.stop_grace_s)
 
     def _try(self, event: Event, reason: str | None = None) -> bool:
         """Apply what was learnt by waiting, unless the state has moved on meanwhile."""

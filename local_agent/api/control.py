@@ -60,11 +60,14 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 
 def health_routes(
-    is_ready: Callable[[], bool],
+    status: Callable[[], str],
     standing: Callable[[], dict[str, str]],
     registry: CollectorRegistry,
 ) -> APIRouter:
-    """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
+    """Return `/health`, `/livez`, `/readyz` and `/metrics`.
+
+    `status` returns how the agent is: `ready`, or why it takes no requests.
+    """
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/health", summary="Alive")
@@ -80,9 +83,8 @@ def health_routes(
     @routes.get("/readyz", summary="Serving, and how it stands with its router")
     @allow(Need.NOTHING)
     async def readyz() -> Response:
-        ready = is_ready()
-        body = {"status": "ready" if ready else "starting", **standing()}
-        return JSONResponse(body, 200 if ready else 503)
+        body = {"status": status(), **standing()}
+        return JSONResponse(body, 200 if body["status"] == "ready" else 503)
 
     # load balancers and uptime checks ask like this
     for path, answer in (("/health", health), ("/livez", livez), ("/readyz", readyz)):

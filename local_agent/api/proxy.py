@@ -12,6 +12,7 @@ from local_agent.api.infer import InferCall, infer_relay
 from local_agent.api.wishes import Wishes, wishes_of
 from local_agent.domain import ModelId
 from local_agent.errors import WorkerGone
+from local_agent.intake import Intake
 from local_agent.supervisor import Supervisor
 from shared.http.asgi import read_body
 from shared.http.errors import (
@@ -180,22 +181,25 @@ class InferenceRoutes(InferenceFront):
         *,
         proxy: Proxy,
         access: AgentAccess,
+        intake: Intake,
         max_body_bytes: int,
         keep_alive_s: float,
     ) -> None:
         super().__init__(rest, keep_alive_s=keep_alive_s, further=(_INFER,))
         self._proxy = proxy
         self._access = access
+        self._intake = intake
         self._max_body_bytes = max_body_bytes
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         self._access.require(scope, Need.DATA)
-        body = await read_body(scope, receive, limit=self._max_body_bytes)
-        async with while_connected(scope, receive) as stop_watching:
-            if path == _INFER:
-                await self._infer(scope, body, send, stop_watching)
-            else:
-                await self._pass(scope, path, body, send, stop_watching)
+        with self._intake.work():
+            body = await read_body(scope, receive, limit=self._max_body_bytes)
+            async with while_connected(scope, receive) as stop_watching:
+                if path == _INFER:
+                    await self._infer(scope, body, send, stop_watching)
+                else:
+                    await self._pass(scope, path, body, send, stop_watching)
 
     async def _pass(self, scope: Scope, path: str, body: bytes, send: Send, answered: Hook) -> None:
         values = decode_object(body)

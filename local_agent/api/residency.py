@@ -1,4 +1,4 @@
-"""What `iir-agent load`, `unload`, `pin`, `unpin` and `plan` ask of a running agent."""
+"""What `iir-agent load`, `unload`, `pin`, `unpin`, `reset` and `plan` ask of a running agent."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ def residency_routes(supervisor: Supervisor) -> APIRouter:
         supervisor.pin(model, is_pinned=False)
         return _shown(supervisor, model)
 
+    @routes.post("/{model_id:path}/reset", summary="Forget the failures of a model's worker")
+    @allow(Need.CONTROL)
+    async def reset(model_id: str) -> dict[str, Any]:
+        model = found(supervisor, model_id)
+        supervisor.reset(model)
+        return _shown(supervisor, model)
+
     @routes.post("/{model_id:path}/plan", summary="Say what a load would do, and do nothing")
     @allow(Need.CONTROL)
     async def plan(model_id: str) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def found(supervisor: Supervisor, name: str) -> ModelId:
         )
     if supervisor.is_external(model):
         raise Conflict(
-            f"The model {model} is on a server that is not the agent's to load or unload."
+            f"The model {model} is on a server that is not the agent's: it only passes requests on."
         )
     return model
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from local_agent.cli import listing, pulling, residency
+from local_agent.cli import draining, listing, pulling, residency, watching
 from local_agent.cli.context import open_context, plain_errors, read_settings
 from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
@@ -17,11 +17,11 @@ from local_agent.cli.running import AgentUnreachable, RunningAgent
 from local_agent.config import load_config
 from local_agent.domain import ModelId
 from local_agent.weights.progress import gigabytes
+from shared import __version__
 from shared.kit.clock import monotonic
 
 app = typer.Typer(
     name="iir-agent",
-    help="The local agent: serves models of this host, and pulls their weights.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,10 +29,29 @@ app = typer.Typer(
 config_app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 residency.add_commands(app)
+draining.add_commands(app)
+watching.add_commands(app)
 app.command()(join)
 app.command()(rotate)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"iir-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """The local agent: serves models of this host, and pulls their weights."""
+    del version
 
 
 @app.command()
@@ -131,13 +150,17 @@ def remove(
 
 @app.command("ps")
 def list_workers(as_json: Json = False) -> None:
-    """List the workers of the running agent."""
+    """List the workers of the running agent, and what memory is left."""
     with plain_errors(as_json=as_json):
-        workers = open_context().agent.workers()
+        agent = open_context().agent
+        workers = agent.workers()
         if as_json:
             typer.echo(json.dumps([worker.model_dump() for worker in workers]))
-        else:
-            listing.console().print(listing.worker_table(workers))
+            return
+        listing.console().print(listing.worker_table(workers))
+        capacity = agent.capacity()
+        if capacity is not None:
+            typer.echo(listing.capacity_text(capacity))
 
 
 @config_app.command("check")

@@ -8,18 +8,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from local_agent.cli.running import AgentUnreachable, RunningAgent, WorkerRow
+from local_agent.cli.running import AgentUnreachable, CapacityRow, RunningAgent, WorkerRow
 from local_agent.config import AgentConfig, ModelConfig
 from local_agent.domain import ModelId
 from local_agent.engines import ENGINES
 from local_agent.weights.progress import gigabytes
 from local_agent.weights.store import WeightStore
+from shared.contracts.agents import shown_status
 
 _PIPED_WIDTH = 200
 
 
 class ModelRow(TypedDict):
-    """One model; `status` is the running agent's word, or what the disk tells."""
+    """One model; `status` is the running agent's word, or `not pulled`, as `iir models list` says it."""
 
     id: str
     aliases: list[str]
@@ -62,7 +63,7 @@ def _row(model: ModelConfig, store: WeightStore, status: str | None) -> ModelRow
         id=model.id,
         aliases=list(model.aliases),
         engine="external" if model.is_external else model.engine,
-        status=status or "unloaded",
+        status=shown_status(status or "unloaded", is_pulled=is_pulled),
         is_pulled=is_pulled,
         size_bytes=path.stat().st_size if path else pulled.size_bytes if pulled else None,
         pull_command=None if is_pulled else f"iir-agent pull {model.id}",
@@ -94,10 +95,43 @@ def worker_table(workers: list[WorkerRow]) -> Table:
             _memory(worker),
             str(worker.running),
             str(worker.waiting),
-            f"{worker.since_s:.0f} s",
+            _since(worker),
             worker.reason or "",
         )
     return table
+
+
+def capacity_text(capacity: CapacityRow) -> str:
+    """Return the budget in a line, and in a second one that the agent drains, if it does."""
+    held = _mib(capacity.budget_bytes - capacity.free_bytes)
+    text = f"memory: {held} of {_mib(capacity.budget_bytes)} MiB held, {_mib(capacity.free_bytes)} MiB free"
+    if capacity.evictable_bytes:
+        text += f", {_mib(capacity.evictable_bytes)} MiB more if idle models go"
+    if capacity.state != "ready":
+        text += f"\n{drain_text(capacity)}"
+    return text
+
+
+def drain_text(capacity: CapacityRow) -> str:
+    """Say in a line how a drain stands."""
+    if capacity.state == "draining":
+        return (
+            f"draining: {capacity.in_hand} to finish; nothing new is taken until `iir-agent resume`"
+        )
+    if capacity.state == "drained":
+        return "drained: nothing is in hand, and nothing new is taken until `iir-agent resume`"
+    return "ready: the agent takes work"
+
+
+def _mib(size: int) -> int:
+    return max(0, size) // 2**20
+
+
+def _since(worker: WorkerRow) -> str:
+    """Return for how long it has been so; a load against how long it is expected to take."""
+    is_loading = worker.state == "loading" and worker.expected_load_s > 0
+    of = f" of about {worker.expected_load_s:.0f} s" if is_loading else " s"
+    return f"{worker.since_s:.0f}{of}"
 
 
 def _memory(worker: WorkerRow) -> str:

@@ -1,4 +1,4 @@
-"""`iir-agent load`, `unload`, `pin`, `unpin` and `plan`: which models are in memory."""
+"""`iir-agent load`, `unload`, `pin`, `unpin`, `reset` and `plan`: which models are in memory."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("unload")(unload)
     app.command("pin")(pin)
     app.command("unpin")(unpin)
+    app.command("reset")(reset)
     app.command("plan")(plan)
 
 
@@ -62,6 +63,13 @@ def unpin(model: Model, as_json: Json = False) -> None:
     with plain_errors(as_json=as_json):
         row = open_context().agent.tell(model, "unpin")
         _say(row, f"{row['model']} is not pinned", as_json=as_json)
+
+
+def reset(model: Model, as_json: Json = False) -> None:
+    """Forget the failures of a model's worker, so that it is started again."""
+    with plain_errors(as_json=as_json):
+        row = open_context().agent.tell(model, "reset")
+        _say(row, f"{row['model']} has no failures any more: it is {row['state']}", as_json=as_json)
 
 
 def plan(model: Model, as_json: Json = False) -> None:

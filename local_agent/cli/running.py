@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,19 @@ class WorkerRow(BaseModel):
     waiting: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
+    expected_load_s: float = 0.0
+
+
+class CapacityRow(BaseModel):
+    """What the agent can take, as it tells; sizes in bytes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    state: str
+    in_hand: int
+    budget_bytes: int
+    free_bytes: int
+    evictable_bytes: int
 
 
 class RunningAgent:
@@ -84,6 +97,48 @@ class RunningAgent:
                     return [WorkerRow.model_validate(row) for row in data]
         raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
 
+    def capacity(self) -> CapacityRow | None:
+        """Return what the agent can take; None if none answers, or an older one."""
+        for base_url in self._base_urls:
+            with contextlib.suppress(ValidationError):
+                return CapacityRow.model_validate(_ask("GET", f"{base_url}/internal/capacity"))
+        return None
+
+    def switch(self, verb: str) -> CapacityRow:
+        """Make the agent `drain` or `resume`, and return what it can take then.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+            AgentRefused: it says why not.
+        """
+        answer = _told("POST", f"{self._found()[0]}/internal/{verb}", {}, _TIMEOUT_S)
+        try:
+            return CapacityRow.model_validate(answer)
+        except ValidationError:
+            raise AgentRefused("the agent gave an answer that can't be read") from None
+
+    @contextlib.contextmanager
+    def lines(self, path: str, params: Mapping[str, str]) -> Iterator[Iterator[str]]:
+        """Enter with the lines of a streamed answer, which may come for as long as the agent lives.
+
+        Raises:
+            AgentUnreachable: no agent answers, or it ended in the middle.
+            AgentRefused: it says why not.
+        """
+        url = f"{self._found()[0]}{path}"
+        timeout = httpx.Timeout(_TIMEOUT_S, read=None)
+        try:
+            with (
+                httpx.Client(trust_env=False, timeout=timeout) as client,
+                client.stream("GET", url, params=params) as response,
+            ):
+                if not response.is_success:
+                    response.read()
+                    raise AgentRefused(said(response))
+                yield response.iter_lines()
+        except httpx.HTTPError as error:
+            raise AgentUnreachable("the agent has ended") from error
+
     def tell(
         self,
         model: str,
@@ -92,7 +147,7 @@ class RunningAgent:
         *,
         timeout_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Make the agent load, unload, pin, unpin or plan a model, and return what it says.
+        """Make the agent load, unload, pin, unpin, reset or plan a model, and return what it says.
 
         Args:
             model: an id or alias.
@@ -119,10 +174,8 @@ class RunningAgent:
 
     def reload(self) -> None:
         """Make the agent look at its configuration and weights again; none running is fine."""
-        for base_url in self._base_urls:
-            if _statuses(_ask("GET", f"{base_url}/v1/models")) is not None:
-                _ask("POST", f"{base_url}/internal/reload")
-                return
+        with contextlib.suppress(AgentUnreachable):
+            _ask("POST", f"{self._found()[0]}/internal/reload")
 
     def _found(self) -> tuple[str, dict[str, str]]:
         """Return where an agent answers, and the status of each of its models."""

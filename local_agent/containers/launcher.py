@@ -24,7 +24,8 @@ from local_agent.ports import (
     Process,
     ProcessLauncher,
 )
-from local_agent.process.log import TAIL_LINES, WorkerLog
+from local_agent.process.log import TAIL_LINES, WorkerLog, log_file
+from local_agent.process.mask import Mask
 from local_agent.process.records import file_stem
 from shared.kit.logs import get_logger
 
@@ -112,13 +113,15 @@ class ContainerProcess:
             self._log.trim()
             await anyio.sleep(self._poll_s)
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float) -> str | None:
         """End and remove it; one whose engine does not answer is left to the next start."""
         try:
             stop = partial(self._client.stop, self._id, grace_s)
             await off_loop(stop, grace_s + self._limit_s)
         except ContainerError as error:
             get_logger("agent").warning("container_left", reason=error.strerror)
+            return f"leaked: the container may still run and keep its memory ({error.strerror})"
+        return None
 
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
@@ -143,6 +146,7 @@ class ContainerLauncher:
         run_dir: Path,
         log_dir: Path,
         secrets: Mapping[str, str],
+        mask: Mask | None = None,
         max_log_bytes: int = 5_000_000,
         limit_s: float = 20.0,
         poll_s: float = 1.0,
@@ -155,6 +159,7 @@ class ContainerLauncher:
             run_dir: where a mark lies once there may be containers.
             log_dir: where the workers' logs lie.
             secrets: goes into each container's environment, and nowhere else.
+            mask: hides secrets in what is read from a log.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             limit_s: how long any call to the engine may take.
             poll_s: how often a container is looked at.
@@ -164,6 +169,7 @@ class ContainerLauncher:
         self._mark = run_dir / "containers"
         self._log_dir = log_dir
         self._secrets = dict(secrets)
+        self._mask = mask
         self._max_log_bytes = max_log_bytes
         self._limit_s = limit_s
         self._poll_s = poll_s
@@ -273,9 +279,8 @@ class ContainerLauncher:
         port: int,
         lines: int,
     ) -> ContainerProcess:
-        log = WorkerLog(
-            self._log_dir / f"{file_stem(view.labels[WORKER])}.log", self._max_log_bytes
-        )
+        path = log_file(self._log_dir, view.labels[WORKER])
+        log = WorkerLog(path, self._max_log_bytes, self._mask)
         follower = Thread(
             target=_follow,
             args=(client, view.id, lines, log.open()),

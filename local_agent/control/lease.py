@@ -17,7 +17,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from local_agent.control.lease_core import Answer, Due, LeaseCore, LeaseStatus, Refused
 from local_agent.control.trust import failure_code
-from shared.contracts.agents import AgentState, Heartbeat, LeaseGrant, Queue, Registration
+from shared.contracts.agents import (
+    AgentState,
+    Capacity,
+    Heartbeat,
+    LeaseGrant,
+    Queue,
+    Registration,
+)
 from shared.kit.clock import Clock, monotonic
 from shared.kit.logs import get_logger
 
@@ -40,6 +47,10 @@ class Subject(Protocol):
         """Return its load."""
         ...
 
+    def capacity(self) -> Capacity:
+        """Return its memory for models."""
+        ...
+
     async def changed(self) -> None:
         """Return when something happened that the router should hear at once."""
         ...
@@ -56,6 +67,7 @@ def message(due: Due, subject: Subject) -> Registration | Heartbeat:
         seq=due.seq,
         state=state,
         queue=queue,
+        capacity=subject.capacity(),
         models=said.models,
         catalog_hash=said.catalog_hash,
     )

@@ -7,9 +7,13 @@ import platform
 from collections.abc import Mapping
 
 from local_agent.control.identity import Identity
+from local_agent.domain import WorkerState, WorkerView
+from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import SERVING
 from local_agent.supervisor import Supervisor
-from shared.contracts.agents import AgentModel, AgentState, Queue, Registration
+from shared.contracts.agents import AgentModel, AgentState, Capacity, Queue, Registration
+
+_MIB = 2**20
 
 
 class AgentSubject:
@@ -19,6 +23,7 @@ class AgentSubject:
         self,
         supervisor: Supervisor,
         identity: Identity,
+        intake: Intake,
         *,
         base_url: str,
         engines: tuple[str, ...],
@@ -26,16 +31,11 @@ class AgentSubject:
     ) -> None:
         self._supervisor = supervisor
         self._identity = identity
+        self._intake = intake
         self._base_url = base_url
         self._engines = engines
         self._labels = dict(labels)
         self._heard = 0
-        self._is_draining = False
-
-    def drain(self) -> None:
-        """Say from now on, and to the router at once, that nothing new should come."""
-        self._is_draining = True
-        self._supervisor.notify()
 
     def registration(self) -> Registration:
         """See `Subject.registration`."""
@@ -54,7 +54,7 @@ class AgentSubject:
 
     def state(self) -> AgentState:
         """See `Subject.state`."""
-        return "draining" if self._is_draining else "ready"
+        return "ready" if self._intake.state is IntakeState.READY else "draining"
 
     def queue(self) -> Queue:
         """See `Subject.queue`."""
@@ -66,6 +66,16 @@ class AgentSubject:
             expected_wait_s=round(max((view.expected_wait_s for view in views), default=0.0), 1),
         )
 
+    def capacity(self) -> Capacity:
+        """See `Subject.capacity`."""
+        ledger = self._supervisor.residency.ledger
+        evictable_mb = sum(view.memory_mb for view in self._supervisor.workers() if _may_go(view))
+        return Capacity(
+            budget_bytes=ledger.budget_mb * _MIB,
+            free_bytes=ledger.free_mb * _MIB,
+            evictable_bytes=evictable_mb * _MIB,
+        )
+
     def models(self) -> tuple[AgentModel, ...]:
         """See `Subject.models`."""
         return self._supervisor.models()
@@ -73,3 +83,7 @@ class AgentSubject:
     async def changed(self) -> None:
         """See `Subject.changed`."""
         self._heard = await self._supervisor.changed(self._heard)
+
+
+def _may_go(view: WorkerView) -> bool:
+    return view.state is WorkerState.READY and not view.in_flight and not view.is_pinned

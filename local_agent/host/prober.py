@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 
 from shared.http.errors import ApiError
 from shared.http.transport import OutboundRequest, Timeouts, Transport
+
+_JSON = (("content-type", "application/json"),)
 
 
 class TransportProber:
@@ -23,15 +27,22 @@ class TransportProber:
         found = await self._get(url, timeout_s, most_bytes)
         return None if found is None else found.decode(errors="replace")
 
+    async def answers(self, url: str, body: bytes, timeout_s: float) -> bool:
+        """See `HttpProber.answers`."""
+        limits = _limits(timeout_s)
+        request = OutboundRequest(method="POST", url=url, headers=_JSON, body=body, timeouts=limits)
+        with anyio.move_on_after(timeout_s), suppress(ApiError):
+            async with self._transport.open(request) as response:
+                while await response.read():
+                    pass
+                return response.status < 500
+        return False
+
     async def _get(self, url: str, timeout_s: float, most_bytes: int | None) -> bytes | None:
         """Return the body of a 200, or nothing of it if it is not wanted (`most_bytes` is None)."""
-        limits = Timeouts(connect_s=timeout_s, first_byte_s=timeout_s, idle_s=timeout_s)
-        request = OutboundRequest(method="GET", url=url, timeouts=limits)
-        with anyio.move_on_after(timeout_s):
-            try:
-                return await self._read(request, most_bytes)
-            except ApiError:
-                return None
+        request = OutboundRequest(method="GET", url=url, timeouts=_limits(timeout_s))
+        with anyio.move_on_after(timeout_s), suppress(ApiError):
+            return await self._read(request, most_bytes)
         return None
 
     async def _read(self, request: OutboundRequest, most_bytes: int | None) -> bytes | None:
@@ -43,3 +54,7 @@ class TransportProber:
                 if most_bytes is not None and len(kept) > most_bytes:
                     return None
             return bytes(kept) if response.status == 200 else None
+
+
+def _limits(timeout_s: float) -> Timeouts:
+    return Timeouts(connect_s=timeout_s, first_byte_s=timeout_s, idle_s=timeout_s)

@@ -19,8 +19,9 @@ import msgspec
 from local_agent.ports import Launch
 from local_agent.process import tree
 from local_agent.process.environment import child_env
-from local_agent.process.log import WorkerLog
-from local_agent.process.records import Record, Records, file_stem
+from local_agent.process.log import WorkerLog, log_file
+from local_agent.process.mask import Mask
+from local_agent.process.records import Record, Records
 
 _POLL_S = 0.02
 
@@ -79,20 +80,21 @@ class LocalProcess:
             self._log.trim()
         return self._exit.result()
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float) -> str | None:
         """SIGTERM to the whole group, SIGKILL after `grace_s`; return when all of it is gone.
 
         A process that not even SIGKILL ends (it hangs in the kernel) is left to the next agent:
-        its record stays.
+        its record stays, and the text returned says so.
         """
         if self._is_gone:
-            return  # the id of the group may belong to another one by now
+            return None  # the id of the group may belong to another one by now
         for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, self._kill_wait_s)):
             self._signal(number)
             with anyio.move_on_after(limit_s):
                 await self._gone()
                 self._records.remove(self._name)
-                return
+                return None
+        return "leaked: its processes can't be ended and keep their memory"
 
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
@@ -123,6 +125,7 @@ class LocalProcessLauncher:
         env: Mapping[str, str],
         interpreters: Mapping[str, str] | None = None,
         hub: Mapping[str, str] | None = None,
+        mask: Mask | None = None,
         max_log_bytes: int = 5_000_000,
         log_check_s: float = 1.0,
         kill_wait_s: float = 10.0,
@@ -136,6 +139,7 @@ class LocalProcessLauncher:
             env: the agent's environment; children get little of it.
             interpreters: of the engines that have a Python environment of their own.
             hub: goes into the environment of what uses the model hub, and nowhere else.
+            mask: hides secrets in what is read from a log.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             log_check_s: how often a log's size is looked at.
             kill_wait_s: how long a process may take to vanish after SIGKILL.
@@ -146,6 +150,7 @@ class LocalProcessLauncher:
         self._env = env
         self._interpreters = interpreters or {}
         self._hub = hub or {}
+        self._mask = mask
         self._max_log_bytes = max_log_bytes
         self._log_check_s = log_check_s
         self._kill_wait_s = kill_wait_s
@@ -160,7 +165,7 @@ class LocalProcessLauncher:
             OSError: the program can't be started.
         """
         marker = uuid.uuid4().hex
-        log = WorkerLog(self._log_dir / f"{file_stem(name)}.log", self._max_log_bytes)
+        log = WorkerLog(log_file(self._log_dir, name), self._max_log_bytes, self._mask)
         record = Record(
             name=name,
             marker=marker,

@@ -9,6 +9,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from local_agent.process.mask import Mask
+from local_agent.process.records import file_stem
+
 TAIL_LINES = 400
 """How much of the log `cause_of` is given: vLLM's cause may stand 200 lines above its end."""
 
@@ -26,18 +29,29 @@ _URL = re.compile(r"\b\w+://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _PATH = re.compile(r"~?(?:/[^\s/'\":;,()\[\]]+)+/?")
 
 
+def log_file(folder: Path, name: str) -> Path:
+    """Return where the log of the worker `name` lies; its older part lies beside it."""
+    return folder / f"{file_stem(name)}.log"
+
+
+def older_part(path: Path) -> Path:
+    """Return where the older part of a log lies, if there is one."""
+    return path.with_name(f"{path.name}.1")
+
+
 class WorkerLog:
     """Bounds the file that a child writes to.
 
     The child holds the file itself, opened for appending, so that it goes on writing when the agent
     is gone. A file over the limit is copied aside and emptied in place; what is written in between
-    the two may be lost.
+    the two may be lost. `mask` hides secrets in what `tail` returns.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int, mask: Mask | None = None) -> None:
         self._path = path
-        self._older = path.with_name(f"{path.name}.1")
+        self._older = older_part(path)
         self._max_bytes = max_bytes
+        self._mask = mask or Mask()
         self._start = 0
         self._is_split = False
 
@@ -51,14 +65,17 @@ class WorkerLog:
         return fd
 
     def trim(self) -> None:
-        """Keep the end of an oversized file as `….log.1`, and empty the file."""
+        """Keep an oversized file as `….log.1`, of a huge one its end, and empty the file.
+
+        Kept whole, it tells whoever follows the log where to read on.
+        """
         try:
             size = self._path.stat().st_size
             if size <= self._max_bytes:
                 return
             with self._path.open("rb") as source, self._older.open("wb") as target:
                 self._older.chmod(0o600)
-                source.seek(size - self._max_bytes)
+                source.seek(0 if size <= 2 * self._max_bytes else size - self._max_bytes)
                 shutil.copyfileobj(source, target)
             os.truncate(self._path, 0)
             self._start = 0
@@ -69,17 +86,20 @@ class WorkerLog:
     def tail(self, lines: int) -> list[str]:
         """Return the last lines of this run, without empty ones."""
         older = _end_of(self._older, 0) if self._is_split else b""
-        text = (older + _end_of(self._path, self._start)).decode(errors="replace")
+        data = self._mask.hide(older + _end_of(self._path, self._start))
+        text = data.decode(errors="replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
 def _end_of(path: Path, start: int) -> bytes:
-    """Return the file's last bytes, none of those before `start`; nothing if it can't be read."""
+    """Return the file's last lines, none of those before `start`; nothing if it can't be read."""
     try:
         with path.open("rb") as source:
             size = source.seek(0, os.SEEK_END)
-            source.seek(max(min(start, size), size - _TAIL_BYTES))
-            return source.read()
+            begin = source.seek(max(min(start, size), size - _TAIL_BYTES))
+            found = source.read()
+            # half a line may begin with half a secret
+            return found if begin == start else found[found.find(b"\n") + 1 :]
     except OSError:
         return b""
 

@@ -68,6 +68,7 @@ def list_command(as_json: AsJson = False) -> None:
                     "state": agent_state(agent, oldest),
                     "agent_id": agent.record.agent_id,
                     "models": [model.id for model in agent_models(agent)],
+                    "capacity": _capacity(agent),
                     "key_prefix": agent.key_prefix,
                     "renewed_at": agent.record.renewed_at,
                     "created_at": agent.created_at,
@@ -78,12 +79,13 @@ def list_command(as_json: AsJson = False) -> None:
         )
         return
     write_table(
-        ("name", "state", "models", "last heartbeat", "credential", "created"),
+        ("name", "state", "models", "free memory", "last heartbeat", "credential", "created"),
         [
             (
                 agent.record.name,
                 agent_state(agent, oldest),
                 len(agent_models(agent)),
+                _free(agent),
                 date(agent.record.renewed_at),
                 agent.key_prefix,
                 date(agent.created_at),
@@ -96,6 +98,20 @@ def list_command(as_json: AsJson = False) -> None:
         whose = "any agent" if invitation.name is None else invitation.name
         until = date(invitation.expires_at)
         typer.echo(f"invited: {whose}, token iir-join-{invitation.prefix}-…, until {until} (UTC)")
+
+
+def _capacity(agent: agents.AgentInfo) -> dict[str, int] | None:
+    """Return what the agent last told of its memory, in bytes; None if it did not."""
+    heartbeat = agent.record.heartbeat
+    found = None if heartbeat is None else heartbeat.capacity
+    return None if found is None else found.model_dump()
+
+
+def _free(agent: agents.AgentInfo) -> str | None:
+    found = _capacity(agent)
+    if found is None:
+        return None
+    return f"{found['free_bytes'] / 2**30:.1f} of {found['budget_bytes'] / 2**30:.1f} GiB"
 
 
 @app.command()

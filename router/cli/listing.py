@@ -92,7 +92,6 @@ def _offered(
             continue
         state = agent_state(agent, oldest)
         for model in agent_models(agent):
-            status = model.status if model.is_pulled else "not pulled"
             yield (
                 model,
                 ListedModel(
@@ -100,7 +99,7 @@ def _offered(
                     aliases=model.aliases,
                     served_by=f"agent {agent.record.name}",
                     zone="local",
-                    status=status if state in {"ready", "draining"} else "agent away",
+                    status=model.shown_status if state in {"ready", "draining"} else "agent away",
                     context_tokens=model.context_tokens,
                 ),
             )

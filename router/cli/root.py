@@ -13,11 +13,11 @@ from router.cli.session import write
 from router.settings import load_settings
 from router.store.migrate import migrate as bring_up_to_date
 from router.store.prepare import PACKAGED
+from shared import __version__
 
 app = typer.Typer(
     cls=PoliteGroup,
     name="iir",
-    help="The Intelligent Inference Router: one OpenAI-compatible base_url for all models.",
     no_args_is_help=True,
     # Its tracebacks show local variables, among them keys.
     pretty_exceptions_enable=False,
@@ -28,6 +28,23 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(agents.app, name="agents")
 app.command("usage")(usage.usage)
 app.command("doctor")(doctor.doctor)
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"iir {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """The Intelligent Inference Router: one OpenAI-compatible base_url for all models."""
+    del version
 
 
 @app.command()

@@ -46,6 +46,16 @@ class AgentModel(_Wire):
     )
     max_in_flight: int | None = Field(default=None, ge=1)
 
+    @property
+    def shown_status(self) -> str:
+        """Return the word for it in the lists of both services."""
+        return shown_status(self.status, is_pulled=self.is_pulled)
+
+
+def shown_status(status: str, *, is_pulled: bool) -> str:
+    """Return the word for a model's status in lists: `not pulled` where that is why it is unloaded."""
+    return "not pulled" if status == "unloaded" and not is_pulled else status
+
 
 class Queue(_Wire):
     """Requests on the agent and in its engines, all models together, whoever sent them."""
@@ -82,6 +92,18 @@ class Registration(_Wire):
     queue: Queue = Queue()
 
 
+class Capacity(_Wire):
+    """Memory that an agent gives to models, in bytes.
+
+    Of `budget_bytes`, `free_bytes` are not held by any worker; `evictable_bytes` are held by idle ones
+    that would make room for another model.
+    """
+
+    budget_bytes: int = Field(ge=0)
+    free_bytes: int = Field(ge=0)
+    evictable_bytes: int = Field(default=0, ge=0)
+
+
 class Heartbeat(_Wire):
     """Renews the lease and reports the load; `seq` grows with each message of an incarnation."""
 
@@ -90,6 +112,7 @@ class Heartbeat(_Wire):
     seq: int = Field(ge=0)
     state: AgentState = "ready"
     queue: Queue = Queue()
+    capacity: Capacity | None = Field(default=None, description="None: it does not tell.")
     models: tuple[AgentModel, ...] | None = Field(default=None, description="None: as before.")
     catalog_hash: str = ""
 

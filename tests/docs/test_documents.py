@@ -103,7 +103,8 @@ def test_every_option_in_the_command_page_exists() -> None:
         command: Any = PROGRAMS[words[0]]
         for word in words[1:]:
             command = getattr(command, "commands", {}).get(word, command)
-        known = {name for parameter in command.params for name in parameter.opts}
+        options = command.params
+        known = {name for one in options for name in (*one.opts, *one.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= known, usage
 
 

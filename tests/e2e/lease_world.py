@@ -26,7 +26,14 @@ from router.store.bridge import StoredLeases
 from router.store.errors import StoreError
 from router.store.reader import load_leases
 from router.store.tables import meta, metadata
-from shared.contracts.agents import AgentModel, AgentState, Heartbeat, Queue, Registration
+from shared.contracts.agents import (
+    AgentModel,
+    AgentState,
+    Capacity,
+    Heartbeat,
+    Queue,
+    Registration,
+)
 from shared.http.errors import ApiError
 
 T = TypeVar("T")
@@ -106,6 +113,9 @@ class Process:
 
     def queue(self) -> Queue:
         return Queue(waiting=self.version)
+
+    def capacity(self) -> Capacity:
+        return Capacity(budget_bytes=100, free_bytes=self.version)
 
     async def changed(self) -> None:
         raise AssertionError("the world calls `hasten`")

@@ -49,7 +49,11 @@ class StandInAgent:
                 """Stay quiet."""
 
             def do_GET(self) -> None:
-                known = {"/v1/models": {"data": agent.models}, "/internal/workers": agent.workers}
+                known = {
+                    "/v1/models": {"data": agent.models},
+                    "/internal/workers": agent.workers,
+                    "/internal/capacity": None,  # an older agent does not tell
+                }
                 self._answer(200, known[self.path])
 
             def do_POST(self) -> None:

@@ -41,6 +41,7 @@ class FakeProcess:
         self.lines: list[str] = []
         self.graces: list[float] = []
         self.hold_stop: anyio.Event | None = None
+        self.left: str | None = None
         self._ended = anyio.Event()
 
     def end(self, code: int, *lines: str) -> None:
@@ -52,12 +53,13 @@ class FakeProcess:
         assert self.code is not None
         return self.code
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float) -> str | None:
         self.graces.append(grace_s)
         if self.hold_stop is not None:
             await self.hold_stop.wait()
         if self.code is None:
             self.end(-15)
+        return self.left
 
     def log_tail(self, lines: int) -> list[str]:
         return self.lines[-lines:]
@@ -97,7 +99,9 @@ class FakeLauncher:
 class FakeProber:
     def __init__(self) -> None:
         self.is_up = True
+        self.generates = True
         self.asked: list[str] = []
+        self.asked_for_tokens: list[tuple[str, bytes]] = []
         self.metrics: str | None = None
         self.asked_load: list[str] = []
 
@@ -106,6 +110,12 @@ class FakeProber:
         await anyio.lowlevel.checkpoint()
         self.asked.append(url)
         return self.is_up
+
+    async def answers(self, url: str, body: bytes, timeout_s: float) -> bool:
+        assert timeout_s > 0
+        await anyio.lowlevel.checkpoint()
+        self.asked_for_tokens.append((url, body))
+        return self.generates
 
     async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:
         assert min(timeout_s, most_bytes) > 0
@@ -147,6 +157,10 @@ class Stage:
         )
         supervisor.set_desired(deployments)
         return supervisor
+
+    def has_asked(self, times: int) -> bool:
+        """Tell whether workers were asked for their health so often."""
+        return len(self.prober.asked) >= times
 
     def limit(self, **changes: float) -> None:
         self.limits = replace(self.limits, **changes)  # type: ignore[arg-type] # strikes is an int

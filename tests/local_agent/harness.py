@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 import anyio
@@ -28,6 +31,7 @@ AWAY = "http://127.0.0.1:9"  # nobody listens on the port `discard`
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello small world"}]
 PATIENCE_S = 15.0
+ROOT = Path(__file__).parents[2]
 # How a simulated engine fails, and with which status and code an agent tells its client.
 ENGINE_FAILURES: list[tuple[str, int, str]] = [
     ("status:code=500,shape=html", 500, "upstream_error"),
@@ -126,6 +130,7 @@ def starter(home: Path) -> StartAgent:
         engine: EngineOptions | None = None,
         fields: dict[str, Any] | None = None,
         first_s: float = 0.3,
+        quarantine_at: int = 5,
         apis: tuple[str, ...] = DEFAULT_APIS,
         **overrides: Any,
     ) -> AsyncIterator[RunningAgent]:
@@ -145,7 +150,7 @@ def starter(home: Path) -> StartAgent:
                 load_config(settings.config_path, settings.environment()),
                 listener.getsockname()[1],
                 limits=Limits(stop_grace_s=0.5, health_every_s=0.5),
-                rule=FailureRule(first_s=first_s),
+                rule=FailureRule(first_s=first_s, quarantine_at=quarantine_at),
             )
             base_url = await stack.enter_async_context(serving(agent.asgi(), listener=listener))
             client = await stack.enter_async_context(
@@ -158,3 +163,24 @@ def starter(home: Path) -> StartAgent:
             yield started
 
     return start
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    code: int
+    output: str
+
+
+async def cli(agent: RunningAgent, *arguments: str) -> Done:
+    """Run `iir-agent` against this agent, as a process of its own."""
+    port = agent.base_url.rpartition(":")[2]
+    env = {"PATH": os.defpath, "IIR_HOME": str(agent.home), "AGENT_PORT": port}
+    command = [sys.executable, "-m", "local_agent", *arguments]
+    done = await anyio.run_process(command, env=env, cwd=ROOT, check=False, stderr=STDOUT)
+    return Done(done.returncode, done.stdout.decode())
+
+
+async def shown(agent: RunningAgent, *arguments: str) -> Any:
+    done = await cli(agent, *arguments, "--json")
+    assert done.code == 0, done.output
+    return json.loads(done.output)

@@ -52,7 +52,7 @@ def test_the_running_agent_knows_the_status(run: Run, agent: StandInAgent) -> No
     rows = {row["id"]: row["status"] for row in json.loads(run("ls", "--json").output)}
     assert rows == {
         "smollm2-135m": "loaded",
-        "local_mistral-7b-instruct-q4": "unloaded",
+        "local_mistral-7b-instruct-q4": "not pulled",
         "extra": "failed",
     }
 
@@ -61,7 +61,7 @@ def test_the_running_agent_knows_the_status(run: Run, agent: StandInAgent) -> No
 def test_another_server_on_the_port_is_no_agent(run: Run, agent: StandInAgent, models: Any) -> None:
     agent.models, agent.workers = models, [{"pid": "x"}]
     rows = {row["id"]: row["status"] for row in json.loads(run("ls", "--json").output)}
-    assert rows["smollm2-135m"] == "unloaded"
+    assert rows["smollm2-135m"] == "not pulled"
     assert "no agent runs here" in run("ps", code=1).stderr
 
 

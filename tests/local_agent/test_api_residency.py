@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from subprocess import STDOUT
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,36 +14,14 @@ from typer.testing import CliRunner
 from local_agent.cli.app import app
 from local_agent.domain import WorkerState
 from shared.kit.clock import monotonic
-from tests.local_agent.harness import CHAT, MESSAGES
+from tests.local_agent.harness import CHAT, MESSAGES, cli, shown
 
 if TYPE_CHECKING:
-    from tests.local_agent.harness import RunningAgent, StartAgent
+    from tests.local_agent.harness import StartAgent
 
-ROOT = Path(__file__).parents[2]
 A: dict[str, Any] = {"id": "org/a", "engine": "simulated", "memory": "100 MiB", "aliases": ["a"]}
 B: dict[str, Any] = {"id": "b", "engine": "simulated", "memory": "100 MiB"}
 ONE = {"memory_budget": "150 MiB", "min_residency_s": 0.05}
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    code: int
-    output: str
-
-
-async def cli(agent: RunningAgent, *arguments: str) -> Done:
-    """Run `iir-agent` against this agent, as a process of its own."""
-    port = agent.base_url.rpartition(":")[2]
-    env = {"PATH": os.defpath, "IIR_HOME": str(agent.home), "AGENT_PORT": port}
-    command = [sys.executable, "-m", "local_agent", *arguments]
-    done = await anyio.run_process(command, env=env, cwd=ROOT, check=False, stderr=STDOUT)
-    return Done(done.returncode, done.stdout.decode())
-
-
-async def shown(agent: RunningAgent, *arguments: str) -> Any:
-    done = await cli(agent, *arguments, "--json")
-    assert done.code == 0, done.output
-    return json.loads(done.output)
 
 
 async def test_three_clients_alternate_between_two_models_of_which_one_fits(

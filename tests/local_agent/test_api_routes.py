@@ -173,6 +173,7 @@ async def test_workers_are_shown(start_agent: StartAgent) -> None:
             "memory_mb": 0,
             "is_pinned": False,
             "ttl_s": None,
+            "expected_load_s": 2.0,
             "running": 0,
             "waiting": 0,
             "max_queue": 64,

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from local_agent.control.lease import LeaseClient
 from local_agent.control.lease_core import LeaseStatus, Refused, next_wait_s
-from shared.contracts.agents import AgentModel, AgentState, Queue, Registration
+from shared.contracts.agents import AgentModel, AgentState, Capacity, Queue, Registration
 from shared.kit.clock import monotonic
 from tests.local_agent.harness import until
 
@@ -49,6 +49,9 @@ class FakeSubject:
 
     def queue(self) -> Queue:
         return Queue(running=self.running)
+
+    def capacity(self) -> Capacity:
+        return Capacity(budget_bytes=100, free_bytes=60, evictable_bytes=20)
 
     async def changed(self) -> None:
         await self._changed.wait()

@@ -247,7 +247,8 @@ async def test_a_crash_loop_is_quarantined_until_reset_or_a_new_configuration(
     supervisor = stage.supervisor(deployment)
     async with running(supervisor):
         await settled(supervisor, S.QUARANTINED)
-        with pytest.raises(Unavailable, match=r"quarantined .*Cannot allocate.*restart") as raised:
+        says = r"quarantined .*Cannot allocate.*iir-agent reset m"
+        with pytest.raises(Unavailable, match=says) as raised:
             await supervisor.ensure_ready(M, 5)
         assert ("x-should-retry", "false") in raised.value.headers
         stage.launcher.error = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,9 @@ import pytest
 from local_agent.domain import Deployment, ModelId, Upstream, WorkerState, WorkerStatus
 from local_agent.engines import ENGINES
 from local_agent.lifecycle import IllegalTransitionError
+from local_agent.one_token import generates
 from local_agent.worker import Worker
+from tests.local_agent.harness import until
 
 if TYPE_CHECKING:
     from tests.local_agent.conftest import Stage
@@ -190,3 +194,59 @@ async def test_it_is_not_started_twice(stage: Stage) -> None:
     async with begun(stage) as watched:
         with pytest.raises(IllegalTransitionError):
             watched.worker.begin(stage.deployment())
+
+
+async def test_one_that_says_it_is_well_and_generates_nothing_is_ended(stage: Stage) -> None:
+    prober = stage.prober
+    prober.generates = False
+    async with begun(stage) as watched:
+        await watched.until(S.READY)
+        await until(lambda: len(prober.asked) > 20)
+        assert prober.asked_for_tokens == [], "it has not been idle for long"
+        watched.worker.line.take()
+        stage.clock.now += 60
+        await until(lambda: len(prober.asked) > 40)
+        assert prober.asked_for_tokens == [], "a busy one is not asked: it would queue"
+        watched.worker.line.leave(None)
+        stage.clock.now += 60
+        await watched.until(S.BACKOFF)
+        reason = "it generated nothing when it was asked to 3 times in a row"
+        assert watched.worker.status.reason == reason
+    url, body = prober.asked_for_tokens[0]
+    assert url == "http://127.0.0.1:4321/v1/completions"
+    assert json.loads(body) == {"model": "m", "prompt": "a", "max_tokens": 1}
+    assert len(prober.asked_for_tokens) == 3
+
+
+async def test_one_that_generates_is_asked_once_a_minute(stage: Stage) -> None:
+    async with begun(stage, stage.deployment(options={"persona": "openai"})) as watched:
+        await watched.until(S.READY)
+        for count in (1, 2):
+            stage.clock.now += 60
+            asked = len(stage.prober.asked) + 20
+            await until(partial(stage.has_asked, asked))
+            assert len(stage.prober.asked_for_tokens) == count
+        assert watched.worker.status.state is S.READY
+
+
+async def test_what_generates_nothing_by_nature_is_not_asked(stage: Stage) -> None:
+    upstream = Upstream("http://127.0.0.1:1/v1", "m")
+    assert await generates(stage.prober, upstream, ("embeddings",), 1)
+    assert stage.prober.asked_for_tokens == []
+    assert await generates(stage.prober, upstream, ("chat",), 1)
+    assert stage.prober.asked_for_tokens[0][0] == "http://127.0.0.1:1/v1/chat/completions"
+
+
+async def test_memory_that_did_not_come_back_is_told(stage: Stage) -> None:
+    async with begun(stage) as watched:
+        await watched.until(S.READY)
+        stage.launcher.processes[0].left = "leaked: why"
+        watched.worker.stop()
+        await watched.until(S.COLD)
+        assert watched.worker.status.reason == "leaked: why"
+    async with begun(stage) as watched:
+        await watched.until(S.READY)
+        stage.launcher.processes[1].left = "leaked: why"
+        stage.launcher.processes[1].end(3)
+        await watched.until(S.BACKOFF)
+        assert watched.worker.status.reason == "the engine exited with code 3; leaked: why"

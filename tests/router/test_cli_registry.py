@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from router.cli import app
 from router.store import agents
 from router.store.writer import RegistryWriter
+from shared import __version__
 from shared.contracts.agents import AgentModel, Heartbeat
 from tests.router.command_line import Iir, from_json, register
 
@@ -204,6 +205,10 @@ def test_models_time_limits_are_shown(iir: Iir) -> None:
     [found] = from_json(iir("models", "list", "--json"))
     assert found["limits"]["first_byte_s"] == 600
     assert found["limits"]["total_s"] is None
+
+
+def test_the_version(iir: Iir) -> None:
+    assert iir("--version") == f"iir {__version__}\n"
 
 
 def test_agents_models_are_listed_with_their_state(

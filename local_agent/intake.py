@@ -1,0 +1,85 @@
+"""Whether the agent takes new work, and what it still has to finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from local_agent import refusals
+from local_agent.errors import AgentDraining
+
+_RETRY_S = 5.0
+
+
+class IntakeState(str, Enum):
+    """How the agent stands to new work."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    DRAINED = "drained"
+
+
+class Intake:
+    """Counts the requests that were let in; refuses others from `drain` to `resume`.
+
+    It is not kept anywhere: an agent that starts takes work.
+    """
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        """Take work; `notify` is called when that changes, and when a drain has nothing left."""
+        self._notify = notify
+        self._in_hand = 0
+        self._is_on = False
+        self.is_ending = False
+
+    @property
+    def state(self) -> IntakeState:
+        """Return how it stands."""
+        if not self._is_on:
+            return IntakeState.READY
+        return IntakeState.DRAINING if self._in_hand else IntakeState.DRAINED
+
+    @property
+    def in_hand(self) -> int:
+        """Return how many requests were let in and have not ended, those that wait included."""
+        return self._in_hand
+
+    def drain(self) -> None:
+        """Take nothing new."""
+        self._is_on = True
+        self._notify()
+
+    def resume(self) -> None:
+        """Take work again, unless the agent is ending."""
+        self._is_on = self.is_ending
+        self._notify()
+
+    def close(self) -> None:
+        """Drain for good: the agent ends."""
+        self.is_ending = True
+        self.drain()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Let a request in, and count it for as long as the context is open.
+
+        Raises:
+            AgentDraining: nothing new is taken.
+            ModelUnavailable: the agent is ending.
+        """
+        if self.is_ending:
+            raise refusals.stopping()
+        if self._is_on:
+            raise AgentDraining(
+                "This agent is draining: it finishes the requests that it has and takes no new ones. "
+                "`iir-agent resume` ends that.",
+                retry_after_s=_RETRY_S,
+            )
+        self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            if self.state is IntakeState.DRAINED:
+                self._notify()
