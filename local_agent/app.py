@@ -21,7 +21,8 @@ from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.api.residency import residency_routes
-from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, load_config, to_deployments
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.control.credential import is_same_router, load_credential, read_credential

@@ -14,7 +14,7 @@ from local_agent.cli.context import CommandFailed, open_context, plain_errors, r
 from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.domain import ModelId
 from local_agent.weights.files import gigabytes
 from shared.kit.clock import monotonic

@@ -12,7 +12,8 @@ import typer
 from pydantic import ValidationError
 
 from local_agent.cli.running import AgentRefused, AgentUnreachable, RunningAgent, addresses
-from local_agent.config import AgentConfig, ConfigError, load_config
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, load_config
 from local_agent.settings import AgentSettings, load_settings
 from local_agent.weights.errors import PullError
 from local_agent.weights.store import WeightStore

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_agent.cli.context import CommandFailed, Context
-from local_agent.config import AgentConfig, ConfigError, ModelConfig, parse_config
+from local_agent.config import AgentConfig, ModelConfig
+from local_agent.config_file import ConfigError, parse_config
 from local_agent.domain import ModelId
 from local_agent.weights.files import disk_errors, write_text
 from local_agent.weights.job import Puller

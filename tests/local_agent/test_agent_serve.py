@@ -22,7 +22,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from local_agent.app import USUAL_PORTS, Agent, create_app, listen, serve
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.control.identity import hold_identity
 from local_agent.process import free_port
 from local_agent.settings import AgentSettings, load_settings

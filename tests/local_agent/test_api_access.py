@@ -11,7 +11,7 @@ from starlette.types import Message, Scope
 
 from local_agent.api.access import _MARK, AgentAccess, Need
 from local_agent.app import Agent
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.settings import load_settings
 from shared.http.origin import OriginRules
 from tests.local_agent.harness import CHAT, MESSAGES, StartAgent
