@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
-import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -24,20 +26,24 @@ from local_agent.api.residency import residency_routes
 from local_agent.config import AgentConfig
 from local_agent.config_file import ConfigError, load_config, to_deployments
 from local_agent.containers import ContainerLauncher, EitherLauncher
-from local_agent.containers.address import address_problem, candidates
+from local_agent.containers.address import candidates
 from local_agent.control.credential import is_same_router, load_credential, read_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
-from local_agent.domain import HostFacts, WorkerEvent
+from local_agent.doctor.examine import examine
+from local_agent.domain import WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
+from local_agent.hosting import host_of
 from local_agent.lifecycle import FailureRule
+from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
 from local_agent.ports import ContainerClient
 from local_agent.process import LocalProcessLauncher
+from local_agent.reloading import Changes, Reloader, Taken, compare
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
 from local_agent.weights.store import WeightStore
@@ -47,7 +53,7 @@ from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback
-from shared.http.serve import PortTaken, bind, run
+from shared.http.serve import PortTaken, run
 from shared.http.transport import Timeouts
 from shared.http.transports import make_transport
 from shared.kit.clock import monotonic, wall_time
@@ -62,9 +68,6 @@ _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
 _LIMITS = Limits(stop_grace_s=2.5)
 _RULE = FailureRule()
 _DEFECT_PAUSE_S = 10.0
-_DEFAULT_PORT = 5000
-# AirPlay listens on 5000 of a Mac; the ports from 5055 are free as a rule.
-USUAL_PORTS = (_DEFAULT_PORT, *range(5055, 5095))
 
 
 class Agent:
@@ -80,24 +83,27 @@ class Agent:
         rule: FailureRule = _RULE,
     ) -> None:
         self.settings = settings
-        self.drain_s = _drain_s(settings, config)
         self._port = port
         self._log = get_logger("agent")
         self._transport = make_transport(settings.agent_transport)
         self._weights = WeightStore(settings.models_dir)
+        self._taken = Taken(config, to_deployments(config, self._weights))
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self.supervisor = self._build_supervisor(limits, rule, rng)
-        self._take(config)
+        self._use_taken()
+        self._reloader = Reloader(
+            settings.config_path, read=partial(_read_config, settings), take=self._take
+        )
         residency = self.supervisor.residency
         self._meter = Meter(self.supervisor.workers, residency.measured)
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
-            base_url=settings.agent_url or _own_url(settings.agent_host, port),
+            base_url=settings.agent_url or own_url(settings.agent_host, port),
             engines=tuple(ENGINES),
-            labels=config.labels,
+            labels=lambda: self._taken.config.labels,
         )
         self._router = httpx.AsyncClient(
             base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
@@ -115,7 +121,7 @@ class Agent:
         home = self.settings.iir_home
         return Supervisor(
             engines=ENGINES,
-            host=_host(self.settings),
+            host=host_of(self.settings),
             around=Surroundings(
                 launcher=EitherLauncher(
                     LocalProcessLauncher(
@@ -145,9 +151,11 @@ class Agent:
                     tasks.start_soon(self._supervise)
                     tasks.start_soon(self._hold_lease)
                     tasks.start_soon(self._meter.run)
+                    tasks.start_soon(self._reloader.run)
                     self._is_ready = True
                     yield
                     self._is_ready = False
+                    self._reloader.end()
                     await self.lease.release()
                     await self.supervisor.drain_and_stop(0)
                     tasks.cancel_scope.cancel()
@@ -195,22 +203,35 @@ class Agent:
                 return
             await anyio.sleep(_DEFECT_PAUSE_S)
 
-    def reload(self) -> str | None:
-        """Read configuration and weights anew; return what is wrong, if anything."""
-        try:
-            config = _read_config(self.settings)
-        except ConfigError as exc:
-            return str(exc)
-        self._take(config)
-        return None
+    @property
+    def drain_s(self) -> float:
+        """Return how long a stopping worker, or the agent itself, lets requests finish."""
+        return _drain_s(self.settings, self._taken.config)
 
-    def _take(self, config: AgentConfig) -> None:
-        residency = self.supervisor.residency
+    def _take(self, config: AgentConfig) -> Changes:
+        before, self._taken = self._taken, Taken(config, to_deployments(config, self._weights))
+        self._use_taken()
+        is_set = "agent_drain_s" in self.settings.model_fields_set
+        return compare(
+            before, self._taken, overridden={"drain_s": "AGENT_DRAIN_S"} if is_set else {}
+        )
+
+    def _use_taken(self) -> None:
+        config, residency = self._taken.config, self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
-        self.supervisor.set_desired(to_deployments(config, self._weights))
+        self.supervisor.drain_s = self.drain_s
+        self.supervisor.set_desired(self._taken.deployments)
+
+    async def _examine(self) -> list[dict[str, Any]]:
+        """Return what `iir-agent doctor` finds, in the environment of this process."""
+        urls = (own_url(self.settings.agent_host, self._port),)
+        found = await anyio.to_thread.run_sync(
+            lambda: list(examine(self.settings, urls)), abandon_on_cancel=True
+        )
+        return [asdict(finding) for finding in found]
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
@@ -252,10 +273,11 @@ class Agent:
             health_routes(
                 lambda: self._is_ready,
                 lambda: self.lease.status.value,
+                lambda: self._reloader.problem,
                 agent_metrics(self.supervisor),
             )
         )
-        app.include_router(control_routes(self.supervisor, self.reload))
+        app.include_router(control_routes(self.supervisor, self._reloader.reload, self._examine))
         app.include_router(residency_routes(self.supervisor))
         return app
 
@@ -278,7 +300,7 @@ def create_app(settings: AgentSettings) -> ASGIApp:
         OSError: `IIR_HOME` can't be written.
     """
     config = _read_config(settings)
-    return Agent(settings, config, settings.agent_port or _DEFAULT_PORT).asgi()
+    return Agent(settings, config, settings.agent_port or DEFAULT_PORT).asgi()
 
 
 def serve(settings: AgentSettings) -> None:
@@ -306,12 +328,7 @@ def serve(settings: AgentSettings) -> None:
             raise SystemExit(f"iir-agent: {exc} Set AGENT_PORT to another one.") from exc
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
-        run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
-
-
-def _host(settings: AgentSettings) -> HostFacts:
-    problem = address_problem(settings.environment(), Path.home())
-    return replace(host_facts(), images=settings.images, container_problem=problem)
+        run(agent.asgi(), listener, drain_s=lambda: agent.drain_s, on_exit=agent.drain)
 
 
 def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
@@ -339,9 +356,8 @@ def _read_config(settings: AgentSettings) -> AgentConfig:
     Raises:
         ConfigError: it is not valid, or `AGENT_CONFIG` names a file that is not there.
     """
-    path = settings.config_path
-    is_wanted = settings.agent_config is not None or path.exists()
-    return load_config(path if is_wanted else None, settings.environment())
+    is_optional = settings.agent_config is None
+    return load_config(settings.config_path, settings.environment(), may_be_missing=is_optional)
 
 
 def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
@@ -360,24 +376,3 @@ def _refuse_unreachable(settings: AgentSettings) -> None:
         "Join one: iir-agent join URL. Or make one on the router's machine: "
         "iir agents add NAME --token-file FILE"
     )
-
-
-def listen(host: str, port: int | None, usual: Sequence[int] = USUAL_PORTS) -> socket.socket:
-    """Listen on `port`; without one on the first of the usual ports that is free.
-
-    Raises:
-        PortTaken: other programs have them.
-        OSError: the address is not this machine's, or may not be used.
-    """
-    if port is not None:
-        return bind(host, port)
-    for candidate in usual:
-        with suppress(PortTaken):
-            return bind(host, candidate)
-    raise PortTaken(f"Port {usual[0]} and {len(usual) - 1} more are taken.")
-
-
-def _own_url(host: str, port: int) -> str:
-    """Return the agent's URL: never `localhost`, which AirPlay may answer on a Mac."""
-    address = "127.0.0.1" if host in {"localhost", "0.0.0.0", "::"} else host
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

@@ -51,7 +51,8 @@ def _as_mb(value: object) -> object:
     return parse_size(value if isinstance(value, str) else "")
 
 
-Size = Annotated[int, BeforeValidator(_as_mb)]
+Size = Annotated[int, BeforeValidator(_as_mb, json_schema_input_type=str)]
+Option = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | float | bool)]
 
 
 class SourceConfig(_Entry):
@@ -71,13 +72,20 @@ class SourceConfig(_Entry):
     )
 
 
+_Source = str | SourceConfig
+Sources = Annotated[
+    tuple[SourceConfig, ...],
+    BeforeValidator(_as_sources, json_schema_input_type=_Source | list[_Source]),
+]
+
+
 class ModelConfig(_Entry):
     """One model."""
 
     id: Name = Field(description="The name that clients send.")
     aliases: tuple[Name, ...] = Field(default=(), description="Other names of the model.")
     engine: str = Field(default=AUTO, description="Engine, or `auto` for the one that fits.")
-    source: Annotated[tuple[SourceConfig, ...], BeforeValidator(_as_sources)] = Field(
+    source: Sources = Field(
         default=(), description="Where the weights come from: one source, or several in order."
     )
     sha256: str | None = Field(default=None, description="Digest of the only source.")
@@ -110,9 +118,7 @@ class ModelConfig(_Entry):
         min_length=1,
         description=f"Which APIs that server speaks ({', '.join(APIS)}); default: the first three.",
     )
-    options: dict[str, Annotated[str, BeforeValidator(_as_text)]] = Field(
-        default={}, description="Options of the engine."
-    )
+    options: dict[str, Option] = Field(default={}, description="Options of the engine.")
 
     _sources: tuple[Source, ...] = PrivateAttr(default=())
 

@@ -21,8 +21,9 @@ from pydantic import ValidationError
 
 from local_agent.config import WITHOUT_WEIGHTS, AgentConfig, ModelConfig
 from local_agent.domain import Deployment, ModelId
+from local_agent.variables import UsedVariables
 from local_agent.weights.store import WeightStore
-from local_agent.yaml_text import Document, Loc, YamlError, parse, substitute
+from local_agent.yaml_text import Document, Loc, YamlError, parse
 
 _DEFAULT = Path(__file__).with_name("default.yaml")
 _OF_SOURCE = ("source", "sha256", "size_bytes")
@@ -40,15 +41,30 @@ _RULES = {
 
 
 class ConfigError(Exception):
-    """The file can't be used. The message names file, line and field, and how to mend it."""
+    """The file can't be used. The message names file, line and field, and how to mend it.
+
+    `line` starts at 1; `field` reads like `models[0].context`, and is empty for the whole file.
+    """
+
+    def __init__(self, file: str, rule: str, *, line: int | None = None, field: str = "") -> None:
+        """Hold where it is wrong and which rule it breaks; no value of a variable is among them."""
+        place = file if line is None else f"{file}, line {line}"
+        super().__init__(f"{place}: {field}: {rule}" if field else f"{place}: {rule}")
+        self.file = file
+        self.rule = rule
+        self.line = line
+        self.field = field
 
 
-def load_config(path: Path | None, env: Mapping[str, str]) -> AgentConfig:
+def load_config(
+    path: Path | None, env: Mapping[str, str], *, may_be_missing: bool = False
+) -> AgentConfig:
     """Read the agent's file and add the known models.
 
     Args:
-        path: the file, which must exist; None: the known models only.
+        path: the file; None: the known models only.
         env: values for `${env.NAME}`.
+        may_be_missing: whether a file that is not there stands for the known models.
 
     Raises:
         ConfigError: with the file's name, the line, the field and the rule.
@@ -57,13 +73,15 @@ def load_config(path: Path | None, env: Mapping[str, str]) -> AgentConfig:
         return parse_config("", env, name="(no file)", base=Path())
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path.name}: is larger than 1 MiB")
+            raise ConfigError(path.name, "is larger than 1 MiB")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
+        if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return load_config(None, env)
         reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{path.name}: can't be read: {reason}") from error
+        raise ConfigError(path.name, f"can't be read: {reason}") from error
     except UnicodeDecodeError:
-        raise ConfigError(f"{path.name}: is not UTF-8 text") from None
+        raise ConfigError(path.name, "is not UTF-8 text") from None
     return parse_config(text, env, name=path.name, base=path.absolute().parent)
 
 
@@ -78,15 +96,20 @@ def parse_config(text: str, env: Mapping[str, str], *, name: str, base: Path) ->
     """
     document = Document(None, None)
     order: list[int | None] = []
+    used = UsedVariables(env)
     try:
         document = parse(text)
-        merged, order = _with_known(_fields(document, env))
+        merged, order = _with_known(_fields(document, used))
         return AgentConfig.model_validate(merged, context={"base": base})
     except YamlError as error:
         line = error.line or (document.line_of(error.loc) if error.loc else None)
-        raise ConfigError(_where(name, line, error.loc) + error.message) from None
+        raise ConfigError(name, error.message, line=line, field=_field(error.loc)) from None
     except ValidationError as error:
-        raise ConfigError(_first(error, document, order, name)) from None
+        loc, rule = _first(error, order)
+        rule = used.hide(rule)
+        raise ConfigError(
+            name, rule[:1].lower() + rule[1:], line=document.line_of(loc), field=_field(loc)
+        ) from None
 
 
 def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deployment, ...]:
@@ -119,8 +142,8 @@ def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
     return weights.find(ModelId(model.id), [source.ref for source in model.sources])
 
 
-def _fields(document: Document, env: Mapping[str, str]) -> dict[str, Any]:
-    data = substitute({} if document.data is None else document.data, env)
+def _fields(document: Document, variables: UsedVariables) -> dict[str, Any]:
+    data = variables.fill({} if document.data is None else document.data)
     if not isinstance(data, dict):
         raise YamlError("must be fields with values, like `models:`")
     return data
@@ -169,19 +192,17 @@ def _names(item: object) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _first(error: ValidationError, document: Document, order: list[int | None], name: str) -> str:
-    """Say the first thing that is wrong, at its place in the user's file."""
+def _first(error: ValidationError, order: list[int | None]) -> tuple[Loc, str]:
+    """Return the place in the user's file of the first thing that is wrong, and the rule."""
     found = error.errors(include_input=False, include_url=False)[0]
     loc: Loc = found["loc"]
     if len(loc) > 1 and loc[0] == "models" and isinstance(loc[1], int):
         own = order[loc[1]] if loc[1] < len(order) else None
         loc = ("models", *(() if own is None else (own,)), *loc[2:])
     cause = found.get("ctx", {}).get("error")
-    rule = _RULES.get(found["type"], str(cause) if cause else found["msg"])
-    return _where(name, document.line_of(loc), loc) + rule[:1].lower() + rule[1:]
+    return loc, _RULES.get(found["type"], str(cause) if cause else found["msg"])
 
 
-def _where(name: str, line: int | None, loc: Loc) -> str:
-    field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc).lstrip(".")
-    place = name if line is None else f"{name}, line {line}"
-    return f"{place}: {field}: " if field else f"{place}: "
+def _field(loc: Loc) -> str:
+    """Return a place as one would write it: `models[0].context`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc).lstrip(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from local_agent.api.access import Need, allow
+from local_agent.config_file import ConfigError
+from local_agent.reloading import Changes
 from local_agent.supervisor import Supervisor
 from shared.contracts.agents import AgentModel
 from shared.http.errors import BadRequest, ModelNotFound
@@ -57,9 +59,15 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 
 def health_routes(
-    is_ready: Callable[[], bool], lease_status: Callable[[], str], registry: CollectorRegistry
+    is_ready: Callable[[], bool],
+    lease_status: Callable[[], str],
+    config_problem: Callable[[], str | None],
+    registry: CollectorRegistry,
 ) -> APIRouter:
-    """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
+    """Return `/health`, `/livez`, `/readyz` and `/metrics`.
+
+    `config_problem` says why the newest configuration file is not in use; None if it is.
+    """
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/health", summary="Alive")
@@ -76,7 +84,11 @@ def health_routes(
     @allow(Need.NOTHING)
     async def readyz() -> Response:
         ready = is_ready()
-        body = {"status": "ready" if ready else "starting", "lease": lease_status()}
+        body = {
+            "status": "ready" if ready else "starting",
+            "lease": lease_status(),
+            "config": config_problem() or "ok",
+        }
         return JSONResponse(body, 200 if ready else 503)
 
     # load balancers and uptime checks ask like this
@@ -91,10 +103,15 @@ def health_routes(
     return routes
 
 
-def control_routes(supervisor: Supervisor, reload: Callable[[], str | None]) -> APIRouter:
+def control_routes(
+    supervisor: Supervisor,
+    reload: Callable[[], Awaitable[Changes]],
+    examine: Callable[[], Awaitable[list[dict[str, Any]]]],
+) -> APIRouter:
     """Return what `iir-agent` asks of a running agent.
 
-    `reload` reads the configuration and the weights anew and returns what is wrong, if anything.
+    `reload` reads the configuration and the weights anew, or raises `ConfigError`; `examine` returns
+    the findings of `iir-agent doctor`, as the agent sees them.
     """
     routes = APIRouter(prefix="/internal", tags=["control"])
 
@@ -106,9 +123,16 @@ def control_routes(supervisor: Supervisor, reload: Callable[[], str | None]) -> 
     @routes.post("/reload", summary="Read configuration and weights anew")
     @allow(Need.CONTROL)
     async def reload_all() -> dict[str, Any]:
-        problem = reload()
-        if problem is not None:
-            raise BadRequest(f"{problem} The agent keeps its present configuration.")
-        return {"models": [model.id for model in supervisor.models()]}
+        try:
+            changes = await reload()
+        except ConfigError as error:
+            raise BadRequest(f"{error}. The agent keeps its present configuration.") from error
+        models = [model.id for model in supervisor.models()]
+        return {"models": models, **changes.as_values()}
+
+    @routes.get("/doctor", summary="What is wrong, and how to put it right")
+    @allow(Need.CONTROL)
+    async def doctor() -> list[dict[str, Any]]:
+        return await examine()
 
     return routes

@@ -150,9 +150,9 @@ def _config_errors(shown: str) -> Iterator[None]:
     try:
         yield
     except YamlError as error:
-        raise ConfigError(f"{shown}: {error}: add the model to it by hand") from None
+        raise ConfigError(shown, f"{error}: add the model to it by hand") from None
     except OSError as error:
-        raise ConfigError(f"{shown}: can't be read: {error.strerror}") from None
+        raise ConfigError(shown, f"can't be read: {error.strerror}") from None
 
 
 def is_linked(wanted: Wanted, path: Path) -> bool:

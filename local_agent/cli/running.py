@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
+_RELOAD_S = 30.0
 # The agent's default, and where it goes when that is taken.
 _USUAL_PORTS = (5000, 5055, 5056, 5057)
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
@@ -103,6 +104,27 @@ class RunningAgent:
                 continue
             url = f"{base_url}/internal/models/{quote(model)}/{verb}"
             return _told(url, values or {}, _TIMEOUT_S + timeout_s)
+        raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
+
+    def config_problem(self) -> str | None:
+        """Return why the agent does not use its newest configuration file; None if it does."""
+        for base_url in self._base_urls:
+            answer = _ask("GET", f"{base_url}/readyz")
+            if isinstance(answer, dict) and "lease" in answer:
+                problem = str(answer.get("config", "ok"))
+                return None if problem == "ok" else problem
+        return None
+
+    def take_config(self) -> dict[str, Any]:
+        """Make the agent read its configuration anew, and return what changed.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+            AgentRefused: the file is not good; it says why.
+        """
+        for base_url in self._base_urls:
+            if _statuses(_ask("GET", f"{base_url}/v1/models")) is not None:
+                return _told(f"{base_url}/internal/reload", {}, _RELOAD_S)
         raise AgentUnreachable("no agent runs here: start it with `iir-agent serve`")
 
     def reload(self) -> None:

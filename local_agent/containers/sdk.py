@@ -14,7 +14,7 @@ from requests.exceptions import RequestException
 
 from local_agent.containers.address import Address
 from local_agent.containers.causes import refusal
-from local_agent.ports import ContainerError, ContainerView, Launch
+from local_agent.ports import ContainerError, ContainerHost, ContainerView, Launch
 from shared.kit.logs import get_logger
 
 _LOG_BYTES = "10m"
@@ -149,6 +149,28 @@ class DockerClient:
                 return
             finally:
                 api.close()
+
+    def host(self) -> ContainerHost:
+        """See `ContainerSurvey.host`."""
+        with self._named():
+            version, info = self._api.version(), self._api.info()
+        return ContainerHost(
+            name=str((version.get("Platform") or {}).get("Name") or "container engine"),
+            version=str(version.get("Version", "")),
+            api=str(self._api.api_version),
+            source=self._address.source,
+            url=self._address.url,
+            memory_mb=int(info.get("MemTotal") or 0) // 2**20,
+        )
+
+    def has_image(self, name: str) -> bool:
+        """See `ContainerSurvey.has_image`."""
+        with self._named():
+            try:
+                self._api.inspect_image(name)
+            except ImageNotFound:
+                return False
+        return True
 
     def close(self) -> None:
         """See `ContainerClient.close`."""

@@ -136,6 +136,7 @@ class LeaseClient:
         self._sleep = sleep
         self._seq = 0
         self._news_tries = 0
+        self._labels: dict[str, str] = {}
         # made by `run`: anyio makes scopes inside an event loop only
         self._scope: anyio.CancelScope | None = None
         self._log = get_logger("lease")
@@ -193,10 +194,13 @@ class LeaseClient:
     async def _ask(self, grant: LeaseGrant | None, credential: str | None) -> Answer:
         if credential is None:
             return Refused(_NO_CREDENTIAL)
-        if grant is not None:
+        registration = self._subject.registration()
+        if grant is not None and registration.labels == self._labels:
             return await self._renew(grant, credential)
-        body = self._subject.registration().model_dump_json()
-        return await self._put(self._path, body, credential)
+        answer = await self._put(self._path, registration.model_dump_json(), credential)
+        if isinstance(answer, LeaseGrant):
+            self._labels = registration.labels
+        return answer
 
     async def _renew(self, grant: LeaseGrant, credential: str) -> Answer:
         self._seq += 1

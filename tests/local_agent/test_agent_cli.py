@@ -90,7 +90,11 @@ class StandInAgent:
                 """Stay quiet."""
 
             def do_GET(self) -> None:
-                known = {"/v1/models": {"data": agent.models}, "/internal/workers": agent.workers}
+                known: dict[str, object] = {
+                    "/v1/models": {"data": agent.models},
+                    "/internal/workers": agent.workers,
+                    "/readyz": {"status": "ready", "lease": "held", "config": "ok"},
+                }
                 self._answer(200, known[self.path])
 
             def do_POST(self) -> None:

@@ -21,9 +21,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from local_agent.app import USUAL_PORTS, Agent, create_app, listen, serve
+from local_agent.app import Agent, create_app, serve
 from local_agent.config_file import load_config
 from local_agent.control.identity import hold_identity
+from local_agent.listening import USUAL_PORTS, listen
 from local_agent.process import free_port
 from local_agent.settings import AgentSettings, load_settings
 from shared.http.serve import PortTaken, bind

@@ -45,6 +45,7 @@ async def test_a_web_page_is_refused(start_agent: StartAgent) -> None:
                 ("GET", "/metrics"),
                 ("POST", "/internal/reload"),
                 ("GET", "/internal/workers"),
+                ("GET", "/internal/doctor"),
                 *(("POST", path) for path in RESIDENCY),
             ]:
                 request: dict[str, Any] = {"json": BODY} if method == "POST" else {}
@@ -137,6 +138,7 @@ OPEN = ["/health", "/livez", "/readyz"]
 DATA = [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", CHAT), ("POST", "/infer")]
 CONTROL = [
     ("GET", "/internal/workers"),
+    ("GET", "/internal/doctor"),
     ("POST", "/internal/reload"),
     *(("POST", path) for path in RESIDENCY),
 ]

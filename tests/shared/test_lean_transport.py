@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ssl
-import subprocess
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import anyio
@@ -403,30 +401,6 @@ async def test_an_address_that_is_not_allowed_gets_nothing() -> None:
 async def test_an_address_that_is_allowed() -> None:
     async with upstream_of(say_hello) as upstream, lean(allow_address=bool) as transport:
         assert await answer_to(transport, upstream.ask()) == b"hello"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of its own authority, for `localhost` only."""
-    openssl = which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"]
-    options += [
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-    ]
-    made = subprocess.run([openssl, *options], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("this openssl can't make the certificate")
-    return cert, key
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
