@@ -122,7 +122,7 @@ def _make(names: Sequence[str], site: Site) -> list[Target | Missing]:
     if {ROUTER, ROUTER_LARGE} & set(names):
         # A first import writes the bytecode: what is measured is not the compiler.
         subprocess.run(
-            [sys.executable, "-c", "import router.app"],
+            [sys.executable, "-c", "import local_agent.app, router.app"],
             env=plain_environment({"PYTHONPATH": str(ROOT), "IIR_HOME": str(site.folder)}),
             cwd=site.folder,
             check=False,

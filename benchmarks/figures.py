@@ -9,6 +9,7 @@ from statistics import median
 DIRECT = "direct"
 ROUTER = "router"
 ROUTER_LARGE = "router, 10,000 models"
+AGENT = "agent"
 REFERENCE = "vllm-router"
 LITELLM = "litellm"
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.figures import DIRECT, LITELLM, REFERENCE, ROUTER, ROUTER_LARGE
+from benchmarks.figures import AGENT, DIRECT, LITELLM, REFERENCE, ROUTER, ROUTER_LARGE
 from benchmarks.machine import ROOT
 from benchmarks.processes import free_port, plain_environment
 from benchmarks.registry import MODEL, fill_registry, make_registry
 
 NGINX = "nginx"
-NAMES = (DIRECT, ROUTER, ROUTER_LARGE, NGINX, REFERENCE, LITELLM)
+NAMES = (DIRECT, ROUTER, ROUTER_LARGE, AGENT, NGINX, REFERENCE, LITELLM)
 LARGE_MODELS, LARGE_ENDPOINTS = 10_000, 1_000
 
 
@@ -100,6 +100,28 @@ def _router(site: Site, name: str, *, is_large: bool) -> Target:
         key=key,
         only_small=is_large,
     )
+
+
+def agent(site: Site) -> Target:
+    """Return the agent, asked by itself, with one model on a server that runs already."""
+    folder = site.subfolder(AGENT)
+    url = f"http://127.0.0.1:{site.upstreams[0]}"
+    config = {"known_models": False, "models": [{"id": MODEL, "engine": "external", "url": url}]}
+    path = folder / "agent.yaml"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    port = free_port()
+    env = plain_environment(
+        {
+            "AGENT_CONFIG": str(path),
+            "AGENT_PORT": str(port),
+            "IIR_HOME": str(folder),
+            "LOG_JSON": "true",
+            "LOG_LEVEL": "info",
+            "PYTHONPATH": str(ROOT),
+        }
+    )
+    command = [sys.executable, "-m", "local_agent", "serve"]
+    return Target(name=AGENT, port=port, folder=folder, command=command, env=env)
 
 
 def vllm_router(site: Site) -> Target | Missing:
@@ -196,6 +218,7 @@ MAKERS: dict[str, Callable[[Site], Target | Missing]] = {
     DIRECT: direct,
     ROUTER: router,
     ROUTER_LARGE: router_large,
+    AGENT: agent,
     NGINX: nginx,
     REFERENCE: vllm_router,
     LITELLM: litellm,

@@ -27,10 +27,11 @@ from local_agent.config import AgentConfig
 from local_agent.config_file import ConfigError, load_config, to_deployments
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import candidates
-from local_agent.control.credential import is_same_router, load_credential, read_credential
+from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
+from local_agent.control.trust import CaFileUnusable, router_trust
 from local_agent.doctor.examine import examine
 from local_agent.domain import WorkerEvent
 from local_agent.engines import ENGINES
@@ -106,7 +107,10 @@ class Agent:
             labels=lambda: self._taken.config.labels,
         )
         self._router = httpx.AsyncClient(
-            base_url=settings.router_url.rstrip("/"), timeout=5.0, trust_env=False
+            base_url=settings.router_url.rstrip("/"),
+            timeout=5.0,
+            trust_env=False,
+            verify=router_trust(settings.router_ca_file),
         )
         self.lease = LeaseClient(
             client=self._router,
@@ -128,6 +132,8 @@ class Agent:
                         run_dir=home / "run" / "workers",
                         log_dir=home / "logs",
                         env=self.settings.environment(),
+                        interpreters=self.settings.interpreters,
+                        hub=self.settings.hub_environment,
                     ),
                     _containers(self.settings, self.identity.agent_id),
                 ),
@@ -179,6 +185,14 @@ class Agent:
             self._log.info("router_chosen", source="credential")
         return found.secret
 
+    def _standing(self) -> dict[str, str]:
+        """Return how the agent stands with its router and its file, and what is in the way."""
+        config = self._reloader.problem or "ok"
+        standing = {"lease": self.lease.status.value, "config": config}
+        if self.lease.problem is not None:
+            standing["lease_problem"] = self.lease.problem
+        return standing
+
     def drain(self) -> None:
         """Say that nothing new should come; called when the process is told to stop."""
         self._is_ready = False
@@ -194,6 +208,8 @@ class Agent:
 
     async def _hold_lease(self) -> None:
         """Hold the lease; a defect there must not end what local clients use."""
+        if is_exposed(self.settings.token_path):
+            self._log.warning("credential_readable_by_others", next_step="iir-agent rotate")
         while True:
             try:
                 await self.lease.run()
@@ -219,6 +235,7 @@ class Agent:
     def _use_taken(self) -> None:
         config, residency = self._taken.config, self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
+        residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
@@ -238,7 +255,7 @@ class Agent:
         rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,
@@ -272,8 +289,7 @@ class Agent:
         app.include_router(
             health_routes(
                 lambda: self._is_ready,
-                lambda: self.lease.status.value,
-                lambda: self._reloader.problem,
+                self._standing,
                 agent_metrics(self.supervisor),
             )
         )
@@ -317,7 +333,7 @@ def serve(settings: AgentSettings) -> None:
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
             agent = Agent(settings, config, listener.getsockname()[1])
-        except ConfigError as exc:
+        except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
         except IdentityTaken as exc:
             raise SystemExit(
@@ -337,16 +353,12 @@ def _containers(settings: AgentSettings, agent_id: str) -> ContainerLauncher:
 
         return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=15.0)
 
-    token = settings.hf_token
-    hub = {"HF_TOKEN": token.get_secret_value()} if token else {}
-    if "hf_endpoint" in settings.model_fields_set:
-        hub["HF_ENDPOINT"] = settings.hf_endpoint
     return ContainerLauncher(
         agent_id=agent_id,
         connect=connect,
         run_dir=settings.iir_home / "run",
         log_dir=settings.iir_home / "logs",
-        secrets=hub,
+        secrets=settings.hub_environment,
     )
 
 
@@ -369,7 +381,7 @@ def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
 
 def _refuse_unreachable(settings: AgentSettings) -> None:
     """Refuse to listen to a network without a credential: nobody could use it rightfully."""
-    if is_loopback(settings.agent_host) or read_credential(settings.token_path) is not None:
+    if is_loopback(settings.agent_host) or load_credential(settings.token_path) is not None:
         return
     raise SystemExit(
         f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "

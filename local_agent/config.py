@@ -19,12 +19,12 @@ from pydantic import (
 
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
-from local_agent.memory.residency import MIN_RESIDENCY_S
+from local_agent.queue_config import QueueFields, SwapFields
 from local_agent.weights.source import Source, parse_source
 from shared.contracts.apis import APIS
 
-WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm_docker"})
-"""Engines that take no `source`."""
+WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm", "vllm_docker"})
+"""Engines that need no `source`."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,255}$")]
 
@@ -79,7 +79,7 @@ Sources = Annotated[
 ]
 
 
-class ModelConfig(_Entry):
+class ModelConfig(_Entry, QueueFields):
     """One model."""
 
     id: Name = Field(description="The name that clients send.")
@@ -95,7 +95,6 @@ class ModelConfig(_Entry):
     context: int = Field(
         default=4096, ge=1, le=16_777_216, description="Context per request, in tokens."
     )
-    parallel: int = Field(default=2, ge=1, le=256, description="Requests served at once.")
     preload: bool = Field(default=False, description="Load at the agent's start.")
     pin: bool = Field(default=False, description="Never unload it for another model, or by `ttl`.")
     ttl: float | None = Field(
@@ -165,7 +164,7 @@ class ModelConfig(_Entry):
             raise ValueError(f"`url` is for engine external, not for {self.engine}")
         if self.apis is not None and not self.is_external:
             raise ValueError(f"`apis` is for engine external, not for {self.engine}")
-        if self.engine in WITHOUT_WEIGHTS and self.source:
+        if self.engine in WITHOUT_WEIGHTS - {"vllm"} and self.source:
             raise ValueError(f"engine {self.engine} takes no `source`")
         if not self.source and not self.is_external and self.engine not in WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
@@ -189,7 +188,7 @@ class ModelConfig(_Entry):
         return self
 
 
-class AgentConfig(_Entry):
+class AgentConfig(_Entry, SwapFields):
     """The whole file."""
 
     models: tuple[ModelConfig, ...] = Field(default=(), description="The models of this host.")
@@ -204,11 +203,6 @@ class AgentConfig(_Entry):
     )
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
-    )
-    min_residency_s: float = Field(
-        default=MIN_RESIDENCY_S,
-        ge=0,
-        description="Seconds that a loaded model stays before it makes room for another.",
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
 

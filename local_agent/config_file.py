@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from local_agent.config import WITHOUT_WEIGHTS, AgentConfig, ModelConfig
 from local_agent.domain import Deployment, ModelId
 from local_agent.variables import UsedVariables
+from local_agent.weights.source import model_folder
 from local_agent.weights.store import WeightStore
 from local_agent.yaml_text import Document, Loc, YamlError, parse
 
@@ -121,13 +122,17 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             aliases=model.aliases,
             weights=_weights(model, weights),
             context_tokens=model.context,
-            parallel=model.parallel,
+            parallel=model.parallel or 2,
             preload=model.preload,
             pin=model.pin,
             ttl_s=model.ttl,
             memory_mb=model.memory,
             weight=model.weight,
             external_url=model.url,
+            external_parallel=model.parallel if model.is_external else None,
+            max_queue=model.max_queue,
+            queue_max_wait_s=model.queue_max_wait,
+            priority=model.priority,
             upstream_name=model.upstream_name,
             apis=model.apis,
             options=dict(model.options),
@@ -139,7 +144,8 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
 def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
     if not model.sources:
         return None
-    return weights.find(ModelId(model.id), [source.ref for source in model.sources])
+    found = model_folder(model.sources) if model.engine == "vllm" else None
+    return found or weights.find(ModelId(model.id), [source.ref for source in model.sources])
 
 
 def _fields(document: Document, variables: UsedVariables) -> dict[str, Any]:

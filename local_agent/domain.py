@@ -11,6 +11,10 @@ from typing import NewType
 
 ModelId = NewType("ModelId", str)
 
+MAX_QUEUE = 64
+QUEUE_MAX_WAIT_S = 120.0
+"""Bounds of a model's queue where its configuration gives none."""
+
 
 class WorkerState(str, Enum):
     """Where a worker is in its life; "busy" is a number, not a state."""
@@ -32,11 +36,13 @@ class WorkerState(str, Enum):
 class Deployment:
     """A model with its engine and options on this host.
 
-    `weights` is a file below `$IIR_HOME/models`, or None while they are not pulled (or when the
+    `weights` is a file below `$IIR_HOME/models`, a model's folder where it lies, or None while they are not pulled (or when the
     engine needs none). `apis` are those of `APIS` that a server speaks which runs already (None: what
     most do). `options` are the engine's own, already validated. `memory_mb` is what it takes (None:
     it is estimated), `ttl_s` after how many idle seconds it goes (None: never), `weight` how dear its
-    absence is.
+    absence is. `parallel` are the requests that an engine of ours is started for, `external_parallel`
+    those that somebody else's server gets at once (None: any number). `max_queue` requests may wait,
+    each for `queue_max_wait_s` while the model serves; models of more `priority` get memory first.
     """
 
     model: ModelId
@@ -51,6 +57,10 @@ class Deployment:
     memory_mb: int | None = None
     weight: float = 1.0
     external_url: str | None = None
+    external_parallel: int | None = None
+    max_queue: int = MAX_QUEUE
+    queue_max_wait_s: float = QUEUE_MAX_WAIT_S
+    priority: int = 0
     upstream_name: str | None = None
     apis: tuple[str, ...] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +87,7 @@ class WorkerStatus:
     """What is observed of one worker. Times are seconds of the agent's monotonic clock.
 
     `since` is when it entered its state; `failures` are the times of the recent ones, oldest first.
+    `waiting` are requests in the agent, which were not sent yet.
     """
 
     state: WorkerState = WorkerState.COLD
@@ -85,6 +96,7 @@ class WorkerStatus:
     failures: tuple[float, ...] = ()
     not_before: float = 0.0
     in_flight: int = 0
+    waiting: int = 0
     reason: str | None = None
 
 
@@ -105,7 +117,10 @@ class WorkerEvent:
 class WorkerView:
     """One worker as the status API and `iir-agent ps` show it.
 
-    `memory_mb` is what it holds in the ledger; `ttl_s` after how many idle seconds it goes.
+    `in_flight` is what the agent sent it; `running` and `waiting` are all requests that its engine works
+    on, or that wait there or in the agent, those of other clients included. `max_queue` may wait in the
+    agent, the next one for about `expected_wait_s`. `memory_mb` is what it holds in the ledger; `ttl_s`
+    after how many idle seconds it goes.
     """
 
     model: ModelId
@@ -118,6 +133,10 @@ class WorkerView:
     memory_mb: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
+    running: int = 0
+    waiting: int = 0
+    max_queue: int = 0
+    expected_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +226,15 @@ class EngineLoad:
 class HostFacts:
     """What engines need to know of the host.
 
-    `images` are images that the operator allows beside the known ones; `container_problem` says why
-    no container can run, whatever the engine: None if one may.
+    `environments` names the Python environments that engines have to themselves here. `images` are
+    images that the operator allows beside the known ones; `container_problem` says why no container
+    can run, whatever the engine: None if one may.
     """
 
     platform: str
     arch: str
     memory_mb: int
     modules: frozenset[str] = frozenset()
+    environments: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
     container_problem: str | None = None

@@ -14,4 +14,9 @@ from local_agent.settings import AgentSettings
 def host_of(settings: AgentSettings) -> HostFacts:
     """Return the facts of this host, read now."""
     problem = address_problem(settings.environment(), Path.home())
-    return replace(host_facts(), images=settings.images, container_problem=problem)
+    return replace(
+        host_facts(),
+        environments=frozenset(settings.interpreters),
+        images=settings.images,
+        container_problem=problem,
+    )

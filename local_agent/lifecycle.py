@@ -63,6 +63,8 @@ TRANSITIONS: Mapping[tuple[S, Event], S] = {
     (S.EXTERNAL, Event.STOP): S.STOPPING,
 }
 
+# a tuple: each request asks, and the hash of an enum's member is computed in Python
+SERVING = (S.READY, S.EXTERNAL)
 ALIVE = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING, S.STOPPING, S.EXTERNAL})
 """States in which something of the worker runs: a process, or the watch over an external server."""
 

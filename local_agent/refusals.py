@@ -5,11 +5,18 @@ from __future__ import annotations
 from local_agent.catalog import Entry
 from local_agent.domain import ModelId, WorkerState, WorkerStatus
 from local_agent.errors import ModelOnItsWay, ModelUnavailable, WorkerGone
-from shared.http.errors import ApiError, ModelNotFound, ModelNotPulled
+from shared.http.errors import (
+    ApiError,
+    ModelNotFound,
+    ModelNotPulled,
+    QueueFull,
+    QueueTimeout,
+    error_body,
+)
 
-_LOAD_GUESS_S = 5.0
 _EXTERNAL_RETRY_S = 5.0
 _STOPPING_RETRY_S = 5.0
+_MOST_RETRY_S = 60.0
 _NO_RETRY = (("x-should-retry", "false"),)
 """Tells OpenAI's SDKs that another try won't help."""
 
@@ -24,27 +31,67 @@ def stopping() -> ModelUnavailable:
     return ModelUnavailable("the agent is stopping", retry_after_s=_STOPPING_RETRY_S)
 
 
-def loading(model: ModelId, elapsed_s: float, load_s: float | None) -> ModelOnItsWay:
+def loading(model: ModelId, elapsed_s: float, expected_s: float) -> ModelOnItsWay:
     """Return the error for a model that needs longer than the caller waits.
 
     Args:
         model: its id.
         elapsed_s: since when it loads.
-        load_s: how long its last load took, if it is known.
+        expected_s: how long a load takes, as far as it is known.
     """
-    return ModelOnItsWay(
-        f"model {model} is loading, for {elapsed_s:.0f} s so far; try again soon",
-        retry_after_s=max(1.0, (load_s or _LOAD_GUESS_S) - elapsed_s),
-    )
+    text = f"model {model} is loading, for {elapsed_s:.0f} s so far; try again soon"
+    return _on_its_way(text, "loading", elapsed_s, expected_s)
 
 
-def waiting(model: ModelId) -> ModelOnItsWay:
-    """Return the error for a model that waits for the memory of others, for too long for the caller."""
-    return ModelOnItsWay(
+def waiting(model: ModelId, elapsed_s: float, expected_s: float) -> ModelOnItsWay:
+    """Return the error for a model that waits for the memory of others, for too long for the caller.
+
+    Like `loading`; `elapsed_s` is since when it waits.
+    """
+    text = (
         f"model {model} waits until other models have made room; try again soon, or see"
-        f" `iir-agent plan {model}`",
-        retry_after_s=_LOAD_GUESS_S,
+        f" `iir-agent plan {model}`"
     )
+    return _on_its_way(text, "waiting", elapsed_s, expected_s)
+
+
+def _on_its_way(text: str, phase: str, elapsed_s: float, expected_s: float) -> ModelOnItsWay:
+    """Return the error with the progress beside its message."""
+    is_loading = phase == "loading"
+    left_s = expected_s - elapsed_s if is_loading else expected_s
+    error = ModelOnItsWay(text, retry_after_s=max(1.0, left_s))
+    progress = {
+        "phase": phase,
+        "elapsed_s": round(elapsed_s, 1),
+        "expected_s": round(expected_s, 1),
+        "fraction": round(min(1.0, elapsed_s / max(expected_s, 0.1)), 2) if is_loading else 0.0,
+    }
+    error.reshape(error_body(text, type_=error.type, code=error.code, progress=progress))
+    return error
+
+
+def busy(model: ModelId, expected_s: float) -> QueueTimeout:
+    """Return the error for who waited for a slot for too long, or would not wait.
+
+    `expected_s` is how long the next one would wait.
+    """
+    return QueueTimeout(
+        f"all slots of model {model} are taken, and none came free in time; try again later",
+        retry_after_s=_retry_s(expected_s),
+    )
+
+
+def full(model: ModelId, waiting: int, expected_s: float) -> QueueFull:
+    """Return the error for who comes when as many wait as may; `expected_s` as for `busy`."""
+    return QueueFull(
+        f"{waiting} requests wait for model {model} already, as many as may (`max_queue` in the"
+        " agent's YAML file); try again later",
+        retry_after_s=_retry_s(expected_s),
+    )
+
+
+def _retry_s(expected_s: float) -> float:
+    return max(1.0, min(expected_s, _MOST_RETRY_S))
 
 
 def refusal(entry: Entry, status: WorkerStatus, now: float) -> ApiError | None:

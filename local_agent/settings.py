@@ -79,9 +79,19 @@ class AgentSettings(BaseServiceSettings):
         description="Images that workers in containers may use beside vLLM's own, as `NAME:TAG`, "
         "separated by commas. They run as vLLM's do: only name what you trust.",
     )
+    agent_vllm_python: Path | None = Field(
+        default=None,
+        description="Interpreter of the Python environment that has vLLM, for the engine `vllm`. "
+        "Default: `$IIR_HOME/engines/vllm/bin/python`, if it is there.",
+    )
     router_url: str = Field(
         default="http://127.0.0.1:8000",
         description="The agent's router. Unset: the one that the agent has joined, else the default.",
+    )
+    router_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file with the authorities that may vouch for the router's certificate, and "
+        "no others do. Unset: the public ones, and those that the agent's system trusts.",
     )
     iir_join_token: SecretStr | None = Field(
         default=None,
@@ -122,6 +132,21 @@ class AgentSettings(BaseServiceSettings):
     def models_dir(self) -> Path:
         """Return the folder of the weights."""
         return self.iir_home / "models"
+
+    @property
+    def interpreters(self) -> Mapping[str, str]:
+        """Return, by engine, the interpreters of those Python environments that are there."""
+        python = self.agent_vllm_python or self.iir_home / "engines" / "vllm" / "bin" / "python"
+        python = python.expanduser().absolute()
+        return {"vllm": str(python)} if os.access(python, os.X_OK) else {}
+
+    @property
+    def hub_environment(self) -> Mapping[str, str]:
+        """Return what an engine that fetches weights itself needs: the hub's token and its mirror."""
+        hub = {"HF_TOKEN": self.hf_token.get_secret_value()} if self.hf_token else {}
+        if "hf_endpoint" in self.model_fields_set:
+            hub["HF_ENDPOINT"] = self.hf_endpoint
+        return hub
 
     @property
     def images(self) -> frozenset[str]:

@@ -6,13 +6,13 @@ and waits for a change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import anyio
 from anyio.abc import TaskGroup
 
 from local_agent import refusals
+from local_agent.admission import Admission
 from local_agent.catalog import Entry, catalog
 from local_agent.domain import (
     Action,
@@ -45,7 +45,6 @@ from local_agent.ports import Engine
 from local_agent.views import worker_view
 from local_agent.worker import Surroundings, Worker
 from shared.contracts.agents import AgentModel
-from shared.http.errors import ModelLoading
 from shared.kit.clock import Clock, wall_time
 from shared.kit.plugins import Plugins
 
@@ -85,6 +84,13 @@ class Supervisor:
             around.clock, Ledger(budget_mb(host)), weights_bytes
         )
         self._workers: dict[ModelId, Worker] = {}
+        self.admission = Admission(
+            workers=self._workers,
+            residency=self.residency,
+            journal=self._journal,
+            clock=around.clock,
+            wake=self._wake,
+        )
         self._woken = anyio.Event()
         self._is_running = False
         self._is_stopping = False
@@ -139,62 +145,9 @@ class Supervisor:
         """Wake who waits in `changed`, for news that is not the supervisor's own."""
         self._journal.notify()
 
-    async def ensure_ready(
-        self, model: ModelId, deadline_s: float, *, request_id: str | None = None
-    ) -> Upstream:
-        """Return where the model serves; load it first if need be.
-
-        Many may ask at once: they wait for the same load. Open `slot` right after the return,
-        without an await between.
-
-        Args:
-            model: an id, as `resolve` gives it.
-            deadline_s: how long to wait for a load; with 0 a load is started, but not waited for.
-            request_id: who asks, for the events.
-
-        Raises:
-            ModelNotFound: nobody knows this id.
-            ModelNotPulled: the weights are not on this host.
-            ModelLoading: not ready within the deadline.
-            InsufficientMemory: it does not fit beside what has to stay.
-            Unavailable: it can't run here, has failed and waits for its next start, is
-                quarantined, or the agent is stopping.
-        """
-        upstream = self._upstream(model)
-        if upstream is not None:
-            return upstream
-        self._ask(model, request_id)
-        try:
-            with self.residency.waiting(model), anyio.move_on_after(max(0.0, deadline_s)):
-                while upstream is None:
-                    await self._journal.next()
-                    upstream = self._upstream(model)
-                    self._ask(model, request_id)  # it may have been sent away meanwhile
-        finally:
-            self._wake()  # as long as this waited, the model was not to be sent away
-        if upstream is None:
-            raise self._loading(model)
-        return upstream
-
-    @contextmanager
-    def slot(self, model: ModelId) -> Iterator[None]:
-        """Count a request as in-flight for as long as the context is open.
-
-        Raises:
-            ModelNotFound: there is no such worker.
-        """
-        worker = self._workers.get(model)
-        if worker is None:
-            raise refusals.unknown(model)
-        worker.enter()
-        self.residency.entered(model)
-        try:
-            yield
-        finally:
-            worker.leave()
-            # a drain may be over, or somebody waits for memory; else nothing depends on the count
-            if self.residency.left(model) or worker.upstream is None:
-                self._wake()
+    async def ensure_ready(self, model: ModelId, deadline_s: float) -> Upstream:
+        """See `Admission.ensure_ready`; requests come by `Admission.admit`."""
+        return await self.admission.ensure_ready(model, deadline_s)
 
     # -- what others want -----------------------------------------------------------------------
 
@@ -205,6 +158,10 @@ class Supervisor:
         """
         self._catalog = catalog(deployments, self._engines, self._host)
         self.residency.set_entries(self._catalog.entries)
+        for model in self._catalog.entries:
+            if model not in self._workers:
+                self._workers[model] = Worker(model, self._around, self._observe)
+        self.admission.set_entries(self._catalog.entries)
         self._journal.notify()
         self._wake()
 
@@ -261,6 +218,7 @@ class Supervisor:
         Returns when no process is left, and so does `run`.
         """
         self._is_stopping, self.drain_s = True, grace_s
+        self.admission.close()
         self._journal.notify()
         self._wake()
         while self._is_running:
@@ -278,6 +236,8 @@ class Supervisor:
     def _reconcile(self, group: TaskGroup) -> None:
         """Act until the plan is empty."""
         while True:
+            # first, so that a model that has just been loaded for somebody is busy with them
+            self.admission.settle()
             observed = self._observed()
             self.residency.settle(observed)
             now = self._around.clock()
@@ -333,9 +293,6 @@ class Supervisor:
         return not self._is_stopping and (is_in_memory or is_external)
 
     def _observed(self) -> dict[ModelId, WorkerStatus]:
-        for model in self._catalog.entries:
-            if model not in self._workers:
-                self._workers[model] = Worker(model, self._around, self._observe)
         return {model: worker.status for model, worker in self._workers.items()}
 
     async def _until_woken(self) -> None:
@@ -343,6 +300,7 @@ class Supervisor:
         dues = (
             next_due(self._desired(observed), observed, drain_s=self.drain_s),
             self.residency.next_due(observed),
+            self.admission.next_due(),
         )
         due = min((at for at in dues if at is not None), default=None)
         wait_s = None if due is None else max(0.0, due - self._around.clock())
@@ -365,36 +323,3 @@ class Supervisor:
 
     def _wake(self) -> None:
         self._woken.set()
-
-    # -- answers --------------------------------------------------------------------------------
-
-    def _upstream(self, model: ModelId) -> Upstream | None:
-        """Return where it serves, None if it will soon; raise if it won't."""
-        entry = self._catalog.entries.get(model)
-        if entry is None:
-            raise refusals.unknown(model)
-        worker = self._workers.get(model)
-        if self._is_stopping:
-            raise refusals.stopping()
-        if worker is not None and worker.upstream is not None:
-            return worker.upstream
-        status = worker.status if worker else WorkerStatus()
-        refused = refusals.refusal(entry, status, self._around.clock())
-        if refused is not None:
-            raise refused
-        outlook = None if entry.deployment.external_url else self.residency.refusal(model)
-        if outlook is not None:
-            raise outlook.refusal()
-        return None
-
-    def _ask(self, model: ModelId, request_id: str | None) -> None:
-        if self.residency.ask(model, request_id):
-            self._wake()
-
-    def _loading(self, model: ModelId) -> ModelLoading:
-        worker = self._workers.get(model)
-        if worker is None or worker.status.state not in ALIVE:
-            is_queued = self.residency.is_queued(model)
-            return refusals.waiting(model) if is_queued else refusals.loading(model, 0.0, None)
-        elapsed_s = max(0.0, self._around.clock() - worker.status.since)
-        return refusals.loading(model, elapsed_s, worker.load_s)

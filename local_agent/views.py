@@ -12,7 +12,7 @@ def worker_view(
     model: ModelId, worker: Worker, entry: Entry | None, residency: Residency, now: float
 ) -> WorkerView:
     """Return what is to be seen of a worker; `entry` is None if its model was removed."""
-    status = worker.status
+    status, load, line = worker.status, worker.load, worker.line
     return WorkerView(
         model=model,
         engine=entry.deployment.engine if entry else "",
@@ -24,4 +24,8 @@ def worker_view(
         memory_mb=residency.ledger.held.get(model, 0),
         is_pinned=residency.is_pinned(model),
         ttl_s=entry.deployment.ttl_s if entry else None,
+        running=load.running,
+        waiting=load.waiting,
+        max_queue=line.max_waiting,
+        expected_wait_s=line.expected_wait_s,
     )

@@ -6,6 +6,7 @@ state is looked at again afterwards, never remembered from before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,17 +15,36 @@ from typing import NoReturn
 
 import anyio
 
-from local_agent.domain import Deployment, ModelId, Upstream, WorkerState, WorkerStatus
-from local_agent.lifecycle import Event, FailureRule, advance, is_legal
+from local_agent.domain import (
+    Deployment,
+    EngineLoad,
+    ModelId,
+    Upstream,
+    WorkerState,
+    WorkerStatus,
+)
+from local_agent.lifecycle import SERVING, Event, FailureRule, advance, is_legal
+from local_agent.line import Line
+from local_agent.load import total_load
+from local_agent.memory.meter import weights_bytes
 from local_agent.ports import ContainerError, Engine, HttpProber, Launch, Process, ProcessLauncher
 from local_agent.process import cause_of, free_port
+from local_agent.process.log import TAIL_LINES
 from shared.kit.clock import Clock
 
 _GIB = 1024**3
-_TAIL_LINES = 20
+_METRICS = "/metrics"
+_MOST_METRICS_BYTES = 1024 * 1024
+_METRICS_TRIES = 3
 
-Ask = Callable[[], Awaitable[bool]]
-"""Asks the engine whether it serves."""
+
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """What an engine is asked from time to time: whether it serves, and what it has to do."""
+
+    serves: Callable[[], Awaitable[bool]]
+    load: Callable[[], Awaitable[None]]
+
 
 Observer = Callable[[ModelId, WorkerStatus, WorkerStatus, "str | None"], None]
 """Called after each transition with the model, both statuses and the request that caused it."""
@@ -56,48 +76,53 @@ class Surroundings:
 
 
 class Worker:
-    """One deployment's process, or the watch over an external server, and its state."""
+    """One deployment's process, or the watch over an external server, and its state.
+
+    `line` are its slots and who waits for them: whoever fills it sees to it that it is emptied.
+    """
 
     def __init__(self, model: ModelId, around: Surroundings, observe: Observer) -> None:
-        self._model = model
+        self.model = model
+        self.line = Line()
         self._around = around
         self._observe = observe
         self._status = WorkerStatus(since=around.clock())
-        self._in_flight = 0
         self._upstream: Upstream | None = None
         self._process: Process | None = None
-        self._scope = anyio.CancelScope()
-        self._load_s: float | None = None
+        self._scope: anyio.CancelScope  # made by `begin`: scopes are made inside an event loop only
         self._end = Event.FAILED
+        self._told: EngineLoad | None = None
+        self._sent_then = 0
+        self._metrics_tries: float = _METRICS_TRIES
 
     @property
     def status(self) -> WorkerStatus:
         """Return what is observed now."""
-        return replace(self._status, in_flight=self._in_flight)
+        line = self.line
+        return replace(self._status, in_flight=line.in_flight, waiting=line.waiting)
 
     @property
     def upstream(self) -> Upstream | None:
         """Return where it serves; None unless it is ready for new requests."""
-        is_ready = self._status.state in {WorkerState.READY, WorkerState.EXTERNAL}
-        return self._upstream if is_ready else None
+        return self._upstream if self._status.state in SERVING else None
+
+    @property
+    def open_since(self) -> float | None:
+        """Return since when it takes requests; None if it does not."""
+        return None if self.upstream is None else self._status.since
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return the requests that it has to do with: in the line, and in the engine by others too."""
+        line = self.line
+        return total_load(
+            sent=line.in_flight, queued=line.waiting, told=self._told, sent_then=self._sent_then
+        )
 
     @property
     def pid(self) -> int | None:
         """Return the process id, None while there is no process."""
         return self._process.pid if self._process else None
-
-    @property
-    def load_s(self) -> float | None:
-        """Return how long the last successful load took."""
-        return self._load_s
-
-    def enter(self) -> None:
-        """Count a request that is sent upstream."""
-        self._in_flight += 1
-
-    def leave(self) -> None:
-        """Count it as finished."""
-        self._in_flight -= 1
 
     def begin(self, deployment: Deployment, request_id: str | None = None) -> None:
         """Say that `live` follows: from now on the worker is alive.
@@ -107,6 +132,7 @@ class Worker:
         """
         self._scope = anyio.CancelScope()
         self._upstream = None
+        self._told, self._metrics_tries = None, _METRICS_TRIES
         self._end = Event.FAILED
         self._apply(Event.START, config_hash=deployment.config_hash, request_id=request_id)
 
@@ -152,14 +178,26 @@ class Worker:
         port = self._around.free_port()
         launch = engine.launch(deployment, port)
         if launch is None:
-            return await self._attach(self._serves_at(_root(deployment, None), deployment, engine))
+            return await self._attach(self._questions(_root(deployment, None), deployment, engine))
         return await self._carry(deployment, launch, port, engine)
 
-    def _serves_at(self, root: str, deployment: Deployment, engine: Engine) -> Ask:
-        """Take the address below which `/v1` lies; return how to ask whether it serves."""
+    def _questions(self, root: str, deployment: Deployment, engine: Engine) -> _Questions:
+        """Take the address below which `/v1` lies; return what to ask there."""
         self._upstream = Upstream(f"{root}/v1", engine.upstream_name(deployment))
         probe = engine.readiness()
-        return partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s)
+        return _Questions(
+            partial(self._around.prober.ok, f"{root}{probe.path}", probe.timeout_s),
+            partial(self._read_load, f"{root}{_METRICS}", probe.timeout_s, engine),
+        )
+
+    async def _read_load(self, url: str, timeout_s: float, engine: Engine) -> None:
+        """Ask the engine what it has to do; one that never tells is not asked on and on."""
+        if self._metrics_tries <= 0:
+            return
+        text = await self._around.prober.text(url, timeout_s, _MOST_METRICS_BYTES)
+        self._metrics_tries = self._metrics_tries - 1 if text is None else math.inf
+        self._told = None if text is None else engine.parse_load(text)
+        self._sent_then = self.line.in_flight
 
     async def _carry(
         self, deployment: Deployment, launch: Launch, port: int, engine: Engine
@@ -175,7 +213,7 @@ class Worker:
                 self._end = Event.HELD_UP
             return f"the engine can't be started: {error.strerror or 'unknown error'}"
         self._process = process
-        ask = self._serves_at(_root(deployment, process.port), deployment, engine)
+        questions = self._questions(_root(deployment, process.port), deployment, engine)
         if not self._try(Event.SPAWNED):
             return None
         causes: list[str] = []
@@ -183,12 +221,12 @@ class Worker:
 
             async def watch_exit() -> None:
                 code = await process.wait()
-                cause = process.exit_cause or cause_of(code, process.log_tail(_TAIL_LINES))
+                cause = process.exit_cause or cause_of(code, process.log_tail(TAIL_LINES))
                 self._fail(causes, cause)
                 group.cancel_scope.cancel()
 
             async def watch_health() -> None:
-                self._fail(causes, await self._watch_health(deployment, ask))
+                self._fail(causes, await self._watch_health(deployment, questions))
                 group.cancel_scope.cancel()
 
             group.start_soon(watch_exit)
@@ -200,31 +238,33 @@ class Worker:
         causes.append(cause)
         self._try(Event.UNHEALTHY, cause)
 
-    async def _watch_health(self, deployment: Deployment, ask: Ask) -> str:
+    async def _watch_health(self, deployment: Deployment, ask: _Questions) -> str:
         """Wait until it serves, then watch that it goes on; return what is wrong."""
         limits = self._around.limits
-        limit_s = limits.loading_s + limits.loading_s_per_gib * _weights_gib(deployment)
+        limit_s = limits.loading_s + limits.loading_s_per_gib * weights_bytes(deployment) / _GIB
         with anyio.move_on_after(limit_s) as loading:
-            while not await ask():  # noqa: ASYNC110 - nothing but asking tells
+            while not await ask.serves():  # noqa: ASYNC110 - nothing but asking tells
                 await anyio.sleep(limits.loading_probe_every_s)
         if loading.cancelled_caught:
             return f"it was not ready within {limit_s:.0f} s"
-        self._load_s = self._around.clock() - self._status.since
         self._try(Event.LOADED)
         strikes = 0
         while strikes < limits.strikes:
+            if not strikes:
+                await ask.load()
             await anyio.sleep(limits.health_every_s)
-            strikes = 0 if await ask() else strikes + 1
+            strikes = 0 if await ask.serves() else strikes + 1
         return f"it failed its health check {strikes} times in a row"
 
-    async def _attach(self, ask: Ask) -> NoReturn:
+    async def _attach(self, ask: _Questions) -> NoReturn:
         """Watch a server that somebody else runs, for as long as it is wanted."""
         self._try(Event.SPAWNED)
         strikes = 0
         while True:
-            if await ask():
+            if await ask.serves():
                 strikes = 0
                 self._try(Event.ATTACHED)
+                await ask.load()
             else:
                 strikes += 1
                 self._miss(strikes)
@@ -269,7 +309,7 @@ class Worker:
             reason=reason,
             config_hash=config_hash,
         )
-        self._observe(self._model, before, self._status, request_id)
+        self._observe(self.model, before, self._status, request_id)
 
 
 def _root(deployment: Deployment, port: int | None) -> str:
@@ -277,10 +317,3 @@ def _root(deployment: Deployment, port: int | None) -> str:
     if port is not None:
         return f"http://127.0.0.1:{port}"
     return (deployment.external_url or "").rstrip("/").removesuffix("/v1")
-
-
-def _weights_gib(deployment: Deployment) -> float:
-    try:
-        return deployment.weights.stat().st_size / _GIB if deployment.weights else 0.0
-    except OSError:
-        return 0.0  # the engine will say what is wrong with them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -69,8 +70,14 @@ class Router:
     """One router process: its parts, and what runs beside requests."""
 
     def __init__(
-        self, settings: Settings, *, transport: Transport | None = None, clock: Clock = monotonic
+        self,
+        settings: Settings,
+        *,
+        transport: Transport | None = None,
+        clock: Clock = monotonic,
+        epoch: str | None = None,
     ) -> None:
+        """Build everything; processes that serve together share an `epoch`."""
         self.settings = settings
         self.clock = clock
         self.transport: Transport = transport or make_transport(settings.router_transport)
@@ -107,6 +114,7 @@ class Router:
             ttl_s=settings.router_lease_ttl_s,
             renew_s=settings.router_lease_renew_s,
             allowed_addresses=split_list(settings.router_agent_hosts),
+            epoch=epoch or make_epoch(),
         )
         self.joins = JoinDesk(StoredCredentials(self.writer), self.sync.look, clock)
         self._log = get_logger("router")
@@ -154,6 +162,7 @@ class Router:
                 tasks.start_soon(self._repeat, poll_s, self._follow)
                 tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
                 tasks.start_soon(self._watch_loop)
+                tasks.start_soon(self._repeat, _PROBE_SPARED_S, self.prober.look_at_silent)
                 if probe_s := self.settings.router_probe_s:
                     tasks.start_soon(self._repeat, probe_s, self.prober.look)
                     often_s = min(_PROBE_SPARED_S, probe_s)
@@ -185,6 +194,7 @@ class Router:
     async def _follow(self) -> None:
         before = self.sync.failures
         await self.sync.look()
+        self.fleet.forget_gone()
         self.fleet.waits.cut_lost()
         self.readiness.registry = self.sync.problem or "ok"
         self.metrics.registry_errors += self.sync.failures - before
@@ -223,7 +233,7 @@ class Router:
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
         routes: ASGIApp = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES),
+            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             access=access,
             dispatcher=self.dispatcher(),
             metrics=self.metrics,
@@ -280,9 +290,16 @@ class Router:
         return provider.zone if provider is not None else Zone.LOCAL
 
 
-def create_app(settings: Settings, *, transport: Transport | None = None) -> ASGIApp:
+def create_app(
+    settings: Settings, *, transport: Transport | None = None, epoch: str | None = None
+) -> ASGIApp:
     """Return the router as an ASGI application; nothing is opened before its start."""
-    return Router(settings, transport=transport).asgi()
+    return Router(settings, transport=transport, epoch=epoch).asgi()
+
+
+def make_epoch() -> str:
+    """Return what tells one start of the router from every other."""
+    return secrets.token_hex(8)
 
 
 def serve(settings: Settings) -> None:
@@ -315,7 +332,7 @@ def serve(settings: Settings) -> None:
 def _serve_workers(settings: Settings, listener: socket.socket) -> None:
     """Serve from several processes, which share the listener and agree through the registry."""
     config = uvicorn.Config(
-        partial(_worker_app, settings),
+        partial(_worker_app, settings, make_epoch()),
         factory=True,
         workers=settings.web_concurrency,
         **server_options(drain_s=settings.router_drain_s),  # type: ignore[arg-type] # uvicorn's own
@@ -323,10 +340,10 @@ def _serve_workers(settings: Settings, listener: socket.socket) -> None:
     Multiprocess(config, sockets=[listener]).run()
 
 
-def _worker_app(settings: Settings) -> ASGIApp:
+def _worker_app(settings: Settings, epoch: str) -> ASGIApp:
     """Return one worker's application; runs in the worker's process, which has no log yet."""
     configure_logs(level=settings.log_level, json=settings.log_json)
-    app = create_app(settings)
+    app = create_app(settings, epoch=epoch)
     settle()
     return app
 

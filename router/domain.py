@@ -40,7 +40,7 @@ class Endpoint:
     """An address that serves at least one model now.
 
     `base_url` ends before `/chat/completions` (`https://api.openai.com/v1`). `credential` goes to
-    the origin of `base_url` only.
+    the origin of `base_url` only. `incarnation` tells the starts of an agent apart; others have none.
     """
 
     id: EndpointId
@@ -48,7 +48,12 @@ class Endpoint:
     backend: str
     zone: Zone
     credential: str | None = field(default=None, repr=False)
-    is_agent: bool = False
+    incarnation: int | None = None
+
+    @property
+    def is_agent(self) -> bool:
+        """Tell whether a local agent is there."""
+        return self.incarnation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +79,8 @@ class Deployment:
 
     `paths` are the routes that it serves. `timeouts` hold for whole answers, `stream_timeouts` for
     streams, which have no total limit. `max_in_flight` is how many requests its `pool` takes at
-    once (None: no limit); all deployments with the same pool share its places.
+    once (None: no limit); all deployments with the same pool share its places. `is_loaded`: it can
+    serve at once, as far as is known.
     """
 
     endpoint: Endpoint
@@ -88,6 +94,7 @@ class Deployment:
     stream_timeouts: Timeouts = _DEFAULT_TIMEOUTS
     pool: str = ""
     max_in_flight: int | None = None
+    is_loaded: bool = True
 
 
 # Values that are made for each request are msgspec's structs: a frozen dataclass takes ten times as
@@ -124,12 +131,14 @@ class Call(msgspec.Struct, frozen=True):
     """A request on its way: facts, the decoded top level of the body, headers to pass on.
 
     `path` in the facts is relative to the API base (`/chat/completions`). `body` maps each
-    top-level key to its raw JSON; the backend replaces `model` and encodes it.
+    top-level key to its raw JSON; the backend replaces `model` and encodes it. `wait_s` is for how long
+    an agent may keep it waiting for a load or a slot (None: as long as it does by itself).
     """
 
     facts: RequestFacts
     body: Mapping[str, Raw]
     headers: tuple[tuple[str, str], ...] = ()
+    wait_s: float | None = None
 
 
 class Ranked(msgspec.Struct, frozen=True):
@@ -253,7 +262,8 @@ class AgentRecord:
     """An agent as the registry keeps it: whom its credential belongs to, and what it last said.
 
     `agent_id` is bound at the first registration with the credential. `lease_id` is None once the
-    agent gave its lease back. `heartbeat` is the last that was written, if any since registering.
+    agent gave its lease back. `heartbeat` is the last that was written, if any since registering, and
+    `renewed_at` when that was, in s since 1970.
     """
 
     row_id: int
@@ -262,6 +272,7 @@ class AgentRecord:
     registration: Registration | None = None
     lease_id: str | None = None
     heartbeat: Heartbeat | None = None
+    renewed_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

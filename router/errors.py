@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ApiError, Forbidden, Unauthorized, Unavailable
+from shared.http.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
 
 
 class NoEndpoint(Unavailable):
@@ -15,21 +15,6 @@ class CircuitOpen(Unavailable):
     """Every endpoint of the model has failed too often just now."""
 
     code = "circuit_open"
-
-
-class QueueFull(ApiError):
-    """Too many requests wait for the model's endpoints already."""
-
-    status = 429
-    type = "rate_limit_error"
-    code = "queue_full"
-    is_retryable = True
-
-
-class QueueTimeout(Unavailable):
-    """No endpoint of the model came free while the request waited."""
-
-    code = "queue_timeout"
 
 
 class UpstreamBusy(ApiError):
@@ -55,6 +40,14 @@ class AgentUnavailable(Unavailable):
     code = "agent_unavailable"
 
 
+class AgentLost(AgentUnavailable):
+    """The agent fell silent, started anew or was removed while a request waited for it."""
+
+    def __init__(self, message: str) -> None:
+        """Hold the message for the client."""
+        super().__init__(f"{message} Ask again.", retry_after_s=5)
+
+
 class ProviderNotConfigured(Unavailable):
     """The model's provider has no credential here."""
 
@@ -66,6 +59,12 @@ class ZoneRefused(Forbidden):
     """No candidate lies in the zone that the request is confined to."""
 
     code = "zone_refused"
+
+
+class LeaseProtocolUnsupported(BadRequest):
+    """The agent speaks another version of the lease protocol."""
+
+    code = "lease_protocol_unsupported"
 
 
 class AgentAddressRefused(Forbidden):

@@ -36,8 +36,11 @@ class Backend(Protocol):
         """
         ...
 
-    async def probe(self, endpoint: Endpoint) -> None:
+    async def probe(self, endpoint: Endpoint) -> bool:
         """Ask an endpoint whether it answers at all; the cheapest question its protocol has.
+
+        Returns:
+            Whether it gave what it was asked for, which it does not where it refuses the credential.
 
         Raises:
             ApiError: it can't be reached, or is out of order.
@@ -84,6 +87,7 @@ class LeaseStore(Protocol):
         Raises:
             Forbidden: the credential belongs to another agent, or was revoked.
             Conflict: a newer incarnation of the agent has registered.
+            NotFound: a newer message of the same incarnation was kept.
         """
         ...
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("router", "local_agent", "shared", "scripts", "benchmarks", "tests/soak")
+FOLDERS = ("router", "local_agent", "shared", "scripts", "benchmarks", "tests")
 MODULE_LINES = 400
 FUNCTION_LINES = 50
 NESTING = 3
@@ -17,11 +17,13 @@ _BLOCKS = (*_LOOPS, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 
 
 def findings(path: Path) -> Iterator[str]:
-    """Yield one line for each limit that the module breaks."""
+    """Yield one line for each limit that the module breaks, as seen from the project's folder."""
     text = path.read_text(encoding="utf-8")
     lines = text.count("\n")
     if lines > MODULE_LINES:
         yield f"{path}: {lines} lines, {MODULE_LINES} allowed"
+    if is_test(path):
+        return
     for node in ast.walk(ast.parse(text, str(path))):
         if not isinstance(node, _FUNCTIONS):
             continue
@@ -31,6 +33,11 @@ def findings(path: Path) -> Iterator[str]:
         depth = nesting(node.body)
         if depth > NESTING:
             yield f"{path}:{node.lineno} {node.name}: {depth} blocks deep, {NESTING} allowed"
+
+
+def is_test(path: Path) -> bool:
+    """Say whether only the module has a limit: a test is one scenario, however long and nested."""
+    return path.parts[0] == "tests" and path.parts[1] != "soak"
 
 
 def nesting(body: list[ast.stmt]) -> int:

@@ -6,10 +6,8 @@ import ipaddress
 import logging
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 
 import pytest
 import structlog
@@ -54,27 +52,3 @@ def loopback_only(
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     yield
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of its own authority, for `localhost` only."""
-    openssl = which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"]
-    options += [
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-    ]
-    made = subprocess.run([openssl, *options], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("this openssl can't make the certificate")
-    return cert, key

@@ -57,10 +57,14 @@ class AgentAccess:
 
     async def authorize(self, request: Request) -> None:
         """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""
-        need = getattr(request.scope.get("endpoint"), _MARK, None)
+        self.check_route(request.scope)
+
+    def check_route(self, scope: Scope) -> None:
+        """Refuse a request that may not do what its FastAPI route does; see `require`."""
+        need = getattr(scope.get("endpoint"), _MARK, None)
         if need is None:
             raise Forbidden("This route is not open to anybody.")
-        self.require(request.scope, need)
+        self.require(scope, need)
 
     def _has_token(self, scope: Scope) -> bool:
         given = header(scope, b"authorization") or b""

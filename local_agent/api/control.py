@@ -60,14 +60,10 @@ def _shown(model: AgentModel, created: int) -> dict[str, Any]:
 
 def health_routes(
     is_ready: Callable[[], bool],
-    lease_status: Callable[[], str],
-    config_problem: Callable[[], str | None],
+    standing: Callable[[], dict[str, str]],
     registry: CollectorRegistry,
 ) -> APIRouter:
-    """Return `/health`, `/livez`, `/readyz` and `/metrics`.
-
-    `config_problem` says why the newest configuration file is not in use; None if it is.
-    """
+    """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/health", summary="Alive")
@@ -84,11 +80,7 @@ def health_routes(
     @allow(Need.NOTHING)
     async def readyz() -> Response:
         ready = is_ready()
-        body = {
-            "status": "ready" if ready else "starting",
-            "lease": lease_status(),
-            "config": config_problem() or "ok",
-        }
+        body = {"status": "ready" if ready else "starting", **standing()}
         return JSONResponse(body, 200 if ready else 503)
 
     # load balancers and uptime checks ask like this

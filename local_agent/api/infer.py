@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Send
 
 from shared.http.asgi import send_body
-from shared.http.errors import BadRequest, InvalidJson, UpstreamFailed
+from shared.http.errors import ApiError, BadRequest, InvalidJson, UpstreamFailed
 from shared.http.exchange import Reply
 from shared.http.relay import relay
 from shared.http.sse import SseFramer, event_data
@@ -100,26 +100,28 @@ _decode = msgspec.json.Decoder(_Chat).decode
 _encode = msgspec.json.Encoder().encode
 
 
-async def infer_relay(reply: Reply, model: str, send: Send, *, has_begun: bool = False) -> None:
+async def infer_relay(
+    reply: Reply, model: str, send: Send, *, has_begun: bool = False
+) -> ApiError | None:
     """Send a chat's reply in the shape of `/infer`; errors stay as they are.
 
-    `has_begun`: the head was sent already, see `relay`.
+    `has_begun`, and what is returned: see `relay`.
     """
     if reply.status >= 400:
-        await relay(reply, send)
-    elif reply.is_stream:
+        return await relay(reply, send)
+    if reply.is_stream:
         shaped = msgspec.structs.replace(reply, chunks=_texts(reply.chunks))
-        await relay(shaped, send, has_begun=has_begun)
-    else:
-        chat = _parsed(await reply.whole())
-        choice = chat.choices[0] if chat.choices else _Choice()
-        answer = {
-            "model": model,
-            "text": (choice.message.content if choice.message else None) or "",
-            "finish_reason": choice.finish_reason,
-            "usage": chat.usage,
-        }
-        await send_body(send, 200, [_JSON], _encode(answer))
+        return await relay(shaped, send, has_begun=has_begun)
+    chat = _parsed(await reply.whole())
+    choice = chat.choices[0] if chat.choices else _Choice()
+    answer = {
+        "model": model,
+        "text": (choice.message.content if choice.message else None) or "",
+        "finish_reason": choice.finish_reason,
+        "usage": chat.usage,
+    }
+    await send_body(send, 200, [_JSON], _encode(answer))
+    return None
 
 
 async def _texts(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

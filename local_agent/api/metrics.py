@@ -8,10 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from local_agent.domain import WorkerState
+from local_agent.lifecycle import SERVING
 from local_agent.supervisor import Supervisor
-
-_SERVING = frozenset({WorkerState.READY, WorkerState.EXTERNAL})
 
 
 class _Workers(Collector):
@@ -25,10 +23,22 @@ class _Workers(Collector):
         ready = GaugeMetricFamily(
             "iir_agent_worker_ready", "Whether a model's worker is ready", labels=["model"]
         )
+        running = GaugeMetricFamily(
+            "iir_agent_running", "Requests that a model's engine works on", labels=["model"]
+        )
+        waiting = GaugeMetricFamily(
+            "iir_agent_waiting",
+            "Requests that wait for a model, in the agent or in its engine",
+            labels=["model"],
+        )
         for view in self._supervisor.workers():
             in_flight.add_metric([view.model], view.in_flight)
-            ready.add_metric([view.model], float(view.state in _SERVING))
+            running.add_metric([view.model], view.running)
+            waiting.add_metric([view.model], view.waiting)
+            ready.add_metric([view.model], float(view.state in SERVING))
         yield in_flight
+        yield running
+        yield waiting
         yield ready
 
 

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_agent.api.access import AgentAccess, Need
 from local_agent.api.infer import InferCall, infer_relay
+from local_agent.api.wishes import Wishes, wishes_of
 from local_agent.domain import ModelId
 from local_agent.errors import WorkerGone
 from local_agent.supervisor import Supervisor
@@ -28,12 +29,14 @@ from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import upstream_error
+from shared.http.upstream_errors import status_for_client, upstream_error
 from shared.http.wire import decode_object, encode_object, model_name, wants_stream
 
 _CHAT = "/chat/completions"
 _INFER = "/infer"
 _RESTART_S = 10.0
+_JSON = ("content-type", "application/json")
+_ACCEPT = {True: ("accept", "text/event-stream"), False: ("accept", "application/json")}
 _SECOND_ATTEMPT = (b"x-iir-attempts", b"2")
 
 Hook = Callable[[], object]
@@ -85,6 +88,7 @@ class Proxy:
         *,
         stream: bool,
         context: RequestContext,
+        wishes: Wishes,
         headers: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[Reply]:
         """Enter with the worker's reply; it is a stream if one is asked for.
@@ -95,26 +99,28 @@ class Proxy:
             values: the body's top level; `model` becomes what the engine calls it.
             stream: whether the body asks for a stream.
             context: the request's, for its id and its log line.
+            wishes: how long it waits, and whom it lets go first.
             headers: what goes on of the client's headers.
 
         Raises:
             ApiError: the model can't be had now, or the worker failed before its first byte.
         """
         context.notes["model"] = model
-        upstream = await self._supervisor.ensure_ready(
-            model, self._load_wait_s, request_id=context.request_id
+        place = await self._supervisor.admission.admit(
+            model,
+            load_wait_s=self._load_wait_s,
+            wait_s=wishes.wait_s,
+            priority=wishes.priority,
+            request_id=context.request_id,
         )
-        with self._supervisor.slot(model):
+        with place:
+            if place.waited_s:
+                context.notes["queue_ms"] = round(place.waited_s * 1000)
             request = OutboundRequest(
                 method="POST",
-                url=f"{upstream.base_url}{path}",
-                headers=(
-                    ("content-type", "application/json"),
-                    ("accept", "text/event-stream" if stream else "application/json"),
-                    ("x-request-id", context.request_id),
-                    *headers,
-                ),
-                body=encode_object({**values, "model": upstream.model}),
+                url=f"{place.upstream.base_url}{path}",
+                headers=(_JSON, _ACCEPT[stream], ("x-request-id", context.request_id), *headers),
+                body=encode_object({**values, "model": place.upstream.model}),
                 timeouts=self._timeouts,
             )
             async with self._exchange(request, STREAM_RULES.get(path), context) as reply:
@@ -162,8 +168,7 @@ class Proxy:
 async def _raise_for(reply: Reply) -> None:
     """Raise the engine's error, in the one shape; a refused credential is no business of the client's."""
     body = await reply.whole()
-    status = 502 if reply.status in {401, 403} else reply.status
-    raise upstream_error(status, body, reply.headers)
+    raise upstream_error(status_for_client(reply.status), body, reply.headers)
 
 
 class InferenceRoutes(InferenceFront):
@@ -202,12 +207,14 @@ class InferenceRoutes(InferenceFront):
             values,
             stream=stream,
             context=request_context(scope),
+            wishes=wishes_of(scope),
             headers=pass_upstream(scope["headers"]),
         )
         async with self._waiting(scope, send, path, is_stream=stream) as waiting, call as reply:
             await waiting.stop()
-            await relay(reply, send, has_begun=waiting.has_begun)
+            failure = await relay(reply, send, has_begun=waiting.has_begun)
             answered()
+            request_context(scope).note_error(failure)
 
     async def _infer(self, scope: Scope, body: bytes, send: Send, answered: Hook) -> None:
         infer = InferCall.parse(body)
@@ -218,9 +225,11 @@ class InferenceRoutes(InferenceFront):
             infer.chat_values(),
             stream=infer.stream,
             context=request_context(scope),
+            wishes=wishes_of(scope),
         )
         waits = self._waiting(scope, send, _CHAT, is_stream=infer.stream)
         async with waits as waiting, call as reply:
             await waiting.stop()
-            await infer_relay(reply, model, send, has_begun=waiting.has_begun)
+            failure = await infer_relay(reply, model, send, has_begun=waiting.has_begun)
             answered()
+            request_context(scope).note_error(failure)

@@ -18,6 +18,7 @@ from local_agent.control.credential import (
     save_credential,
 )
 from local_agent.control.joining import JoinFailed, JoiningClient, travels_in_the_clear
+from local_agent.control.trust import CaFileUnusable, router_trust
 from local_agent.settings import AgentSettings
 from shared.contracts.agents import CredentialGrant
 
@@ -48,7 +49,7 @@ def join(
         secret = _token(token, settings)
         _warn_in_the_clear(router_url)
         try:
-            with closing(_client(router_url)) as router:
+            with closing(_client(router_url, settings)) as router:
                 grant = router.join(secret, name or settings.agent_name, present)
                 is_used = _keep(context, router, grant, router_url)
         except JoinFailed as error:
@@ -62,6 +63,8 @@ def join(
                 "ROUTER_URL names another router and beats this one: unset it, or change it.",
                 err=True,
             )
+        if settings.router_ca_file is not None:
+            typer.echo("`iir-agent serve` needs ROUTER_CA_FILE, too.")
         typer.echo("Next: `iir-agent serve`; an agent that runs already takes it up by itself.")
 
 
@@ -75,7 +78,7 @@ def rotate() -> None:
         router_url = _router_of(found, context.settings)
         _warn_in_the_clear(router_url)
         try:
-            with closing(_client(router_url)) as router:
+            with closing(_client(router_url, context.settings)) as router:
                 grant = router.rotate(found.secret)
                 is_used = _keep(context, router, grant, found.router_url)
         except JoinFailed as error:
@@ -107,11 +110,18 @@ def _say_kept(context: Context, *, is_used: bool) -> None:
         )
 
 
-def _client(router_url: str) -> JoiningClient:
+def _client(router_url: str, settings: AgentSettings) -> JoiningClient:
     try:
-        http = httpx.Client(base_url=router_url, timeout=_TIMEOUT_S, trust_env=False)
+        http = httpx.Client(
+            base_url=router_url,
+            timeout=_TIMEOUT_S,
+            trust_env=False,
+            verify=router_trust(settings.router_ca_file),
+        )
     except httpx.InvalidURL:
         raise CommandFailed("the router's address is not a URL", code=2) from None
+    except CaFileUnusable as error:
+        raise CommandFailed(str(error), code=2) from None
     return JoiningClient(http, time.sleep)
 
 

@@ -80,7 +80,8 @@ def model_table(rows: list[ModelRow]) -> Table:
 
 def worker_table(workers: list[WorkerRow]) -> Table:
     """Return the workers for a terminal."""
-    table = _table("model", "engine", "state", "pid", "memory", "in-flight", "since", "reason")
+    names = ("model", "engine", "state", "pid", "memory", "running", "waiting", "since", "reason")
+    table = _table(*names)
     for worker in workers:
         _add(
             table,
@@ -89,7 +90,8 @@ def worker_table(workers: list[WorkerRow]) -> Table:
             worker.state,
             "" if worker.pid is None else str(worker.pid),
             _memory(worker),
-            str(worker.in_flight),
+            str(worker.running),
+            str(worker.waiting),
             f"{worker.since_s:.0f} s",
             worker.reason or "",
         )

@@ -42,6 +42,8 @@ class WorkerRow(BaseModel):
     since_s: float = 0.0
     reason: str | None = None
     memory_mb: int = 0
+    running: int = 0
+    waiting: int = 0
     is_pinned: bool = False
     ttl_s: float | None = None
 

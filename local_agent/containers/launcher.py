@@ -24,7 +24,7 @@ from local_agent.ports import (
     Process,
     ProcessLauncher,
 )
-from local_agent.process.log import WorkerLog
+from local_agent.process.log import TAIL_LINES, WorkerLog
 from local_agent.process.records import file_stem
 from shared.kit.logs import get_logger
 
@@ -38,7 +38,6 @@ LAUNCH = f"{_PREFIX}.launch"
 PORT = f"{_PREFIX}.port"
 _ADOPTED_LINES = 50
 _ALL_LINES = 10_000
-_TAIL_LINES = 20
 
 
 async def off_loop(call: Callable[[], T], limit_s: float) -> T:
@@ -129,7 +128,7 @@ class ContainerProcess:
         # its last lines are on their way, and say why
         with suppress(ContainerError):
             await off_loop(partial(self._follower.join, 1.0), 2.0)
-        self._exit_cause = exit_cause(view, self._spec, self._log.tail(_TAIL_LINES))
+        self._exit_cause = exit_cause(view, self._spec, self._log.tail(TAIL_LINES))
         return -1 if view is None else exit_number(view.exit_code)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +46,12 @@ def load_credential(path: Path) -> Credential | None:
     return Credential(words[0], words[1].removeprefix(_ROUTER))
 
 
-def read_credential(path: Path) -> str | None:
-    """Return the credential for the router; None if there is none (yet), or no readable one."""
-    found = load_credential(path)
-    return None if found is None else found.secret
+def is_exposed(path: Path) -> bool:
+    """Tell whether other users of this machine may read the file."""
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    except OSError:
+        return False
 
 
 def save_credential(path: Path, credential: Credential) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
+from local_agent.control.trust import failure_code
 from shared.contracts.agents import CredentialGrant, JoinRequest
 from shared.http.origin import is_loopback
 
@@ -25,6 +26,7 @@ class JoinFailed(Exception):
 
 class _Error(BaseModel):
     message: str = Field(max_length=2000)
+    code: str | None = None
 
 
 class _Envelope(BaseModel):
@@ -61,7 +63,14 @@ class JoiningClient:
         Raises:
             JoinFailed: the router can't be asked, or refuses.
         """
-        return self._granted(self._post("rotate", present))
+        response = self._post("rotate", present)
+        if _code(response) == "invalid_api_key":
+            raise JoinFailed(
+                "the router does not know this credential: it was revoked or replaced, or the router's "
+                "registry is a new one. `iir agents invite` on the router's machine, then "
+                "`iir-agent join`, gets another"
+            )
+        return self._granted(response)
 
     def confirm(self, credential: str) -> bool:
         """Use a new credential, which must be kept by now: the one before it ends.
@@ -108,6 +117,13 @@ def travels_in_the_clear(url: str) -> bool:
     return parts.scheme != "https" and not is_loopback(parts.host)
 
 
+def _code(response: httpx.Response) -> str | None:
+    try:
+        return _Envelope.model_validate_json(response.content).error.code
+    except ValidationError:
+        return None
+
+
 def _refusal(response: httpx.Response) -> str:
     try:
         text = _Envelope.model_validate_json(response.content).error.message
@@ -120,9 +136,10 @@ def _refusal(response: httpx.Response) -> str:
 
 
 def _cause(error: httpx.HTTPError) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
-    text = str(error).lower()
-    if "certificate" in text:
-        return "its TLS certificate is not trusted here"
-    return "no connection" if isinstance(error, httpx.ConnectError) else "connection broke off"
+    return {
+        "timeout": "no answer in time",
+        "certificate_not_trusted": "its TLS certificate is not trusted here; if an authority of your own "
+        "made it, name that authority's PEM file in ROUTER_CA_FILE",
+        "no_connection": "no connection",
+        "connection_broke": "connection broke off",
+    }[failure_code(error)]

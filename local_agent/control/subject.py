@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 
 from local_agent.control.identity import Identity
+from local_agent.lifecycle import SERVING
 from local_agent.supervisor import Supervisor
 from shared.contracts.agents import AgentModel, AgentState, Queue, Registration
 
@@ -57,7 +58,13 @@ class AgentSubject:
 
     def queue(self) -> Queue:
         """See `Subject.queue`."""
-        return Queue(running=sum(view.in_flight for view in self._supervisor.workers()))
+        views = self._supervisor.workers()
+        return Queue(
+            running=sum(view.running for view in views),
+            waiting=sum(view.waiting for view in views),
+            max_waiting=sum(view.max_queue for view in views if view.state in SERVING),
+            expected_wait_s=round(max((view.expected_wait_s for view in views), default=0.0), 1),
+        )
 
     def models(self) -> tuple[AgentModel, ...]:
         """See `Subject.models`."""

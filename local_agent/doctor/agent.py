@@ -32,6 +32,7 @@ class RunningState:
     base_url: str
     status: str
     lease: str
+    lease_problem: str
     config: str
 
 
@@ -56,7 +57,8 @@ def examine_running(state: RunningState | None) -> Iterator[Finding]:
     else:
         yield Finding("agent", "note", f"it is {state.status}", "try again in a moment")
     level, message, fix = _LEASES.get(state.lease, ("note", f"its lease is {state.lease}", None))
-    yield Finding("lease", level, message, fix)
+    why = f" ({state.lease_problem})" if state.lease_problem else ""
+    yield Finding("lease", level, message + why, fix)
     if state.config != "ok":
         text = f"it keeps an earlier configuration: {state.config}"
         yield Finding("configuration", "problem", text, "mend the file; it is read again by itself")
@@ -69,5 +71,10 @@ def _ask(client: httpx.Client, base_url: str) -> RunningState | None:
         return None
     if not isinstance(body, dict) or not {"status", "lease"} <= body.keys():
         return None  # another server has the port
-    status, lease, config = (str(body.get(name, "ok")) for name in ("status", "lease", "config"))
-    return RunningState(base_url, status, lease, config)
+    return RunningState(
+        base_url,
+        status=str(body["status"]),
+        lease=str(body["lease"]),
+        lease_problem=str(body.get("lease_problem", "")),
+        config=str(body.get("config", "ok")),
+    )

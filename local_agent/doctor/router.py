@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import stat
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit, urlunsplit
@@ -11,8 +10,14 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 from pydantic import ValidationError
 
-from local_agent.control.credential import Credential, is_same_router, load_credential
+from local_agent.control.credential import (
+    Credential,
+    is_exposed,
+    is_same_router,
+    load_credential,
+)
 from local_agent.control.joining import travels_in_the_clear
+from local_agent.control.trust import CaFileUnusable, router_trust
 from local_agent.doctor.finding import Finding
 from local_agent.settings import AgentSettings
 from shared.contracts.agents import PROTOCOL_VERSION, Confirmation
@@ -38,8 +43,13 @@ def examine_router(
     credential = load_credential(settings.token_path)
     url = _router_url(settings, credential)
     yield from _file(settings, credential)
+    try:
+        trust = router_trust(settings.router_ca_file)
+    except CaFileUnusable as error:
+        yield Finding("router", "problem", str(error), "mend ROUTER_CA_FILE, or unset it")
+        return
     with httpx.Client(
-        base_url=url, timeout=_TIMEOUT_S, trust_env=False, transport=transport
+        base_url=url, timeout=_TIMEOUT_S, trust_env=False, verify=trust, transport=transport
     ) as client:
         shown = _without_user(url)
         reached = list(_reach(client, shown, wall, is_needed=credential is not None))
@@ -64,17 +74,13 @@ def _router_url(settings: AgentSettings, credential: Credential | None) -> str:
 def _file(settings: AgentSettings, credential: Credential | None) -> Iterator[Finding]:
     path = settings.token_path
     shown = settings.show(path)
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
-        mode = None
-    if credential is None and mode is not None:
+    if credential is None and path.exists():
         text = f"{shown} holds no readable credential"
         yield Finding("credential", "problem", text, "iir-agent join URL --replace")
     elif credential is None:
         yield _without(settings)
-    elif mode is not None and mode & 0o077:
-        text = f"others can read {shown} (mode {mode:04o})"
+    elif is_exposed(path):
+        text = f"others can read {shown}"
         fix = "iir-agent rotate: a new credential, readable by you only"
         yield Finding("credential", "problem", text, fix)
     else:
@@ -121,7 +127,7 @@ def _unreachable(url: str, error: Exception, *, is_needed: bool) -> Finding:
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         text = f"the certificate of {url} is not trusted: {cause.verify_message}"
-        fix = "give the router a certificate of a public authority that names this address"
+        fix = "set ROUTER_CA_FILE to the certificate of its authority; it has to name this address"
         return Finding("router", "problem", text, fix)
     if cause is not None:
         text = f"{url} does not speak TLS as expected"

@@ -51,12 +51,9 @@ def metric(text: str, name: str) -> int:
 
     Format: https://prometheus.io/docs/instrumenting/exposition_formats/
     """
-    total = 0.0
-    for line in text.splitlines():
-        key, _, rest = line.partition("{") if "{" in line else line.partition(" ")
-        if key == name:
-            total += _number(rest.rpartition("}")[2])
-    return int(total)
+    # vLLM's text is 60 KB: it is cut at the name, not read line by line
+    rests = (part.partition("\n")[0] for part in f"\n{text}".split(f"\n{name}")[1:])
+    return int(sum(_number(rest.rpartition("}")[2]) for rest in rests if rest[:1] in {"{", " "}))
 
 
 def _number(text: str) -> float:

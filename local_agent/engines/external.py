@@ -42,9 +42,9 @@ class External:
         """What most servers speak; one that speaks more is declared by `apis`."""
         return DEFAULT_APIS if deployment.apis is None else deployment.apis
 
-    def max_in_flight(self, deployment: Deployment) -> None:
-        """Return None: no server tells, and others may use it too."""
-        del deployment
+    def max_in_flight(self, deployment: Deployment) -> int | None:
+        """No server tells, and others may use it too: what the configuration says, if anything."""
+        return deployment.external_parallel
 
     def parse_load(self, metrics: str) -> EngineLoad:
         """Read the names of vLLM and llama.cpp; other servers tell nothing."""

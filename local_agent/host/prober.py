@@ -16,18 +16,30 @@ class TransportProber:
 
     async def ok(self, url: str, timeout_s: float) -> bool:
         """See `HttpProber.ok`."""
+        return await self._get(url, timeout_s, None) is not None
+
+    async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:
+        """See `HttpProber.text`."""
+        found = await self._get(url, timeout_s, most_bytes)
+        return None if found is None else found.decode(errors="replace")
+
+    async def _get(self, url: str, timeout_s: float, most_bytes: int | None) -> bytes | None:
+        """Return the body of a 200, or nothing of it if it is not wanted (`most_bytes` is None)."""
         limits = Timeouts(connect_s=timeout_s, first_byte_s=timeout_s, idle_s=timeout_s)
         request = OutboundRequest(method="GET", url=url, timeouts=limits)
         with anyio.move_on_after(timeout_s):
-            return await self._answers_200(request)
-        return False
+            try:
+                return await self._read(request, most_bytes)
+            except ApiError:
+                return None
+        return None
 
-    async def _answers_200(self, request: OutboundRequest) -> bool:
-        try:
-            async with self._transport.open(request) as response:
-                # read to its end, so that the connection can be used again
-                while await response.read():
-                    pass
-                return response.status == 200
-        except ApiError:
-            return False
+    async def _read(self, request: OutboundRequest, most_bytes: int | None) -> bytes | None:
+        kept = bytearray()
+        async with self._transport.open(request) as response:
+            # read to its end, so that the connection can be used again
+            while part := await response.read():
+                kept += part if most_bytes is not None else b""
+                if most_bytes is not None and len(kept) > most_bytes:
+                    return None
+            return bytes(kept) if response.status == 200 else None

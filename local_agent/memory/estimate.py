@@ -7,10 +7,20 @@ import re
 from collections.abc import Mapping
 
 from local_agent.domain import Deployment, HostFacts
+from local_agent.engines._vllm import kv_cache_gib
 
 _WEIGHTS_FACTOR = 1.05
 _PEAK_FACTOR = 1.05
-_ENGINE_MB: Mapping[str, int] = {"simulated": 96, "llama_cpp": 256, "external": 0}
+# vLLM on a CPU: API server 0.55, EngineCore 0.54, worker 1.6 GB
+_VLLM_MB = 2700
+_ENGINE_MB: Mapping[str, int] = {
+    "simulated": 96,
+    "llama_cpp": 256,
+    "external": 0,
+    "vllm": _VLLM_MB,
+    "vllm_docker": _VLLM_MB,
+}
+_WITH_KV_OPTION = frozenset({"vllm", "vllm_docker"})
 _OTHER_ENGINE_MB = 1024
 # Metal lets programs use about two thirds of the memory of a Mac (recommendedMaxWorkingSetSize).
 _METAL_SHARE = 2 / 3
@@ -74,10 +84,13 @@ def estimate_mb(deployment: Deployment, weights_bytes: int, peak_mb: int | None 
 
 
 def _kv_cache_mb(deployment: Deployment, weights_mb: float) -> float:
-    """Guess the KV cache by the weights: it grows with layers and width, weights with width squared.
+    """Return vLLM's KV cache, which has a size of its own; guess that of others by the weights.
 
-    24 KiB per token at 100 MiB is a little over what SmolLM2-135M and Mistral-7B take at fp16.
+    It grows with layers and width, weights with width squared. 24 KiB per token at 100 MiB is a
+    little over what SmolLM2-135M and Mistral-7B take at fp16.
     """
+    if deployment.engine in _WITH_KV_OPTION:
+        return kv_cache_gib(deployment) * 1024
     kib_per_token = _KV_KIB_AT_100_MB * math.sqrt(weights_mb / 100)
     return kib_per_token * deployment.context_tokens * deployment.parallel / 1024
 

@@ -16,6 +16,7 @@ from local_agent.catalog import Entry
 from local_agent.domain import Deployment, ModelId, WorkerStatus
 from local_agent.domain import WorkerState as S
 from local_agent.lifecycle import ALIVE
+from local_agent.memory.demand import Demands
 from local_agent.memory.estimate import estimate_mb
 from local_agent.memory.eviction import Resident, choose_evicted
 from local_agent.memory.ledger import Ledger
@@ -25,22 +26,15 @@ from shared.kit.clock import Clock
 MIN_RESIDENCY_S = 10.0
 """How long a loaded model stays at least before it makes room for another one."""
 
-_DEMAND_S = 60.0
+SWAP_AFTER_S = 30.0
+"""How long a model waits at most before one that is busy takes nothing new, to make room for it."""
+
 _RATE_TAU_S = 300.0
 _RELOAD_GUESS_S = 2.0
 _RELOAD_GUESS_S_PER_GIB = 5.0
 _RESTING = frozenset({S.COLD, S.UNAVAILABLE, S.PULLING})
 
 Observed = Mapping[ModelId, WorkerStatus]
-
-
-@dataclass(slots=True)
-class _Demand:
-    """That a model should be loaded. `is_lasting`: until it is taken back, however long it waits."""
-
-    asked_at: float
-    request_id: str | None
-    is_lasting: bool
 
 
 @dataclass(slots=True)
@@ -63,6 +57,7 @@ class Residency:
         weights_bytes: Callable[[Deployment], int],
         *,
         min_residency_s: float = MIN_RESIDENCY_S,
+        swap_after_s: float = SWAP_AFTER_S,
     ) -> None:
         """Start empty.
 
@@ -71,14 +66,16 @@ class Residency:
             ledger: what is reserved; nobody else writes to it.
             weights_bytes: tells the size of a deployment's weights.
             min_residency_s: how long a loaded model stays at least.
+            swap_after_s: how long busy models may keep another one waiting for their memory.
         """
         self.ledger = ledger
         self.min_residency_s = min_residency_s
+        self.swap_after_s = swap_after_s
         self._clock = clock
         self._weights_bytes = weights_bytes
         self._entries: Mapping[ModelId, Entry] = {}
         self._sizes: dict[ModelId, int] = {}
-        self._wanted: dict[ModelId, _Demand] = {}
+        self._wanted = Demands()
         self._granted: set[ModelId] = set()
         self._leaving: dict[ModelId, str] = {}
         self._pins: dict[ModelId, bool] = {}
@@ -95,22 +92,22 @@ class Residency:
             known = self._entries.get(model)
             was_preloaded = known is not None and known.deployment.preload
             if entry.deployment.preload and not was_preloaded:
-                self._wanted.setdefault(model, _Demand(self._clock(), None, is_lasting=True))
+                self._wanted.last(model, self._clock())
         self._entries = entries
         self._sizes = {
             model: self._weights_bytes(entry.deployment) for model, entry in entries.items()
         }
-        self._wanted = {model: found for model, found in self._wanted.items() if model in entries}
+        self._wanted.keep(entries)
         self._pins = {model: pin for model, pin in self._pins.items() if model in entries}
 
-    def ask(self, model: ModelId, request_id: str | None = None) -> bool:
-        """Say that the model should be loaded; tell whether that is news."""
-        demand = self._wanted.get(model)
-        if demand is not None:
-            demand.asked_at = self._clock()
-            return False
-        self._wanted[model] = _Demand(self._clock(), request_id, is_lasting=False)
-        return True
+    def ask(
+        self, model: ModelId, request_id: str | None = None, *, is_standing: bool = True
+    ) -> bool:
+        """Say that the model should be loaded; tell whether that is news.
+
+        `is_standing`: for a minute even if nobody waits for it.
+        """
+        return self._wanted.ask(model, self._clock(), request_id, is_standing=is_standing)
 
     def asker(self, model: ModelId) -> str | None:
         """Return the request that a start is for, once: a later start is nobody's."""
@@ -122,7 +119,7 @@ class Residency:
 
     @contextmanager
     def waiting(self, model: ModelId) -> Iterator[None]:
-        """Count a request that waits for the model: it is not taken away before it got its turn."""
+        """Count one who waits for the load: the model is not taken away before that one knows."""
         use = self._use(model)
         use.waiters += 1
         try:
@@ -137,7 +134,7 @@ class Residency:
         use.at = now
 
     def left(self, model: ModelId) -> bool:
-        """Note the end of a request; tell whether somebody may have waited for it."""
+        """Note the end of the last request; tell whether somebody may have waited for it."""
         self._use(model).idle_since = self._clock()
         entry = self._entries.get(model)
         return self._is_waiting or (entry is not None and entry.deployment.ttl_s is not None)
@@ -157,7 +154,7 @@ class Residency:
 
     def unload(self, model: ModelId, reason: str) -> None:
         """Take the model out of memory once its requests have finished."""
-        self._wanted.pop(model, None)
+        self._wanted.drop(model)
         if model in self.ledger.held:
             self._leaving[model] = reason
 
@@ -178,6 +175,16 @@ class Residency:
             return model in self._wanted and model not in self._leaving
         return model in self._granted
 
+    def load_s(self, model: ModelId) -> float:
+        """Return how long a load of the model takes: the last one's time, else a guess by its size."""
+        guess_s = _RELOAD_GUESS_S + _RELOAD_GUESS_S_PER_GIB * self._sizes.get(model, 0) / 2**30
+        return self._load_s.get(model, guess_s)
+
+    def waited_s(self, model: ModelId) -> float:
+        """Return how long the model has waited for memory; 0 if nobody asks for it."""
+        demand = self._wanted.get(model)
+        return 0.0 if demand is None else self._clock() - demand.since
+
     def is_queued(self, model: ModelId) -> bool:
         """Tell whether the model waits for memory that others have."""
         return self._is_waiting and model in self._wanted and model not in self.ledger.held
@@ -193,6 +200,8 @@ class Residency:
             if _state(observed, model) not in ALIVE:
                 self.ledger.release(model)
                 self._leaving.pop(model, None)
+                self._wanted.restart(model, now)
+        self._take_demands(observed, now)
         self._drop_old_demands(observed, now)
         self._end_idle(observed, now)
         self._granted = set()
@@ -200,12 +209,11 @@ class Residency:
         for model in self._claims(observed, now):
             if self.ledger.reserve(model, self.size_mb(model)):
                 self._granted.add(model)
-                self._wanted[model].is_lasting = True
+                self._wanted.last(model, now)
             elif self.refusal(model) is None:
-                # first come, first served: whoever is smaller does not take what is being freed
                 self._is_waiting = True
-                self._make_room(model, observed, now)
-                break
+                if self._make_room(model, observed, now):
+                    break  # whoever is smaller does not take what is being freed
 
     def next_due(self, observed: Observed) -> float | None:
         """Return when time alone will change what `settle` does; None if it won't."""
@@ -220,6 +228,8 @@ class Residency:
                 times.append(self._idle_since(model, status) + self._ttl_s(model))
             if status.state is S.READY and self._is_waiting:
                 times.append(status.since + self.min_residency_s)
+        if self._is_waiting:
+            times += [now - self.waited_s(model) + self.swap_after_s for model in self._wanted]
         return min((at for at in times if now < at < math.inf), default=None)
 
     def size_mb(self, model: ModelId) -> int:
@@ -264,8 +274,10 @@ class Residency:
         return self._uses.setdefault(model, _Use())
 
     def _claims(self, observed: Observed, now: float) -> list[ModelId]:
-        """Return who asks for memory, in the order in which they came."""
-        return [model for model in self._wanted if self._is_claim(model, observed, now)]
+        """Return who asks for memory, in turn."""
+        claims = [model for model in self._wanted if self._is_claim(model, observed, now)]
+        priorities = {model: self._entries[model].deployment.priority for model in claims}
+        return self._wanted.in_turn(claims, priorities, now, self.swap_after_s)
 
     def _is_claim(self, model: ModelId, observed: Observed, now: float) -> bool:
         entry = self._entries[model]
@@ -275,12 +287,19 @@ class Residency:
         is_due = status.state is S.BACKOFF and now >= status.not_before
         return status.state in _RESTING or is_due
 
+    def _take_demands(self, observed: Observed, now: float) -> None:
+        """Ask for what somebody waits for, also if it was sent away meanwhile."""
+        for model, status in observed.items():
+            if status.waiting and model in self._entries:
+                self._wanted.ask(model, now, is_standing=False)
+
     def _drop_old_demands(self, observed: Observed, now: float) -> None:
         """Forget who asked for a model that never got its memory, and has not come again."""
-        for model, demand in list(self._wanted.items()):
-            is_old = demand.asked_at + _DEMAND_S < now and not demand.is_lasting
-            if is_old and not self._use(model).waiters and _state(observed, model) not in ALIVE:
-                del self._wanted[model]
+        for model in self._wanted:
+            status = observed.get(model, WorkerStatus())
+            is_waited_for = status.waiting or self._use(model).waiters or status.state in ALIVE
+            if self._wanted.is_over(model, now) and not is_waited_for:
+                self._wanted.drop(model)
 
     def _end_idle(self, observed: Observed, now: float) -> None:
         for model, status in observed.items():
@@ -289,7 +308,7 @@ class Residency:
                 self.unload(model, f"it was idle for {self._ttl_s(model):.0f} s")
 
     def _is_idle(self, model: ModelId, status: WorkerStatus) -> bool:
-        return status.in_flight == 0 and self._use(model).waiters == 0
+        return not (status.in_flight or status.waiting or self._use(model).waiters)
 
     def _idle_since(self, model: ModelId, status: WorkerStatus) -> float:
         return max(status.since, self._use(model).idle_since)
@@ -299,16 +318,22 @@ class Residency:
         ttl_s = None if entry is None else entry.deployment.ttl_s
         return math.inf if ttl_s is None or self.is_pinned(model) else ttl_s
 
-    def _make_room(self, model: ModelId, observed: Observed, now: float) -> None:
-        """Send away idle ones; if they are too few, busy ones too, after their work."""
+    def _make_room(self, model: ModelId, observed: Observed, now: float) -> bool:
+        """Send away idle ones; if they are too few, busy ones too, after their work and in due time.
+
+        Requests of a loaded model go on being served for as long as nobody starves. Tell whether what
+        is free belongs to the model already.
+        """
+        is_starving = self._wanted.is_starving(model, now, self.swap_after_s)
         need_mb = self._need_mb(model, observed)
         residents = self._residents(observed, now)
         rule = self.min_residency_s
         chosen = choose_evicted(need_mb, residents, min_residency_s=rule)
-        if chosen is None:
+        if chosen is None and is_starving:
             chosen = choose_evicted(need_mb, residents, min_residency_s=rule, may_be_busy=True)
         for victim in chosen or ():
             self.unload(victim, f"it makes room for {model}")
+        return is_starving or chosen is not None
 
     def _need_mb(self, model: ModelId, observed: Observed) -> int:
         """Return what has to be freed for the model, beyond what is coming free anyway."""
@@ -326,7 +351,7 @@ class Residency:
             status = observed.get(model, WorkerStatus())
             if model in self._leaving or status.state in {S.DRAINING, S.STOPPING}:
                 continue
-            # a request that has waited for the load is about to be sent
+            # who has waited for the load hears of it at once
             is_owed = self._use(model).waiters > 0
             is_there = status.state is S.READY and not is_owed
             found.append(
@@ -338,14 +363,13 @@ class Residency:
         self, model: ModelId, held_mb: int, status: WorkerStatus, age_s: float | None
     ) -> Resident:
         entry = self._entries.get(model)
-        guess_s = _RELOAD_GUESS_S + _RELOAD_GUESS_S_PER_GIB * self._sizes.get(model, 0) / 2**30
         return Resident(
             model=model,
             memory_mb=held_mb,
             age_s=age_s,
-            is_busy=status.in_flight > 0,
+            is_busy=status.in_flight > 0 or status.waiting > 0,
             is_pinned=self.is_pinned(model),
-            reload_s=self._load_s.get(model, guess_s),
+            reload_s=self.load_s(model),
             recent_rate=_faded(self._use(model), self._clock()),
             weight=1.0 if entry is None else entry.deployment.weight,
         )

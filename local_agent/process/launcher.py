@@ -121,6 +121,8 @@ class LocalProcessLauncher:
         run_dir: Path,
         log_dir: Path,
         env: Mapping[str, str],
+        interpreters: Mapping[str, str] | None = None,
+        hub: Mapping[str, str] | None = None,
         max_log_bytes: int = 5_000_000,
         log_check_s: float = 1.0,
         kill_wait_s: float = 10.0,
@@ -132,6 +134,8 @@ class LocalProcessLauncher:
             run_dir: where the pid files lie.
             log_dir: where the workers' logs lie.
             env: the agent's environment; children get little of it.
+            interpreters: of the engines that have a Python environment of their own.
+            hub: goes into the environment of what uses the model hub, and nowhere else.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             log_check_s: how often a log's size is looked at.
             kill_wait_s: how long a process may take to vanish after SIGKILL.
@@ -140,6 +144,8 @@ class LocalProcessLauncher:
         self._records = Records(run_dir)
         self._log_dir = log_dir
         self._env = env
+        self._interpreters = interpreters or {}
+        self._hub = hub or {}
         self._max_log_bytes = max_log_bytes
         self._log_check_s = log_check_s
         self._kill_wait_s = kill_wait_s
@@ -201,15 +207,17 @@ class LocalProcessLauncher:
     async def _spawn(
         self, launch: Launch, log: WorkerLog, marker: str
     ) -> asyncio.subprocess.Process:
+        own = {**launch.env, **self._hub} if launch.uses_hub else launch.env
+        program = (self._interpreters[launch.environment],) if launch.environment else ()
         output = log.open()
         try:
             return await asyncio.create_subprocess_exec(
-                *launch.argv,
+                *(*program, *launch.argv),
                 stdin=DEVNULL,
                 stdout=output,
                 stderr=STDOUT,
                 cwd=launch.cwd,
-                env=child_env(self._env, launch.env, marker),
+                env=child_env(self._env, own, marker),
                 start_new_session=True,
             )
         finally:

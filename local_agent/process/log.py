@@ -9,12 +9,18 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-_TAIL_BYTES = 16_384
+TAIL_LINES = 400
+"""How much of the log `cause_of` is given: vLLM's cause may stand 200 lines above its end."""
+
+_TAIL_BYTES = 65_536
+_END_LINES = 20
 _CAUSE_LINES = 3
 _CAUSE_CHARS = 300
 _TROUBLE = re.compile(
     r"error|fail|exception|cannot|can't|denied|not found|out of memory|abort", re.IGNORECASE
 )
+_ELSEWHERE = re.compile(r"See (?:root cause above|stack trace \(above\))")
+_RAISED = re.compile(r"(?:^|\] )((?:\w+\.)*\w*(?:Error|Exception): .+)")
 _LEVEL = re.compile(r"^[\d.:\s-]*\b[A-Z]\s+")
 _URL = re.compile(r"\b\w+://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _PATH = re.compile(r"~?(?:/[^\s/'\":;,()\[\]]+)+/?")
@@ -83,11 +89,19 @@ def cause_of(code: int, tail: Sequence[str]) -> str:
 
     Host paths shrink to their last part and addresses are dropped, since callers see this text.
     """
-    said = list(dict.fromkeys(cleaned(line) for line in tail if _TROUBLE.search(line)))
+    end = _root(tail) or [line for line in tail[-_END_LINES:] if _TROUBLE.search(line)]
+    said = list(dict.fromkeys(map(cleaned, end)))
     text = "; ".join(said[-_CAUSE_LINES:])
     if len(text) > _CAUSE_CHARS:
         text = f"{text[:_CAUSE_CHARS]}…"
     return f"{_exit(code)}: {text}" if text else _exit(code)
+
+
+def _root(tail: Sequence[str]) -> list[str]:
+    """Return what was raised first, where the end points there: vLLM's parts fail one by one."""
+    if not any(_ELSEWHERE.search(line) for line in tail[-_END_LINES:]):
+        return []
+    return [found[1] for line in tail if (found := _RAISED.search(line))][:1]
 
 
 def _exit(code: int) -> str:

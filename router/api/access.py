@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from fastapi import Request
 from starlette.types import Scope as AsgiScope
 
@@ -29,8 +29,7 @@ _LONGEST_KEY = 256
 _HINTS = {Scope.ADMIN: " --scope admin (or open the page: ROUTER_PUBLIC_ROUTES=docs,metrics)"}
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who sent a request: a key, or anybody on this machine in open mode.
 
     `agent` is there if it is an agent; `is_next` if that uses the credential which follows its
@@ -83,12 +82,19 @@ class Access:
 
     async def authorize(self, request: Request) -> None:
         """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""
-        mark = getattr(request.scope.get("endpoint"), _MARK, None)
+        request.state.caller = self.check_route(request.scope)
+
+    def check_route(self, scope: AsgiScope) -> Caller | None:
+        """Return who may do what a FastAPI route does; None if it is open to everybody.
+
+        Raises:
+            ApiError: see `require`.
+        """
+        mark = getattr(scope.get("endpoint"), _MARK, None)
         if mark is None:
             raise Forbidden("This route is not open to anybody.")
         needed, name = mark
-        if needed is not None and name not in self._public:
-            request.state.caller = self.require(request.scope, needed)
+        return None if needed is None or name in self._public else self.require(scope, needed)
 
     def _key(self, scope: AsgiScope, needed: Scope) -> ApiKey:
         given = header(scope, b"authorization")

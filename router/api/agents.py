@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel
 
 from router.api.access import Access, Caller, allow
@@ -22,6 +24,9 @@ from shared.contracts.agents import (
 
 _NEVER_KEEP = "no-store"
 
+AgentId = Annotated[str, Path(max_length=64)]
+"""What the agent is known by: a UUID of its own making."""
+
 
 def agent_routes(desk: LeaseDesk, joins: JoinDesk, access: Access) -> APIRouter:
     """Return the routes; each needs an agent's credential, and joining a token."""
@@ -29,7 +34,9 @@ def agent_routes(desk: LeaseDesk, joins: JoinDesk, access: Access) -> APIRouter:
 
     @routes.put("/{agent_id}", summary="Register an agent", response_model=LeaseGrant)
     @allow(Scope.AGENT)
-    async def register(agent_id: str, registration: Registration, request: Request) -> BaseModel:
+    async def register(
+        agent_id: AgentId, registration: Registration, request: Request
+    ) -> BaseModel:
         caller = await _hear(request, joins)
         return await desk.register(
             _row(caller), caller.name, agent_id, registration, _address(request)
@@ -37,13 +44,18 @@ def agent_routes(desk: LeaseDesk, joins: JoinDesk, access: Access) -> APIRouter:
 
     @routes.put("/{agent_id}/lease", summary="Renew a lease", response_model=LeaseGrant)
     @allow(Scope.AGENT)
-    async def renew(agent_id: str, heartbeat: Heartbeat, request: Request) -> BaseModel:
+    async def renew(agent_id: AgentId, heartbeat: Heartbeat, request: Request) -> BaseModel:
         return desk.renew(_row(_note(request, joins)), agent_id, heartbeat)
 
     @routes.delete("/{agent_id}/lease", summary="Give a lease back", status_code=204)
     @allow(Scope.AGENT)
-    async def release(agent_id: str, request: Request) -> Response:
-        await desk.release(_row(_note(request, joins)), agent_id)
+    async def release(
+        agent_id: AgentId,
+        request: Request,
+        incarnation: int | None = None,
+        seq: int | None = None,
+    ) -> Response:
+        await desk.release(_row(_note(request, joins)), agent_id, incarnation, seq)
         return Response(status_code=204)
 
     _add_joining(routes, joins, access)

@@ -12,7 +12,7 @@ from router.domain import Call, ModelName, RequestFacts, Scope, Zone
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import BadRequest
 from shared.http.guard import RequestContext, request_context
-from shared.http.headers import pass_upstream
+from shared.http.headers import pass_upstream, wait_preference
 from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES
@@ -49,8 +49,9 @@ class InferenceRoutes(InferenceFront):
         ):
             await waiting.stop()
             headers = self._route_headers(dispatched, context)
-            await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
+            failure = await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
             stop_watching()
+            context.note_error(failure)
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
         caller = self._access.require(scope, Scope.INFERENCE)
@@ -65,7 +66,8 @@ class InferenceRoutes(InferenceFront):
             key_id=caller.key_id,
             zone=_zone(scope),
         )
-        return Call(facts, body, pass_upstream(scope["headers"]))
+        wait_s = wait_preference(header(scope, b"prefer"))
+        return Call(facts, body, pass_upstream(scope["headers"]), wait_s)
 
     def _route_headers(
         self, dispatched: Dispatched, context: RequestContext

@@ -17,12 +17,13 @@ from shared.http.errors import (
     ApiError,
     UpstreamCredentialRefused,
     UpstreamFailed,
+    UpstreamUnpaid,
     UpstreamUnreachable,
 )
 from shared.http.exchange import Reply, exchange
 from shared.http.streams import STREAM_RULES, ChatRules, StreamRules
 from shared.http.transport import OutboundRequest, Timeouts, Transport
-from shared.http.upstream_errors import upstream_error
+from shared.http.upstream_errors import OPERATORS_BUSINESS, upstream_error
 from shared.http.wire import encode_object, with_usage
 
 _WITHOUT_USAGE: Final = ChatRules(hides_usage=True)
@@ -48,7 +49,7 @@ class OpenAIBackend:
         request = self._request(deployment, call, body)
         return _Sending(exchange(self._transport, request, rules), deployment, call)
 
-    async def probe(self, endpoint: Endpoint) -> None:
+    async def probe(self, endpoint: Endpoint) -> bool:
         """See `Backend.probe`; a refused credential, or a route that is not there, is an answer."""
         headers = [_USER_AGENT, _ACCEPT[False], *_credentials(endpoint, "/models")]
         request = OutboundRequest(
@@ -59,6 +60,7 @@ class OpenAIBackend:
                 pass
             if response.status >= 500:
                 raise UpstreamFailed(f"The endpoint answered a probe with {response.status}.")
+            return response.status < 300
 
     def _request(
         self, deployment: Deployment, call: Call, body: Mapping[str, object]
@@ -73,12 +75,18 @@ class OpenAIBackend:
                 _USER_AGENT,
                 ("x-request-id", facts.request_id),
                 *call.headers,
-                *(_NO_COMMENTS if endpoint.is_agent else ()),
+                *(_to_agent(call) if endpoint.is_agent else ()),
                 *_credentials(endpoint, facts.path),
             ),
             body=encode_object({**body, "model": deployment.upstream_name}),
             timeouts=deployment.stream_timeouts if facts.stream else deployment.timeouts,
         )
+
+
+def _to_agent(call: Call) -> tuple[tuple[str, str], ...]:
+    if call.wait_s is None:
+        return _NO_COMMENTS
+    return (*_NO_COMMENTS, ("prefer", f"wait={call.wait_s:.0f}"))
 
 
 class _Sending(AbstractAsyncContextManager[Reply]):
@@ -156,7 +164,12 @@ def _named(error: UpstreamUnreachable, deployment: Deployment) -> ApiError:
 async def _raise_for(reply: Reply, deployment: Deployment) -> None:
     """Raise the endpoint's error; whether another one may do better stands in it."""
     endpoint = deployment.endpoint
-    if reply.status in {401, 403}:
+    if reply.status == 402:
+        raise UpstreamUnpaid(
+            f"The endpoint {endpoint.id!r} wants to be paid. The operator has to look at the account "
+            "there."
+        )
+    if reply.status in OPERATORS_BUSINESS:
         raise UpstreamCredentialRefused(
             f"The endpoint {endpoint.id!r} did not accept the router's credential. Its operator has "
             "to check it: iir doctor."

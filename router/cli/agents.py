@@ -69,7 +69,7 @@ def list_command(as_json: AsJson = False) -> None:
                     "agent_id": agent.record.agent_id,
                     "models": [model.id for model in agent_models(agent)],
                     "key_prefix": agent.key_prefix,
-                    "renewed_at": agent.renewed_at,
+                    "renewed_at": agent.record.renewed_at,
                     "created_at": agent.created_at,
                     "revoked_at": agent.revoked_at,
                 }
@@ -84,7 +84,7 @@ def list_command(as_json: AsJson = False) -> None:
                 agent.record.name,
                 agent_state(agent, oldest),
                 len(agent_models(agent)),
-                date(agent.renewed_at),
+                date(agent.record.renewed_at),
                 agent.key_prefix,
                 date(agent.created_at),
             )

@@ -67,12 +67,13 @@ def agent_state(agent: AgentInfo, oldest: float) -> str:
         return "revoked"
     if agent.record.agent_id is None:
         return "never registered"
-    if agent.record.lease_id is None or agent.renewed_at is None:
+    renewed_at = agent.record.renewed_at
+    if agent.record.lease_id is None or renewed_at is None:
         return "lease given back"
-    if agent.renewed_at < oldest:
+    if renewed_at < oldest:
         return "lease expired"
-    heartbeat = agent.record.heartbeat
-    return heartbeat.state if heartbeat is not None else "ready"
+    said = agent.record.heartbeat or agent.record.registration
+    return said.state if said is not None else "ready"
 
 
 def agent_models(agent: AgentInfo) -> tuple[AgentModel, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from router.dispatch.pools import Pool, Waiter
 from router.domain import Deployment, Ranked
-from router.errors import QueueFull, QueueTimeout
+from shared.http.errors import QueueFull, QueueTimeout
 from shared.kit.clock import Clock
 
 # Idle pools are kept up to here, since they know how long their places are taken.

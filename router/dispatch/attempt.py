@@ -10,9 +10,10 @@ from types import TracebackType
 from router.dispatch.admission import Place
 from router.dispatch.faults import fault_of, rest_of
 from router.dispatch.meter import Meter
-from router.domain import Call, EndpointId, Outcome
-from router.errors import AgentUnavailable
+from router.domain import Call, Endpoint, Outcome
+from router.errors import AgentLost
 from router.fleet.breaker import Fault
+from router.fleet.deployments import agent_name
 from router.fleet.registry import Fleet
 from router.ports import Backend
 from shared.http.cutoff import Cutoff
@@ -92,7 +93,7 @@ class Attempt:
             backend = backend_of(deployment.endpoint.backend)
             self._sending = backend.send(deployment, self._call)
             self.reply = await (
-                self._reply_of_agent(self._sending, deployment.endpoint.id)
+                self._reply_of_agent(self._sending, deployment.endpoint)
                 if deployment.endpoint.is_agent
                 else self._sending.__aenter__()
             )
@@ -103,19 +104,12 @@ class Attempt:
         self._fleet.breakers.answered(deployment.endpoint.id, deployment.upstream_name)
 
     async def _reply_of_agent(
-        self, sending: AbstractAsyncContextManager[Reply], endpoint: EndpointId
+        self, sending: AbstractAsyncContextManager[Reply], endpoint: Endpoint
     ) -> Reply:
         """Wait for the reply for as long as the agent lives: one that froze takes connections."""
-        with Cutoff() as lost:
-            self._fleet.waits.add(endpoint, lost.cut)
-            try:
-                return await sending.__aenter__()
-            finally:
-                self._fleet.waits.drop(endpoint, lost.cut)
-        raise AgentUnavailable(
-            "The agent that has this model stopped answering while it had the request.",
-            retry_after_s=5,
-        )
+        with self._fleet.waits.on((endpoint,)):
+            return await sending.__aenter__()
+        raise AgentLost("The agent that has this model was lost while it had the request.")
 
     async def __aexit__(
         self,
@@ -138,6 +132,8 @@ class Attempt:
         self.place.free(was_served=self._meter.error is None)
         self._fleet.leave(deployment)
         self._fleet.breakers.end(endpoint, deployment.upstream_name, fault)
+        if fault is Fault.ENDPOINT and deployment.endpoint.is_agent:
+            self._fleet.membership.doubt(agent_name(endpoint))
         cause = self._meter.cause
         rest = None if cause is None else rest_of(cause)
         if rest is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
@@ -14,7 +13,7 @@ from router.dispatch.admission import Admission, Place
 from router.dispatch.attempt import Attempt
 from router.dispatch.retry import RetryBudget
 from router.domain import Call, EndpointId, ModelName, Outcome, Ranked
-from router.errors import CircuitOpen, DeadlineExceeded, NoEndpoint
+from router.errors import AgentLost, CircuitOpen, DeadlineExceeded, NoEndpoint
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
 from shared.http.cutoff import TimeLimit
@@ -36,8 +35,7 @@ class Dispatched(msgspec.Struct, frozen=True):
     queued_s: float
 
 
-@dataclass(slots=True)
-class _Trip:
+class _Trip(msgspec.Struct):
     """One call on its way: where it may still go, and how far it has come.
 
     `most` is how many attempts it may have. `notes` are what the log will say of it, however it ends.
@@ -126,9 +124,10 @@ class Dispatcher:
             ApiError: none gave one.
         """
         while True:
+            place = await self._place(trip, limit, started)
             attempt = Attempt(
-                trip.call,
-                await self._place(trip, limit, started),
+                _call_for(place, trip),
+                place,
                 trip.attempts,
                 fleet=self._fleet,
                 clock=self._clock,
@@ -196,9 +195,13 @@ class Dispatcher:
         Raises:
             ApiError: none came free, or those that did have failed or asked for a pause meanwhile.
         """
-        place = None
+        place: Place | None = None
         while place is None:
-            place = await self._admission.wait(trip.ranking, trip.call.facts.key_id or "")
+            endpoints = [each.candidate.deployment.endpoint for each in trip.ranking]
+            with self._fleet.waits.on(endpoints, while_none=lambda: not self._left(trip)):
+                place = await self._admission.wait(trip.ranking, trip.call.facts.key_id or "")
+            if place is None:
+                raise AgentLost("The agent that has this model was lost while the request waited.")
             trip.queued_s += place.waited_s
             if not self._fleet.takes(place.ranked.candidate.deployment):
                 place.free(was_served=False)
@@ -294,6 +297,20 @@ class _Dispatch(AbstractAsyncContextManager[Dispatched]):
     ) -> None:
         if self._attempt is not None:
             await self._attempt.__aexit__(kind, error, trace)
+
+
+def _call_for(place: Place, trip: _Trip) -> Call:
+    """Return the call as this attempt sends it.
+
+    An agent shall not keep it waiting, for a load or a slot, while it may go where the model is ready.
+    """
+    chosen = place.ranked.candidate
+    if not chosen.deployment.endpoint.is_agent or trip.attempts >= trip.most:
+        return trip.call
+    others = (each.candidate for each in trip.ranking if each.candidate is not chosen)
+    if any(other.deployment.is_loaded for other in others):
+        return msgspec.structs.replace(trip.call, wait_s=0.0)
+    return trip.call
 
 
 def _explained(error: ApiError, trip: _Trip) -> ApiError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.errors import AgentUnavailable
+from router.errors import AgentLost, AgentUnavailable
 from router.fleet.breaker import Fault
 from shared.http.errors import (
     ApiError,
@@ -21,17 +21,18 @@ def fault_of(error: ApiError | None) -> Fault | None:
     """Return whom a failed attempt speaks against; None if it tells nothing either way.
 
     A client's own mistake proves that the endpoint works. Busy (429, 503) is no defect: the answer
-    says when to come back. A refused credential is the operator's to mend, and waiting won't. A kept
-    connection may be closed at any time.
+    says when to come back. Nor is an agent without memory for the model now (507). A refused credential is the operator's to mend, and waiting won't. A kept
+    connection may be closed at any time. Of an agent that is lost its lease tells, and the next start of
+    it is another one.
     """
     if error is None:
         return Fault.NONE
+    if isinstance(error, (UpstreamCredentialRefused, StaleConnection, AgentLost)):
+        return None
     if isinstance(error, UpstreamUnreachable | AgentUnavailable):
         return Fault.ENDPOINT
-    if isinstance(error, (UpstreamCredentialRefused, StaleConnection)):
-        return None
     if isinstance(error, UpstreamAnswer):
-        if error.status in {408, 409, 425, 429, 503, 529}:
+        if error.status in {408, 409, 425, 429, 503, 507, 529}:
             return None
         return Fault.MODEL if error.status >= 500 else Fault.NONE
     return Fault.MODEL
@@ -45,9 +46,9 @@ def rest_of(error: ApiError) -> tuple[float, bool] | None:
     """
     if isinstance(error, UpstreamCredentialRefused):
         return _REFUSED_S, False
-    if not isinstance(error, UpstreamAnswer) or error.status not in {429, 503, 529}:
+    if not isinstance(error, UpstreamAnswer) or error.status not in {429, 503, 507, 529}:
         return None
-    asked_s = retry_after_s((name.encode(), value.encode()) for name, value in error.headers)
+    asked_s = retry_after_s([(name.encode(), value.encode()) for name, value in error.headers])
     if asked_s is None:
         return _BUSY_S, False
     return asked_s, error.status == 429

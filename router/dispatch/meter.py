@@ -57,8 +57,7 @@ class Meter:
     @property
     def failure(self) -> ApiError | None:
         """Return what broke off the answer after it had begun, or the error that it ended with."""
-        reply = self._reply
-        return None if reply is None else reply.failure or reply.reported()
+        return None if self._reply is None else self._reply.ended_by()
 
     def fail(self, error: ApiError) -> None:
         """Note what ended the attempt."""

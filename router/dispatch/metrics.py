@@ -9,6 +9,7 @@ Requests only add to plain numbers; what Prometheus reads is made of them when i
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
@@ -26,6 +27,7 @@ from shared.http.errors import (
     UpstreamFailed,
     UpstreamInterrupted,
     UpstreamTimeout,
+    UpstreamUnpaid,
     UpstreamUnreachable,
 )
 
@@ -57,16 +59,26 @@ class _Histogram:
         return found
 
 
+class _Series:
+    """What is counted of an endpoint's answers on one route."""
+
+    __slots__ = ("duration", "input_tokens", "output_tokens", "ttft")
+
+    def __init__(self) -> None:
+        self.duration = _Histogram()
+        self.ttft = _Histogram()
+        self.input_tokens = 0
+        self.output_tokens = 0
+
+
 class RouterMetrics:
     """Takes outcomes; `registry` is what `/metrics` renders."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.registry = CollectorRegistry()
         self.registry_errors = 0
-        self._duration: dict[tuple[EndpointId, str], _Histogram] = {}
-        self._ttft: dict[tuple[EndpointId, str], _Histogram] = {}
+        self._series: dict[tuple[EndpointId, str], _Series] = {}
         self._attempts: dict[tuple[EndpointId, str], int] = {}
-        self._tokens: dict[tuple[EndpointId, str], int] = {}
         self._refused: dict[str, int] = {}
         self._failovers = 0
         self._overhead = _Histogram(_QUICK)
@@ -104,13 +116,14 @@ class RouterMetrics:
         key = (endpoint, _bounded(outcome))
         self._attempts[key] = self._attempts.get(key, 0) + 1
         self._failovers += outcome.attempt > 1
-        _in(self._duration, (endpoint, facts.path)).observe(outcome.total_s)
+        series = self._series.get((endpoint, facts.path))
+        if series is None:
+            series = self._series[endpoint, facts.path] = _Series()
+        series.duration.observe(outcome.total_s)
         if outcome.ttft_s is not None:
-            _in(self._ttft, (endpoint, facts.path)).observe(outcome.ttft_s)
-        if outcome.input_tokens:
-            self._count_tokens(endpoint, "input", outcome.input_tokens)
-        if outcome.output_tokens:
-            self._count_tokens(endpoint, "output", outcome.output_tokens)
+            series.ttft.observe(outcome.ttft_s)
+        series.input_tokens += outcome.input_tokens or 0
+        series.output_tokens += outcome.output_tokens or 0
 
     def served(self, overhead_s: float, queued_s: float) -> None:
         """Take the time that a request spent here before it was sent, without its wait in a queue."""
@@ -122,24 +135,28 @@ class RouterMetrics:
         """Take how late the event loop did what was due: each request waits that long on top."""
         self._late.observe(late_s)
 
-    def _count_tokens(self, endpoint: EndpointId, kind: str, tokens: int) -> None:
-        key = (endpoint, kind)
-        self._tokens[key] = self._tokens.get(key, 0) + tokens
+    def _tokens(self) -> dict[tuple[EndpointId, str], int]:
+        """Return the tokens by endpoint and kind."""
+        found: Counter[tuple[EndpointId, str]] = Counter()
+        for (endpoint, _), series in self._series.items():
+            found[endpoint, "input"] += series.input_tokens
+            found[endpoint, "output"] += series.output_tokens
+        return {key: count for key, count in found.items() if count}
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they stand; called by `/metrics`."""
         yield from _histograms(
             "gen_ai_server_request_duration_seconds",
             "From sending a request upstream to its last byte",
-            self._duration,
+            {key: series.duration for key, series in self._series.items()},
         )
         yield from _histograms(
             "gen_ai_server_time_to_first_token_seconds",
             "From sending a request upstream to its first byte",
-            self._ttft,
+            {key: series.ttft for key, series in self._series.items() if any(series.ttft.counts)},
         )
         yield _counts(
-            "gen_ai_client_token_usage", "Tokens, as upstreams report them", "type", self._tokens
+            "gen_ai_client_token_usage", "Tokens, as upstreams report them", "type", self._tokens()
         )
         yield _counts(
             "iir_attempts",
@@ -168,13 +185,6 @@ class RouterMetrics:
             yield GaugeMetricFamily(name, text, value=read())
         for name, (text, read) in self._counters.items():
             yield CounterMetricFamily(name, text, value=read())
-
-
-def _in(found: dict[tuple[EndpointId, str], _Histogram], key: tuple[EndpointId, str]) -> _Histogram:
-    histogram = found.get(key)
-    if histogram is None:
-        histogram = found[key] = _Histogram()
-    return histogram
 
 
 def _histograms(
@@ -218,6 +228,7 @@ _OWN = frozenset(
                 UpstreamFailed,
                 UpstreamInterrupted,
                 UpstreamTimeout,
+                UpstreamUnpaid,
                 UpstreamUnreachable,
             )
         ),

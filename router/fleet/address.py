@@ -6,6 +6,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from router.errors import AgentAddressRefused
+from shared.http.addresses import is_metadata, plain
 from shared.http.origin import is_loopback
 
 
@@ -37,10 +38,10 @@ def check_agent_url(url: str, caller: str, allowed: frozenset[str]) -> str:
         address = ipaddress.ip_address(parts.hostname or "")
     except ValueError:
         raise _refused("Give an IP address, not a name.") from None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_link_local or address.is_multicast or address.is_unspecified:
-        raise _refused("Link-local, multicast and wildcard addresses are not taken.")
+    address = plain(address)
+    odd = address.is_link_local or address.is_multicast or address.is_unspecified
+    if odd or is_metadata(address):
+        raise _refused("Link-local, multicast, wildcard and metadata addresses are not taken.")
     own = is_loopback(caller) if address.is_loopback else str(address) == _plain(caller)
     if not own and str(address) not in allowed:
         raise _refused(
@@ -56,8 +57,7 @@ def _plain(caller: str) -> str:
         address = ipaddress.ip_address(caller)
     except ValueError:
         return caller
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)
+    return str(plain(address))
 
 
 def _refused(reason: str) -> AgentAddressRefused:

@@ -18,6 +18,7 @@ from shared.contracts.agents import AgentModel, Registration
 from shared.contracts.apis import DEFAULT_APIS, paths_of
 from shared.http.transport import Timeouts
 
+_OF_AGENT = "agent:"
 _Key = tuple[int, str, int, TimeLimits]
 
 
@@ -65,14 +66,7 @@ class Deployments:
     def _on_agent(
         self, member: Member, model: AgentModel, priority: int, limits: TimeLimits
     ) -> Deployment:
-        endpoint = Endpoint(
-            id=agent_endpoint_id(member.name),
-            base_url=f"{member.registration.base_url}/v1",
-            backend="openai",
-            zone=Zone.LOCAL,
-            credential=member.registration.access_token,
-            is_agent=True,
-        )
+        endpoint = agent_endpoint(member)
         timeouts = self._limited(limits)
         return Deployment(
             endpoint=endpoint,
@@ -85,6 +79,7 @@ class Deployments:
             stream_timeouts=replace(timeouts, total_s=limits.total_s),
             pool=f"{endpoint.id}/{model.id}",
             max_in_flight=model.max_in_flight,
+            is_loaded=model.status == "loaded",
         )
 
     def _limited(self, limits: TimeLimits) -> Timeouts:
@@ -97,6 +92,23 @@ class Deployments:
         )
 
 
+def agent_endpoint(member: Member) -> Endpoint:
+    """Return an agent as the endpoint that requests go to."""
+    return Endpoint(
+        id=agent_endpoint_id(member.name),
+        base_url=f"{member.registration.base_url}/v1",
+        backend="openai",
+        zone=Zone.LOCAL,
+        credential=member.registration.access_token,
+        incarnation=member.registration.incarnation,
+    )
+
+
 def agent_endpoint_id(name: str) -> EndpointId:
     """Return the endpoint of the agent with this name."""
-    return EndpointId(f"agent:{name}")
+    return EndpointId(_OF_AGENT + name)
+
+
+def agent_name(endpoint: EndpointId) -> str:
+    """Return the name of the agent that is this endpoint."""
+    return endpoint.removeprefix(_OF_AGENT)

@@ -31,8 +31,10 @@ def list_models(catalog: Catalog, membership: Membership) -> list[ListedModel]:
         )
     for member in membership:
         state = membership.state(member)
+        if state is LeaseState.GONE:
+            continue
         for model in member.models:
-            status = "unavailable" if state is LeaseState.EXPIRED else model.status
+            status = model.status if state.is_routable else "unavailable"
             best = listed.get(model.id)
             if best is None or best.status not in {None, "loaded"}:
                 listed[model.id] = ListedModel(

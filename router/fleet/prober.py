@@ -1,6 +1,7 @@
-"""Asks endpoints that hold no lease whether they answer, before a request has to find out.
+"""Asks endpoints whether they answer, before a request has to find out.
 
-An endpoint that can't be reached loses its traffic after as many misses as requests would need, and
+It asks those that hold no lease, and agents where so many fell silent that silence tells nothing. An
+endpoint that can't be reached loses its traffic after as many misses as requests would need, and
 gets it back with the first answer, however long its breaker would have stayed open. Those in a cloud
 are asked only while their breaker is open: their operators count requests. Others that are spared are
 asked more often: who was restarted is to serve again within a second.
@@ -14,6 +15,8 @@ from functools import partial
 import anyio
 
 from router.domain import Endpoint, EndpointId, Zone
+from router.fleet.deployments import agent_endpoint
+from router.fleet.membership import Member
 from router.fleet.registry import Fleet
 from router.ports import Backend
 from shared.http.errors import ApiError, UpstreamTimeout
@@ -46,6 +49,27 @@ class Prober:
         ]
         if spared:
             await self._ask_all(spared)
+
+    async def look_at_silent(self) -> None:
+        """Ask the agents that are not taken for lost only because so many are silent at once."""
+        doubtful = self._fleet.membership.doubtful()
+        if not doubtful:
+            return
+        self._log.warning("router_doubts_itself", silent_agents=len(doubtful))
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+        async with anyio.create_task_group() as group:
+            for member in doubtful:
+                group.start_soon(self._vouch, limiter, member)
+
+    async def _vouch(self, limiter: anyio.CapacityLimiter, member: Member) -> None:
+        endpoint = agent_endpoint(member)
+        async with limiter:
+            try:
+                # an agent that started anew takes another credential
+                is_there = await self._backends[endpoint.backend].probe(endpoint)
+            except ApiError:
+                is_there = False
+        self._fleet.membership.vouch(member, is_there=is_there)
 
     async def _ask_all(self, endpoints: Sequence[Endpoint]) -> None:
         limiter = anyio.CapacityLimiter(_AT_ONCE)

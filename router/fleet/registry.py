@@ -8,7 +8,8 @@ however many models and endpoints there are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from router.domain import (
     Candidate,
@@ -25,22 +26,23 @@ from router.domain import (
     TimeLimits,
     Zone,
 )
-from router.errors import (
-    AgentUnavailable,
-    CircuitOpen,
-    NoEndpoint,
-    ProviderNotConfigured,
-    UpstreamBusy,
-    ZoneRefused,
-)
+from router.errors import CircuitOpen, UpstreamBusy
 from router.fleet.breaker import Breakers
 from router.fleet.deployments import Deployments
 from router.fleet.listing import ListedModel, list_models
 from router.fleet.membership import LeaseState, Membership
+from router.fleet.refusals import (
+    no_agent,
+    not_pulled,
+    outside_zone,
+    unsupported,
+    without_credential,
+    without_deployment,
+)
 from router.fleet.rests import Rests
 from router.fleet.waits import Waits
 from shared.contracts.agents import AgentModel
-from shared.http.errors import ModelNotFound, ModelNotPulled, UnsupportedApi
+from shared.http.errors import ModelNotFound
 from shared.http.transport import Timeouts
 from shared.kit.clock import monotonic
 
@@ -52,16 +54,23 @@ EndpointOf = Callable[[Provider], Endpoint | None]
 """Returns a provider's endpoint with its credential; None if the credential is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
+class Resolution(msgspec.Struct, frozen=True):
     """A name's public model id, and who can serve it now (at least one)."""
 
     model: ModelName
     candidates: tuple[Candidate, ...]
 
 
+class _Ready(msgspec.Struct, frozen=True):
+    """What `resolve` finds for a name that has nothing to do with agents: it changes with the catalog."""
+
+    model: ModelName
+    deployments: tuple[Deployment, ...]
+
+
 # Names that only a prefix rule knows; remembered up to here, since clients may send any.
 _MOST_PREFIXED = 1024
+_MOST_READY = 65_536
 
 
 class Fleet:
@@ -83,12 +92,15 @@ class Fleet:
         self._in_flight: dict[EndpointId, int] = {}
         self._agent_index: dict[str, dict[int, AgentModel]] = {}
         self._agent_names: dict[int, tuple[AgentModel, ...]] = {}
+        self._gone: frozenset[int] = frozenset()
         self._catalog = Catalog()
         self._entries: dict[str, ModelEntry] = {}
         self._prefixed: dict[str, ModelEntry] = {}
         self._rules: tuple[PrefixRule, ...] = ()
         self._endpoints: dict[str, Endpoint | None] = {}
-        self._built: dict[DeploymentEntry, Deployment] = {}
+        # by the row's identity, for a row's hash costs more than all else here; entries keep the rows
+        self._built: dict[int, Deployment] = {}
+        self._ready: dict[tuple[str, Zone | None, str], _Ready] = {}
 
     @property
     def catalog(self) -> Catalog:
@@ -115,18 +127,27 @@ class Fleet:
         self._entries = entries
         self._prefixed = {}
         self._built = {}
+        self._ready = {}
         self._catalog = catalog
 
     def patch(self) -> None:
         """Bring the index of agents' models up to date; costs what changed."""
-        current = {member.row_id: member.models for member in self._membership}
+        self._gone = self._membership.gone()
+        current = {m.row_id: m.models for m in self._membership if m.row_id not in self._gone}
         self._deployments.forget_agents()
+        self._ready = {}
         for row_id, models in list(self._agent_names.items()):
             if current.get(row_id) is not models:
                 self._unlist(row_id, models)
         for row_id, models in current.items():
             if row_id not in self._agent_names:
                 self._list(row_id, models)
+        self.waits.cut_lost()
+
+    def forget_gone(self) -> None:
+        """Let the names go that only agents had of which nothing was heard for a day."""
+        if self._membership.gone() != self._gone:
+            self.patch()
 
     def resolve(
         self, name: str, zone: Zone | None = None, path: str = "/chat/completions"
@@ -144,6 +165,13 @@ class Fleet:
             CircuitOpen: all candidates are spared after failures.
             UpstreamBusy: all candidates asked to be left alone for now.
         """
+        ready = self._ready.get((name, zone, path))
+        if ready is None:
+            return self._resolved(name, zone, path)
+        candidates = tuple([self._loaded(deployment) for deployment in ready.deployments])
+        return Resolution(ready.model, self._rested(self._sound(candidates)))
+
+    def _resolved(self, name: str, zone: Zone | None, path: str) -> Resolution:
         problems: list[Exception] = []
         entry = self._entries.get(name)
         agents = self._agent_index.get(name)
@@ -164,23 +192,20 @@ class Fleet:
             if agents:
                 found = _distinct(found)
         if not found:
-            raise (
-                problems[0]
-                if problems
-                else NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
+            raise problems[0] if problems else without_deployment(name)
+        fit = _fit(found, name, zone, path)
+        if not problems and not any(c.deployment.endpoint.is_agent for c in found):
+            if len(self._ready) >= _MOST_READY:
+                self._ready = {}
+            self._ready[name, zone, path] = _Ready(
+                ModelName(model), tuple(c.deployment for c in fit)
             )
-        allowed = tuple(c for c in found if zone is None or c.deployment.endpoint.zone is zone)
-        if not allowed:
-            raise ZoneRefused(
-                f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}."
-            )
-        speaking = tuple(c for c in allowed if path in c.deployment.paths)
-        if not speaking:
-            raise _unsupported(name, path)
-        return Resolution(ModelName(model), self._rested(self._sound(speaking)))
+        return Resolution(ModelName(model), self._rested(self._sound(fit)))
 
     def takes(self, deployment: Deployment) -> bool:
         """Tell whether requests may be sent there now: time has passed since it was resolved."""
+        if not self.waits.has(deployment.endpoint):
+            return False
         place = deployment.endpoint.id, deployment.upstream_name
         if self.breakers and self.breakers.wait_s(*place) is not None:
             return False
@@ -303,27 +328,24 @@ class Fleet:
             return self._on_agents(agents, problems, row.priority, row.limits)
         endpoint = self._endpoints.get(row.provider)
         if endpoint is None:
-            problems.append(
-                ProviderNotConfigured(
-                    f"The provider {provider.name!r} has no credential. Set {provider.key_env} in the "
-                    "router's environment or .env, and restart it."
-                )
-            )
+            problems.append(without_credential(provider))
             return []
-        deployment = self._built.get(row)
+        deployment = self._built.get(id(row))
         if deployment is None:
             deployment = self._deployments.of_row(row, provider, endpoint)
-            self._built[row] = deployment
-        return [Candidate(deployment, Load(self._in_flight.get(endpoint.id, 0)))]
+            self._built[id(row)] = deployment
+        return [self._loaded(deployment)]
+
+    def _loaded(self, deployment: Deployment) -> Candidate:
+        return Candidate(deployment, Load(self._in_flight.get(deployment.endpoint.id, 0)))
 
     def _unknown_local(self, name: str) -> Exception:
-        states = [self._membership.state(member) for member in self._membership]
-        if any(state is not LeaseState.EXPIRED for state in states):
+        if any(self._membership.state(member).is_routable for member in self._membership):
             return ModelNotFound(
                 f"No connected agent knows the model {name!r}. GET /v1/models lists what is there.",
                 param="model",
             )
-        return _no_agent()
+        return no_agent()
 
     def _on_agents(
         self,
@@ -336,18 +358,11 @@ class Fleet:
         for row_id, model in agents.items():
             member = self._membership.get(row_id)
             state = self._membership.state(member) if member else LeaseState.EXPIRED
-            if member is None or state is LeaseState.EXPIRED:
-                problems.append(_no_agent())
+            if member is None or not state.is_routable:
+                problems.append(no_agent())
             elif not model.is_pulled:
                 command = model.pull_command or f"iir-agent pull {model.id}"
-                problems.insert(
-                    0,
-                    ModelNotPulled(
-                        f"The weights of {model.id!r} are not on this machine yet. Pull them with: "
-                        f"{command}",
-                        param="model",
-                    ),
-                )
+                problems.insert(0, not_pulled(model.id, command))
             else:
                 deployment = self._deployments.of_agent(member, model, priority, limits)
                 load = Load(self._in_flight.get(deployment.endpoint.id, 0), member.queued)
@@ -367,21 +382,16 @@ def _distinct(found: list[Candidate]) -> list[Candidate]:
     return list(best.values())
 
 
-def _unsupported(name: str, path: str) -> UnsupportedApi:
-    return UnsupportedApi(
-        f"No endpoint of the model {name!r} speaks {path}. Use /v1/chat/completions, or, if its endpoint "
-        "does speak it, say so: iir providers set NAME --api …, or `apis:` in the agent's YAML file.",
-        param="model",
-    )
+def _fit(found: list[Candidate], name: str, zone: Zone | None, path: str) -> tuple[Candidate, ...]:
+    """Return the candidates in the zone that speak the route's API."""
+    allowed = [c for c in found if zone is None or c.deployment.endpoint.zone is zone]
+    if not allowed:
+        raise outside_zone(zone)
+    speaking = tuple(c for c in allowed if path in c.deployment.paths)
+    if not speaking:
+        raise unsupported(name, path)
+    return speaking
 
 
 def _names(models: tuple[AgentModel, ...]) -> set[str]:
     return {name for model in models for name in (model.id, *model.aliases)}
-
-
-def _no_agent() -> AgentUnavailable:
-    return AgentUnavailable(
-        "The agent that has this model is not connected. Start it (make dev, or iir-agent serve); "
-        "it comes back by itself.",
-        retry_after_s=5,
-    )

@@ -7,6 +7,7 @@ spread them (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from random import Random
 
 from router.domain import Candidate, Ranked, RequestFacts
@@ -27,16 +28,18 @@ class PowerOfTwo(RoutingPolicy):
         if len(candidates) == 1:
             return (Ranked(candidates[0], "only"),)
         order = list(candidates)
-        self._rng.shuffle(order)
-        order.sort(key=lambda each: (each.is_suspect, each.deployment.priority))
+        if len(order) > 2:
+            self._rng.shuffle(order)
+        elif self._rng.random() < 0.5:
+            order.reverse()
+        order.sort(key=_class)
         is_alone = len(order) < 2 or _class(order[0]) != _class(order[1])
         if not is_alone and _load(order[1]) < _load(order[0]):
             order[0], order[1] = order[1], order[0]
         return [Ranked(each, "priority" if is_alone else "power-of-two") for each in order]
 
 
-def _class(candidate: Candidate) -> tuple[bool, int]:
-    return candidate.is_suspect, candidate.deployment.priority
+_class = attrgetter("is_suspect", "deployment.priority")
 
 
 def _load(candidate: Candidate) -> float:

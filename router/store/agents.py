@@ -20,6 +20,7 @@ from router.store.errors import (
     InvalidValue,
     NameTaken,
     Superseded,
+    TooLate,
     UnknownName,
 )
 from router.store.keys import digest, make_key, parse_prefix
@@ -40,16 +41,12 @@ NO_NEXT: Final[dict[str, None]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentInfo:
-    """An agent as a person wants to see it. Times are seconds since 1970.
-
-    `renewed_at` is when its last heartbeat was written; None without a lease.
-    """
+    """An agent as a person wants to see it. Times are seconds since 1970."""
 
     record: AgentRecord
     key_prefix: str
     created_at: int
     revoked_at: int | None
-    renewed_at: int | None
 
 
 def add_agent(connection: Connection, name: str, *, now: Clock = wall_time) -> str:
@@ -150,7 +147,6 @@ def list_agents(connection: Connection) -> list[AgentInfo]:
             key_prefix=row.key_prefix,
             created_at=row.created_at,
             revoked_at=row.revoked_at,
-            renewed_at=row.updated_at,
         )
         for row in rows
     ]
@@ -197,6 +193,7 @@ def save_registration(
         CredentialRefused: the credential is revoked or bound to another id, or the id to another
             credential.
         Superseded: a newer incarnation has registered.
+        TooLate: a newer message of this incarnation was kept.
     """
     row = connection.execute(select(agents).where(agents.c.id == row_id)).one_or_none()
     if row is None or row.revoked_at is not None:
@@ -206,6 +203,8 @@ def save_registration(
     _refuse_second_credential(connection, row_id, agent_id)
     if row.incarnation is not None and registration.incarnation < row.incarnation:
         raise Superseded("a newer incarnation of this agent has registered")
+    if registration.incarnation == row.incarnation and registration.seq is not None:
+        _refuse_late(connection, row_id, registration.seq)
     connection.execute(
         update(agents)
         .where(agents.c.id == row_id)
@@ -217,7 +216,9 @@ def save_registration(
     )
     connection.execute(delete(leases).where(leases.c.agent == row_id))
     connection.execute(
-        insert(leases).values(agent=row_id, lease_id=lease_id, updated_at=int(now()))
+        insert(leases).values(
+            agent=row_id, lease_id=lease_id, seq=registration.seq, updated_at=int(now())
+        )
     )
     bump(connection, Version.LEASES)
 
@@ -288,6 +289,12 @@ def _refuse_second_credential(connection: Connection, row_id: int, agent_id: str
         )
 
 
+def _refuse_late(connection: Connection, row_id: int, seq: int) -> None:
+    kept = connection.scalar(select(leases.c.seq).where(leases.c.agent == row_id))
+    if kept is not None and kept >= seq:
+        raise TooLate("a newer message of this agent came before")
+
+
 def _record(row: Row[Any]) -> AgentRecord:
     return AgentRecord(
         row_id=row.id,
@@ -296,6 +303,7 @@ def _record(row: Row[Any]) -> AgentRecord:
         registration=_parsed(Registration, row.registration),
         lease_id=row.lease_id,
         heartbeat=_parsed(Heartbeat, row.heartbeat),
+        renewed_at=row.updated_at,
     )
 
 

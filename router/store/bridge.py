@@ -19,12 +19,13 @@ from router.store.errors import (
     StoreError,
     Superseded,
     TokenRefused,
+    TooLate,
 )
 from router.store.joining import join, promote, rotate
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import Heartbeat, Registration
-from shared.http.errors import BadRequest, Conflict, Forbidden
+from shared.http.errors import BadRequest, Conflict, Forbidden, NotFound
 
 T = TypeVar("T")
 
@@ -109,6 +110,8 @@ def _translated() -> Iterator[None]:
         raise Forbidden(f"The router refused the agent: {error}.") from error
     except Superseded as error:
         raise Conflict(f"The router refused the agent: {error}.") from error
+    except TooLate as error:
+        raise NotFound(f"The router refused the agent: {error}. Register anew.") from error
     except TokenRefused as error:
         raise JoinTokenRefused(
             f"The router refused to take the agent in: {error}. Make another on the router's "

@@ -59,6 +59,10 @@ class Superseded(Refusal):
     """A newer incarnation of the agent has registered."""
 
 
+class TooLate(Refusal):
+    """A newer message of the same incarnation was kept."""
+
+
 def not_migrated() -> NoRegistry:
     """Return the error for a registry that was not made yet or lacks tables."""
     return NoRegistry(

@@ -1,7 +1,8 @@
 """The lease protocol between agent and router: JSON bodies of `/internal/v1/agents`.
 
 `PUT /internal/v1/agents/{agent_id}` registers (`Registration` → `LeaseGrant`);
-`PUT …/lease` is the heartbeat (`Heartbeat` → `LeaseGrant`); `DELETE …/lease` gives it back.
+`PUT …/lease` is the heartbeat (`Heartbeat` → `LeaseGrant`); `DELETE …/lease?incarnation=…&seq=…` gives it
+back. Every message of an incarnation has a `seq` of its own, which grows: what comes late is known by it.
 `POST /internal/v1/agents/join` exchanges a one-time token (`JoinRequest` → `CredentialGrant`), and
 `POST …/rotate` the present credential (→ `CredentialGrant`), for a new one. A present credential ends when
 the new one is used, which `POST …/confirm` (→ `Confirmation`) does and nothing else.
@@ -46,8 +47,21 @@ class AgentModel(_Wire):
     max_in_flight: int | None = Field(default=None, ge=1)
 
 
+class Queue(_Wire):
+    """Requests on the agent and in its engines, all models together, whoever sent them."""
+
+    running: int = 0
+    waiting: int = 0
+    max_waiting: int | None = Field(
+        default=None, description="How many may wait in the agent, for the models that are loaded."
+    )
+    expected_wait_s: float = Field(
+        default=0.0, description="How long the next request waits for the busiest loaded model."
+    )
+
+
 class Registration(_Wire):
-    """What an agent says of itself once per start, and again when its catalog changes."""
+    """What an agent says of itself once per start, and again when its router lost the lease."""
 
     protocol: int = PROTOCOL_VERSION
     incarnation: int = Field(
@@ -61,17 +75,15 @@ class Registration(_Wire):
     models: tuple[AgentModel, ...] = ()
     labels: dict[str, str] = {}
     catalog_hash: str = ""
-
-
-class Queue(_Wire):
-    """Requests on the agent, all models together."""
-
-    running: int = 0
-    waiting: int = 0
+    seq: int | None = Field(
+        default=None, ge=0, description="As a heartbeat's; None: an older agent, which sends none."
+    )
+    state: AgentState = "ready"
+    queue: Queue = Queue()
 
 
 class Heartbeat(_Wire):
-    """Renews the lease and reports the load; `seq` grows by one with each."""
+    """Renews the lease and reports the load; `seq` grows with each message of an incarnation."""
 
     lease_id: str
     incarnation: int
@@ -88,6 +100,11 @@ class LeaseGrant(_Wire):
     lease_id: str
     ttl_s: float = Field(gt=0, allow_inf_nan=False)
     renew_s: float = Field(gt=0, allow_inf_nan=False)
+    epoch: str = Field(
+        default="",
+        max_length=64,
+        description="New at each start of the router; empty: an older one.",
+    )
 
 
 class JoinRequest(_Wire):

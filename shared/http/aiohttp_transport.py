@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
@@ -30,7 +31,9 @@ _NO_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 class AiohttpTransport:
     """Upstream calls through one aiohttp session, made on first use inside the running loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, allow_address: Callable[[str], bool] | None = None) -> None:
+        """Connect nowhere yet; `allow_address` is as `LeanTransport` takes it."""
+        self._allow_address = allow_address
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -75,13 +78,23 @@ class AiohttpTransport:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE_S
+                    limit=0,
+                    limit_per_host=0,
+                    keepalive_timeout=_KEEPALIVE_S,
+                    socket_factory=self._socket,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 read_bufsize=64 * 1024,
             )
         return self._session
+
+    def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        """Make a socket for a resolved address, which is the one that is connected to."""
+        family, kind, protocol, _, address = info
+        if self._allow_address is not None and not self._allow_address(str(address[0])):
+            raise PermissionError("the address is not allowed")
+        return socket.socket(family, kind, protocol)
 
 
 class _Response:

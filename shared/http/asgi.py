@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import itemgetter
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from shared.http.cutoff import TimeLimit
 from shared.http.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType
 
 _CLOSE = (("connection", "close"),)
-# Where a scope keeps its headers once one was asked for.
-_BY_NAME = "iir.headers"
+_NAME = itemgetter(0)
+BY_NAME = "iir.headers"
+"""The key of a scope under which its headers' first values are kept by name, once one was asked for."""
+WHOLE_BODY = "iir.body"
+"""The key of a scope under which our server puts what returns the body if it came with the head."""
 # A body that comes slower than this in the long run holds a connection for nothing.
 _LEAST_BYTES_S = 256
 
@@ -23,9 +27,9 @@ class ClientGone(Exception):
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """Return the first value of a request header; `name` is lower case."""
-    by_name: dict[bytes, bytes] | None = scope.get(_BY_NAME)
+    by_name: dict[bytes, bytes] | None = scope.get(BY_NAME)
     if by_name is None:
-        by_name = scope[_BY_NAME] = dict(reversed(scope["headers"]))
+        by_name = scope[BY_NAME] = dict(reversed(scope["headers"]))
     return by_name.get(name)
 
 
@@ -49,42 +53,82 @@ async def read_body(
     """
     if (header(scope, b"content-encoding") or b"identity").lower() != b"identity":
         raise UnsupportedMediaType("Compressed request bodies are not taken. Send plain JSON.")
-    declared = header(scope, b"content-length")
-    if declared is not None and int(declared) > limit:
-        raise _too_large(limit)
+    take_whole = scope.get(WHOLE_BODY)
+    whole: bytes | None = None if take_whole is None else take_whole()
+    if whole is not None:
+        if len(whole) > limit:
+            raise _too_large(limit)
+        return whole
+    reader = BodyReader(scope, receive, limit=limit, idle_s=idle_s, grace_s=grace_s)
     pieces: list[bytes] = []
-    size = 0
-    begun = 0.0
     while True:
-        with TimeLimit(idle_s) as pause:
-            message = await receive()
-        if pause.is_cut:
-            raise body_timeout()
+        message = await reader.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body: bytes = message.get("body", b"")
-        size += len(body)
-        if size > limit:
-            raise _too_large(limit)
-        pieces.append(body)
-        if not message.get("more_body", False):
-            return body if len(pieces) == 1 else b"".join(pieces)
+        pieces.append(message.get("body", b""))
+        if reader.is_over:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class BodyReader:
+    """Takes a request's body piece by piece, within limits; `is_over` once it is whole."""
+
+    __slots__ = ("_begun", "_grace_s", "_idle_s", "_limit", "_receive", "_size", "is_over")
+
+    def __init__(
+        self, scope: Scope, receive: Receive, *, limit: int, idle_s: float, grace_s: float
+    ) -> None:
+        """Read nothing yet; the arguments are those of `read_body`.
+
+        Raises:
+            BodyTooLarge: it is declared longer than `limit`.
+        """
+        self._receive = receive
+        self._limit = limit
+        self._idle_s = idle_s
+        self._grace_s = grace_s
+        self._size = 0
+        self._begun = 0.0
+        self.is_over = False
+        if int(header(scope, b"content-length") or b"0") > limit:
+            raise _too_large(self._limit)
+
+    async def receive(self) -> Message:
+        """Return the next piece, or that the client left (ASGI).
+
+        Raises:
+            BodyTooLarge: it is longer than the limit; the rest is not read.
+            BodyTimeout: the client paused for too long, or drips.
+        """
+        with TimeLimit(self._idle_s) as pause:
+            message = await self._receive()
+        if pause.is_cut:
+            raise _timeout()
+        self._size += len(message.get("body", b""))
+        if self._size > self._limit:
+            raise _too_large(self._limit)
+        if message.get("more_body", False):
+            self._check_pace()
+        else:
+            self.is_over = True
+        return message
+
+    def _check_pace(self) -> None:
         now = asyncio.get_running_loop().time()
-        begun = begun or now
-        if now - begun > max(grace_s, size / _LEAST_BYTES_S):
-            raise body_timeout()
+        self._begun = self._begun or now
+        if now - self._begun > max(self._grace_s, self._size / _LEAST_BYTES_S):
+            raise _timeout()
 
 
-def body_timeout() -> BodyTimeout:
-    """Return the error for a client that stopped in the middle of its body."""
-    return BodyTimeout("The request's body did not arrive in time.", headers=_CLOSE)
-
-
-def _too_large(limit: int) -> ApiError:
+def _too_large(limit: int) -> BodyTooLarge:
+    shown = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
     return BodyTooLarge(
-        f"The request's body is larger than {limit // (1024 * 1024)} MiB, the limit here. Send less "
-        "in one request."
+        f"The request's body is larger than {shown}, the limit here. Send less in one request."
     )
+
+
+def _timeout() -> BodyTimeout:
+    return BodyTimeout("The request's body did not arrive in time.", headers=_CLOSE)
 
 
 def require_json(scope: Scope) -> None:
@@ -121,6 +165,6 @@ def check_host_header(scope: Scope) -> str:
         BadRequest: there is none, or more than one.
     """
     host = header(scope, b"host")
-    if host is None or [key for key, _ in scope["headers"]].count(b"host") > 1:
+    if host is None or list(map(_NAME, scope["headers"])).count(b"host") > 1:
         raise BadRequest("Send exactly one Host header.")
     return host.decode("latin-1")

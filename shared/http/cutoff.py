@@ -9,6 +9,30 @@ from __future__ import annotations
 import asyncio
 from asyncio.events import TimerHandle
 from types import TracebackType
+from weakref import WeakKeyDictionary
+
+# Python 3.10 does not count how often a task is cancelled, and makes one error of two cancellations in
+# a turn. There we count our own; that of the whole task, in the same turn as ours, is taken for ours.
+_cuts: WeakKeyDictionary[asyncio.Task[object], int] = WeakKeyDictionary()
+
+
+def _cancelling(task: asyncio.Task[object]) -> int:
+    counted: int = task.cancelling() if hasattr(task, "cancelling") else _cuts.get(task, 0)
+    return counted
+
+
+def _cancel(task: asyncio.Task[object]) -> None:
+    if not hasattr(task, "cancelling"):
+        _cuts[task] = _cuts.get(task, 0) + 1
+    task.cancel()
+
+
+def _uncancel(task: asyncio.Task[object]) -> int:
+    if hasattr(task, "uncancel"):
+        left: int = task.uncancel()
+    else:
+        left = _cuts[task] = _cuts[task] - 1
+    return left
 
 
 class Cutoff:
@@ -31,8 +55,7 @@ class Cutoff:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine's own code
         self._task = task
-        # Python 3.10 does not count cancellations; there the innermost cutoff takes it for its own
-        self._cancelling = task.cancelling() if hasattr(task, "cancelling") else 0
+        self._cancelling = _cancelling(task)
         self._is_open = True
         return self
 
@@ -40,7 +63,7 @@ class Cutoff:
         """Cancel the block, unless it is over. To be called from a callback of the loop."""
         if self._is_open and not self.is_cut and self._task is not None:
             self.is_cut = True
-            self._task.cancel()
+            _cancel(self._task)
 
     def __exit__(
         self,
@@ -53,8 +76,7 @@ class Cutoff:
         task, self._task = self._task, None
         if not self.is_cut or task is None:
             return False
-        is_ours = not hasattr(task, "uncancel") or task.uncancel() <= self._cancelling
-        return is_ours and kind is asyncio.CancelledError
+        return _uncancel(task) <= self._cancelling and kind is asyncio.CancelledError
 
 
 class TimeLimit(Cutoff):

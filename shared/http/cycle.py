@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 # Up to this a body is copied behind its head, which is cheaper than a write of its own.
 _JOINED_BYTES = 64 * 1024
 _NO_BODY = frozenset({204, 304})
+_LINE = b"%b: %b\r\n".__mod__
 # RFC 9110, 5.5: in a header's value they would end it, or worse
 _CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code != 0x09)
 
@@ -23,7 +24,16 @@ class Cycle(RequestResponseCycle):
     """Sends one answer. As ASGI asks, headers' names come in lower case."""
 
     _head: bytes = b""
+    _ends_with_connection = False
     _flushing: Handle | None = None
+
+    def whole_body(self) -> bytes | None:
+        """Return the request's body if all of it is here and nobody took it; None: ask `receive`."""
+        if self.more_body or self.disconnected or self.response_started:
+            return None
+        body, self.body = bytes(self.body), bytearray()
+        self.flow.resume_reading()
+        return body
 
     async def send(self, message: Message) -> None:  # type: ignore[override] # the same, by its other name
         """Take the next message of an answer (ASGI)."""
@@ -44,16 +54,14 @@ class Cycle(RequestResponseCycle):
         if self.waiting_for_100_continue:
             self.keep_alive = False  # the body that was not asked for may follow, or not
             self.waiting_for_100_continue = False
-        lines = [STATUS_LINE[status]]
-        closes = False
-        for name, value in (*self.default_headers, *headers):
-            lines.append(b"%b: %b\r\n" % (name, value))
-            if name == b"content-length":
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
-            elif name == b"connection" and value.lower() == b"close":
-                closes = True
-        if closes:
+        sent = (*self.default_headers, *headers)
+        lines = [STATUS_LINE[status], *map(_LINE, sent)]
+        by_name = dict(sent)
+        length = by_name.get(b"content-length")
+        if length is not None:
+            self.expected_content_length = int(length)
+            self.chunked_encoding = False
+        if by_name.get(b"connection", b"").lower() == b"close":
             self.keep_alive = False
         elif not self.keep_alive:
             lines.append(b"connection: close\r\n")
@@ -62,8 +70,11 @@ class Cycle(RequestResponseCycle):
             and self.scope["method"] != "HEAD"
             and status not in _NO_BODY
         ):
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            if self.scope["http_version"] == "1.1":
+                self.chunked_encoding = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:  # RFC 9112, 6.1: older clients know no chunks
+                self._ends_with_connection = True
         head = b"".join(lines)
         # each line has the two that end it, and nothing may have more
         if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
@@ -84,7 +95,7 @@ class Cycle(RequestResponseCycle):
             body = b""
         elif self.chunked_encoding:
             body = _chunked(body, is_last=is_last)
-        else:
+        elif not self._ends_with_connection:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
                 raise RuntimeError("the answer's body is longer than its content-length")

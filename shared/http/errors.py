@@ -216,6 +216,21 @@ class ModelLoading(Unavailable):
     code = "model_loading"
 
 
+class QueueFull(ApiError):
+    """Too many requests wait for the model already."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    is_retryable = True
+
+
+class QueueTimeout(Unavailable):
+    """Nothing that serves the model came free while the request waited."""
+
+    code = "queue_timeout"
+
+
 class ShuttingDown(Unavailable):
     """The service stops before the answer is complete."""
 
@@ -260,6 +275,12 @@ class UpstreamCredentialRefused(ApiError):
     code = "upstream_credential_refused"
     origin = "upstream"
     is_retryable = True
+
+
+class UpstreamUnpaid(UpstreamCredentialRefused):
+    """The endpoint wants to be paid: the operator's business as well."""
+
+    code = "upstream_unpaid"
 
 
 class UpstreamAnswer(ApiError):

@@ -67,6 +67,10 @@ class Reply(msgspec.Struct):
     failure: ApiError | None = None
     reported: Callable[[], ApiError | None] = _no_report
 
+    def ended_by(self) -> ApiError | None:
+        """Return what broke the answer off after it had begun, or the error that it ended with."""
+        return self.failure or self.reported()
+
     async def whole(self) -> bytes:
         """Return the answer, all of it.
 

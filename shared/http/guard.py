@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import anyio
+import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.http.asgi import ClientGone, header, send_error
@@ -27,8 +27,7 @@ _KEY = "iir"
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct):
     """What belongs to one request from its first to its last byte.
 
     `started` is on the service's monotonic clock, in seconds. `notes` go into the request's log
@@ -38,8 +37,13 @@ class RequestContext:
 
     request_id: str
     started: float
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = msgspec.field(default_factory=dict)
     id_header: bytes | None = None
+
+    def note_error(self, error: ApiError | None) -> None:
+        """Have the log line name what went wrong, if anything did, whatever status the client got."""
+        if error is not None:
+            self.notes["error"] = error.code[:64]
 
 
 def request_context(scope: Scope) -> RequestContext:
@@ -111,7 +115,7 @@ class Guard:
     async def _fail(self, exc: Exception, tracked: _TrackedSend, context: RequestContext) -> None:
         if isinstance(exc, ApiError):
             error = exc
-            context.notes["error"] = exc.code[:64]
+            context.note_error(exc)
         else:
             # the trace names code, never values: messages of foreign errors may quote the request
             self._log.error("internal_error", kind=type(exc).__name__, trace=places(exc))

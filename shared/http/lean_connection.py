@@ -191,8 +191,6 @@ class LeanConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (asyncio)."""
         self._transport = cast("asyncio.Transport", transport)
-        if self.is_closed:  # whoever wanted it has gone meanwhile
-            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came (asyncio)."""

@@ -78,8 +78,8 @@ class Dialer:
             raise UpstreamUnreachable("The upstream's address is not allowed by the settings.")
         connected = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S)
         # Shielded: uvloop loses the socket when this is cancelled. It takes no longer than a turn
-        # of the loop, and a connection that was given up meanwhile closes what it is handed.
-        await asyncio.shield(loop.create_connection(lambda: connection, sock=connected))
+        # of the loop.
+        await asyncio.shield(adopt(loop, connection, connected))
         if target.is_tls:
             transport = await loop.start_tls(
                 connection.transport,
@@ -98,3 +98,16 @@ class Dialer:
             context.set_alpn_protocols(["http/1.1"])
             self._ssl_context = context
         return self._ssl_context
+
+
+async def adopt(
+    loop: asyncio.AbstractEventLoop, connection: LeanConnection, connected: socket.socket
+) -> None:
+    """Let the connection have the socket; one that was given up meanwhile closes it.
+
+    Only now: uvloop takes the socket over at the very end. Closed before, it would be closed a second
+    time with the Python object, by its number, which may be another connection's by then.
+    """
+    await loop.create_connection(lambda: connection, sock=connected)
+    if connection.is_closed:
+        connection.transport.abort()

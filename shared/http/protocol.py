@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from shared.http.asgi import BY_NAME, WHOLE_BODY
 from shared.http.cycle import Cycle
 from shared.http.errors import error_body
 from shared.http.relay import CONNECTION
@@ -65,6 +66,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _is_over = False
     _is_lost = False
     _head_bytes = 0
+    _piece_bytes = 0
     _body_came = False
     _discard_timer: TimerHandle | None = None
     _discarded = 0
@@ -108,6 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_over:
             return  # what a refused client still sends
         self._body_came = False
+        self._piece_bytes = len(data)
         super().data_received(data)
         cycle = self.cycle
         if (
@@ -153,7 +156,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; trailers are passed over."""
         if self._is_in_head:
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -177,19 +180,24 @@ class GuardedProtocol(HttpToolsProtocol):
             # the parser would take the body for another request
             self._refusal = (400, "invalid_request", _NO_UPGRADE)
             raise _Refused
-        size = 0
-        is_chunked = False
-        for name, value in self.headers:
-            size += len(name) + len(value)
-            if name == b"transfer-encoding":
-                # llhttp lets other codings pass before the last, which a server in front may read
-                # otherwise
-                if is_chunked or value.lower() != b"chunked":
-                    raise _Refused
-                is_chunked = True
-        if size > self.max_head_bytes or len(self.headers) > self.max_headers:
+        headers = self.headers
+        if len(headers) > self.max_headers or self._is_head_large():
             raise self._refused(431)
+        by_name = dict(reversed(headers))
+        self.scope[BY_NAME] = by_name  # type: ignore[literal-required] # a key of ours
+        self.expect_100_continue = by_name.get(b"expect", b"").lower() == b"100-continue"
+        if b"transfer-encoding" in by_name:
+            # llhttp lets other codings pass before the last, which a server in front may read otherwise
+            codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"]:
+                raise _Refused
         self._serve_request()
+
+    def _is_head_large(self) -> bool:
+        """Tell whether it is over the limit; what came with it of the body does not count."""
+        if self._head_bytes + self._piece_bytes <= self.max_head_bytes:
+            return False
+        return sum(len(name) + len(value) for name, value in self.headers) > self.max_head_bytes
 
     def _serve_request(self) -> None:
         """Start to serve the request, or let it wait for the one before (as uvicorn's method does)."""
@@ -216,10 +224,12 @@ class GuardedProtocol(HttpToolsProtocol):
             access_log=False,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            # RFC 9110, 10.1.1: an older client must not get a 100
+            expect_100_continue=version == "1.1" and self.expect_100_continue,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        scope[WHOLE_BODY] = self.cycle.whole_body  # type: ignore[literal-required] # likewise
         if before is None or before.response_complete:
             self._running = self.cycle
             self._start_asgi_task(self.cycle, self.app)

@@ -95,10 +95,11 @@ async def relay(
     headers: Sequence[tuple[bytes, bytes]] = (),
     *,
     has_begun: bool = False,
-) -> None:
+) -> ApiError | None:
     """Send the reply. Once headers are out, an upstream's failure becomes one error event.
 
-    The failure stands in `reply.failure` then.
+    Returns that failure (it stands in `reply.failure` too), or the error with which the answer itself
+    ended, if it is one.
 
     Args:
         reply: what is sent.
@@ -112,7 +113,7 @@ async def relay(
     """
     if reply.body is not None:
         await send_body(send, reply.status, [*reply.headers, *headers], reply.body)
-        return
+        return None
     if not has_begun:
         started = [*reply.headers, *headers, *(STREAM_HEADERS if reply.is_stream else ())]
         await send({"type": "http.response.start", "status": reply.status, "headers": started})
@@ -133,6 +134,7 @@ async def relay(
         raise
     else:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+    return reply.ended_by()
 
 
 async def end_with(send: Send, event: bytes) -> None:

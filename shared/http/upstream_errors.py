@@ -34,6 +34,8 @@ _decode_text = msgspec.json.Decoder(str).decode
 _NULL = msgspec.Raw(b"null")
 _decode_any_shape = msgspec.json.Decoder(_AnyShape, strict=False).decode
 _RETRYABLE_BELOW_500 = frozenset({408, 409, 425, 429})
+OPERATORS_BUSINESS = frozenset({401, 402, 403, 407})
+"""Statuses by which an upstream, or a proxy before it, refuses the operator's credential or account."""
 
 
 def is_retryable(status: int) -> bool:
@@ -104,5 +106,9 @@ def status_of(body: bytes) -> int:
     """Return the status for an error that came without one: what its code says, else 502."""
     code = str(_error_object(body).code)
     is_status = len(code) == 3 and code.isascii() and code.isdigit() and 400 <= int(code) < 600
-    # what the upstream thinks of the router's credential is not the client's business
-    return int(code) if is_status and code not in {"401", "403"} else 502
+    return status_for_client(int(code)) if is_status else 502
+
+
+def status_for_client(status: int) -> int:
+    """Return an error's status; 502 for what is between the upstream, or a proxy, and the operator."""
+    return 502 if status in OPERATORS_BUSINESS else status

@@ -44,6 +44,7 @@ with _hidden("rich"):
 
 get_logger = structlog.get_logger
 
+_LEVELS = {"warn": "warning", "exception": "error"}  # as structlog's add_log_level names them
 _MOST_PLACES = 12
 _LATE_S = 0.05
 _MOST_WAITING = 1000
@@ -125,9 +126,9 @@ def configure_logs(
         _escape_controls,
         structlog.dev.ConsoleRenderer(colors=target.isatty()),
     ]
-    last = [_json_renderer()] if as_json else text
+    last: list[Processor] = [_json_renderer()] if as_json else text
     structlog.configure(
-        processors=[*shared, *last],
+        processors=[_JsonLine()] if as_json else [*shared, *text],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=lambda *_: sink,
         cache_logger_on_first_use=False,
@@ -146,6 +147,20 @@ def configure_logs(
     # their information is ours already, or noise
     for name in ("uvicorn.error", "alembic", "httpx", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+class _JsonLine:
+    """Does what the processors of a JSON log do, in one call: each request has a line."""
+
+    def __init__(self) -> None:
+        self._stamp = _Stamp()
+
+    def __call__(self, logger: Any, name: str, values: MutableMapping[str, Any]) -> str:
+        values["level"] = _LEVELS.get(name, name)
+        self._stamp(logger, name, values)
+        if "exc_info" in values:
+            _show_places(logger, name, values)
+        return _as_json(values)
 
 
 class _Stamp:
@@ -201,8 +216,12 @@ def _escape_controls(_logger: Any, _name: str, values: MutableMapping[str, Any])
     return values
 
 
-def _json_renderer() -> Processor:
-    def serialize(values: Any, **_: Any) -> str:
-        return msgspec.json.encode(values, enc_hook=str).decode()
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 
-    return structlog.processors.JSONRenderer(serializer=serialize)
+
+def _as_json(values: Any, **_: Any) -> str:
+    return _encode(values).decode()
+
+
+def _json_renderer() -> Processor:
+    return structlog.processors.JSONRenderer(serializer=_as_json)

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from local_agent.control.lease import LeaseStatus
+from local_agent.control.lease_core import LeaseStatus
 from local_agent.domain import WorkerState
 from shared.testing.engine import EngineOptions
 from shared.testing.steps import Latency
@@ -52,7 +52,7 @@ async def test_a_request_passes_both_and_comes_back_unchanged(site: Site) -> Non
         assert through.headers["x-iir-zone"] == "local"
         assert through.headers["x-iir-model"] == "tiny"
         ready = (await agent.client.get("/readyz")).json()
-        assert ready == {"status": "ready", "lease": "held"}
+        assert ready == {"status": "ready", "lease": "held", "config": "ok"}
 
 
 async def test_the_sdk_streams_through_both(site: Site) -> None:
@@ -156,7 +156,9 @@ async def test_an_agent_that_was_first_finds_its_router_later(site: Site) -> Non
     async with site.agent() as agent:
         await agent.until_lease(LeaseStatus.ROUTER_AWAY)
         ready = await agent.client.get("/readyz")
-        assert (ready.status_code, ready.json()["lease"]) == (200, "router_away")
+        away = {"lease": "router_away", "lease_problem": "no_connection"}
+        body = {"status": "ready", "config": "ok", **away}
+        assert (ready.status_code, ready.json()) == (200, body)
         async with site.router() as router:
             await until_served(router)
             assert agent.agent.lease.status is LeaseStatus.HELD
@@ -168,7 +170,7 @@ async def test_an_agent_that_vanished_is_noticed_and_healed(site: Site) -> None:
         async with site.agent() as agent:
             await agent.until_lease(LeaseStatus.HELD)
             agent.agent.lease._scope.cancel()  # type: ignore[union-attr] # it runs
-            agent.agent.lease.status = LeaseStatus.ROUTER_AWAY
+            agent.agent.lease._core.status = LeaseStatus.ROUTER_AWAY
         answer = await ask(router)
         assert answer.status_code in {502, 503}
         await anyio.sleep(1.3)  # two times the lease's duration
@@ -186,7 +188,8 @@ async def test_a_lost_registry_needs_a_new_credential_and_no_restart(site: Site)
             path.unlink()
         async with site.router() as router:
             await agent.until_lease(LeaseStatus.REFUSED)
-            assert (await agent.client.get("/readyz")).json()["lease"] == "refused"
+            ready = (await agent.client.get("/readyz")).json()
+            assert (ready["lease"], ready["lease_problem"]) == ("refused", "invalid_api_key")
             site.give_credential()
             await agent.until_lease(LeaseStatus.HELD)
             await until_served(router)

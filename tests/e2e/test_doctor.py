@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from local_agent.control.lease import LeaseStatus
+from local_agent.control.lease_core import LeaseStatus
 from local_agent.doctor.examine import examine
 from local_agent.doctor.finding import Finding
 from local_agent.settings import load_settings

@@ -38,12 +38,14 @@ def machine_environment(**values: str) -> dict[str, str]:
     return {**os.environ, **values}  # noqa: TID251 - likewise
 
 
-def until(is_true: Callable[[], object], limit_s: float, what: str) -> float:
+def until(
+    is_true: Callable[[], object], limit_s: float, what: str, *, every_s: float = 0.05
+) -> float:
     """Wait until something is so and return how long it took, in seconds."""
     started = monotonic()
     while not is_true():
         assert monotonic() - started < limit_s, f"{what}: not within {limit_s} s"
-        time.sleep(0.05)
+        time.sleep(every_s)
     return monotonic() - started
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import Any
 
 import anthropic
@@ -153,11 +155,22 @@ def test_the_routes_without_v1(served: Stack) -> None:
 
 
 def test_the_ledger_counts_them(served: Stack) -> None:
-    with of_openai(served) as client:
-        client.responses.create(model="default", input=QUESTION, max_output_tokens=5)
-    with of_anthropic(served) as other:
-        other.messages.create(max_tokens=5, **ASKED)
-    until(lambda: MODEL in served.run("router", "usage", "--by", "model"), 10, "usage is written")
+    def counted() -> dict[str, Any]:
+        report = json.loads(served.run("router", "usage", "--since", since, "--json"))
+        total: dict[str, Any] = report["total"]
+        return total
+
+    with of_openai(served) as client, of_anthropic(served) as other:
+        since = datetime.now(timezone.utc).isoformat()  # the stack has other tests' rows as well
+        assert counted()["requests"] == 0
+        response = client.responses.create(model="default", input=QUESTION, max_output_tokens=5)
+        message = other.messages.create(max_tokens=5, **ASKED)
+    assert response.usage is not None
+    until(lambda: counted()["requests"] == 2, 10, "usage is written")
+    total = counted()
+    assert total["failed"] == 0
+    assert total["input_tokens"] == response.usage.input_tokens + message.usage.input_tokens
+    assert total["output_tokens"] == response.usage.output_tokens + message.usage.output_tokens
 
 
 def test_a_worker_killed_under_a_stream_raises_in_both_sdks(stack: Stack) -> None:

@@ -1,7 +1,6 @@
 """Workers as containers on a real container engine.
 
-The image holds the simulated engine behind vLLM's own entry point, port and flags. Without an engine
-on this machine the tests are skipped, except where CI says that it has one.
+The image holds the simulated engine behind vLLM's own entry point, port and flags.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-import docker
 import httpx
 import pytest
 
@@ -29,6 +27,7 @@ from local_agent.containers.launcher import AGENT
 from local_agent.ports import ContainerError, ContainerSpec, Launch
 from local_agent.process import free_port
 from shared.kit.clock import monotonic
+from tests.integration import container_engine
 
 pytestmark = pytest.mark.integration
 
@@ -77,18 +76,10 @@ ENTRYPOINT ["vllm", "serve"]
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     """Return the SDK's client of this machine's engine, with the image built on it."""
-    env = dict(os.environ)  # noqa: TID251 - where the engine is
-    try:
-        found = sdk.connect(candidates(env, Path.home()), timeout_s=15)
-    except ContainerError as error:
-        if env.get("IIR_TEST_DOCKER"):
-            raise
-        pytest.skip(f"{error.strerror}; with IIR_TEST_DOCKER=1 this fails instead")
-    client = docker.DockerClient(base_url=found._address.url, timeout=300)
+    client = container_engine.connected()
     client.images.build(fileobj=context(), custom_context=True, tag=IMAGE, rm=True)
     yield client
     client.close()
-    found.close()
 
 
 def context() -> io.BytesIO:

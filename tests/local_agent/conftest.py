@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import anyio
 import pytest
+from typer.testing import CliRunner, Result
 
+from local_agent.cli.app import app
 from local_agent.domain import Deployment, HostFacts, ModelId
 from local_agent.engines import ENGINES
 from local_agent.lifecycle import FailureRule
 from local_agent.ports import Launch
 from local_agent.supervisor import Supervisor
 from local_agent.worker import Limits, Surroundings
+from tests.local_agent.command_line import GGUF, Run, StandInAgent
+from tests.local_agent.fake_hub import FakeHub, Script
 from tests.local_agent.harness import StartAgent, starter
 
 
@@ -93,12 +98,20 @@ class FakeProber:
     def __init__(self) -> None:
         self.is_up = True
         self.asked: list[str] = []
+        self.metrics: str | None = None
+        self.asked_load: list[str] = []
 
     async def ok(self, url: str, timeout_s: float) -> bool:
         assert timeout_s > 0
         await anyio.lowlevel.checkpoint()
         self.asked.append(url)
         return self.is_up
+
+    async def text(self, url: str, timeout_s: float, most_bytes: int) -> str | None:
+        assert min(timeout_s, most_bytes) > 0
+        await anyio.lowlevel.checkpoint()
+        self.asked_load.append(url)
+        return self.metrics
 
 
 class Stage:
@@ -169,3 +182,58 @@ def stage() -> Stage:
 def start_agent(tmp_path: Path) -> StartAgent:
     """Return a function that starts agents; see `tests.local_agent.harness.starter`."""
     return starter(tmp_path / "agent-home")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty IIR_HOME, far from this machine's own settings, agent and index."""
+    home = tmp_path / "home"
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    for name in ("AGENT_CONFIG", "AGENT_HOST", "HF_TOKEN", "HF_ENDPOINT", "ROUTER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("IIR_HOME", str(home))
+    monkeypatch.setenv("AGENT_PORT", "1")  # nobody listens there
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return home
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    def invoke(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == code, result.output
+        assert str(home) not in result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInAgent]:
+    stand_in = StandInAgent()
+    monkeypatch.setenv("AGENT_PORT", str(stand_in.port))
+    yield stand_in
+    stand_in.close()
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.gguf"
+    path.write_bytes(GGUF)
+    return path
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def hub(script: Script) -> Iterator[FakeHub]:
+    server = FakeHub(script)
+    yield server
+    server.close()

@@ -14,7 +14,7 @@ import httpx
 
 from local_agent.app import Agent
 from local_agent.config_file import load_config
-from local_agent.control.lease import LeaseStatus
+from local_agent.control.lease_core import LeaseStatus
 from local_agent.domain import WorkerState, WorkerView
 from local_agent.lifecycle import FailureRule
 from local_agent.settings import load_settings
@@ -28,6 +28,23 @@ AWAY = "http://127.0.0.1:9"  # nobody listens on the port `discard`
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello small world"}]
 PATIENCE_S = 15.0
+# How a simulated engine fails, and with which status and code an agent tells its client.
+ENGINE_FAILURES: list[tuple[str, int, str]] = [
+    ("status:code=500,shape=html", 500, "upstream_error"),
+    ("status:code=400,shape=openai", 400, "simulated"),
+    ("status:code=401,shape=openai", 502, "simulated"),
+    ("status:code=403,shape=text", 502, "upstream_error"),
+    ("status:code=429,shape=openai,retry_after=7", 429, "simulated"),
+    ("html_502", 502, "upstream_error"),
+    ("redirect", 502, "upstream_failed"),
+    ("garbage", 502, "upstream_failed"),
+    ("bad_utf8", 502, "upstream_failed"),
+    ("bad_json", 502, "upstream_failed"),
+    ("empty_200", 502, "upstream_failed"),
+    ("cut", 503, "worker_gone"),
+    ("cut:reset=true", 503, "worker_gone"),
+    ("cut:after=1", 503, "worker_gone"),
+]
 
 
 async def until(is_true: Callable[[], object]) -> None:

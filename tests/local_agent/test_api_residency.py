@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from local_agent.cli.app import app
 from local_agent.domain import WorkerState
+from shared.kit.clock import monotonic
 from tests.local_agent.harness import CHAT, MESSAGES
 
 if TYPE_CHECKING:
@@ -76,6 +77,32 @@ async def test_three_clients_alternate_between_two_models_of_which_one_fits(
         reasons = {event.reason for event in events if event.to_state is WorkerState.STOPPING}
         assert reasons <= {"it makes room for b", "it makes room for org/a", None}
     assert agent.agent.supervisor.residency.ledger.held_mb <= 150
+
+
+async def test_streams_are_finished_before_a_swap_and_swaps_are_few(
+    start_agent: StartAgent,
+) -> None:
+    """Each client always has a stream open, or waits for the model that is not there."""
+    slow = {"options": {"itl_ms": 20, "tokens": 10}}
+    rules = {"memory_budget": "150 MiB", "min_residency_s": 0.5, "swap_after_s": 1.0}
+    ends: list[str] = []
+    async with start_agent({**A, **slow}, {**B, **slow}, fields=rules) as agent:
+
+        async def stream(models: str) -> None:
+            for model in models:
+                body = {"model": model, "messages": MESSAGES, "stream": True}
+                answer = await agent.client.post(CHAT, json=body, timeout=60)
+                ends.append(answer.text.split("\n\n")[-2])
+
+        began = monotonic()
+        async with anyio.create_task_group() as clients:
+            for models in ("abababab", "babababa", "aabbaabb"):
+                clients.start_soon(stream, models)
+        lasted_s = monotonic() - began
+        assert ends == ["data: [DONE]"] * 24
+        events = agent.agent.supervisor.events()
+        loads = [event for event in events if event.to_state is WorkerState.STARTING]
+        assert len(loads) <= lasted_s / 0.5 + 1
 
 
 async def test_load_plan_pin_unpin_unload(

@@ -173,6 +173,10 @@ async def test_workers_are_shown(start_agent: StartAgent) -> None:
             "memory_mb": 0,
             "is_pinned": False,
             "ttl_s": None,
+            "running": 0,
+            "waiting": 0,
+            "max_queue": 64,
+            "expected_wait_s": 0.0,
         }
 
 

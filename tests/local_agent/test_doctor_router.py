@@ -19,6 +19,7 @@ from local_agent.doctor.finding import Finding
 from local_agent.doctor.router import examine_router
 from local_agent.settings import load_settings
 from shared.kit.clock import wall_time
+from tests.shared.certificates import make_certificate
 
 SECRET = "sk-iir-abcdefgh-very-secret"
 READY = {"status": "ready", "registry": "ok", "agents": 0}
@@ -124,7 +125,7 @@ def test_a_credential_that_others_can_read(
     found = examined(tmp_path, router_url=router.url)
     assert only(found, "credential")[0] == (
         "problem",
-        "others can read $IIR_HOME/agent/credential (mode 0644)",
+        "others can read $IIR_HOME/agent/credential",
     )
 
 
@@ -225,16 +226,26 @@ def test_http_to_another_machine_is_said_to_be_readable(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_is_not_trusted(
-    tmp_path: Path, router: StandInRouter, credential: Path, certificate: tuple[Path, Path]
+    tmp_path: Path, router: StandInRouter, credential: Path
 ) -> None:
+    certificate, key = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
+    context.load_cert_chain(certificate, key)
     router.server.socket = context.wrap_socket(router.server.socket, server_side=True)
     url = router.url.replace("http://127.0.0.1", "https://localhost")
     ((level, message),) = only(examined(tmp_path, router_url=url), "router")
     assert level == "problem"
     assert message.startswith(f"the certificate of {url} is not trusted: self")
     assert router.seen == []
+    found = examined(tmp_path, router_url=url, router_ca_file=certificate)
+    assert only(found, "router") == [("ok", f"{url} is ready")]
+    ((level, message),) = only(
+        examined(tmp_path, router_url=url, router_ca_file=tmp_path / "gone"), "router"
+    )
+    assert (level, message) == (
+        "problem",
+        "ROUTER_CA_FILE can't be read: No such file or directory",
+    )
 
 
 def test_tls_to_a_router_without_it(tmp_path: Path, router: StandInRouter) -> None:
@@ -264,6 +275,9 @@ def test_the_lease_of_the_running_agent(router: StandInRouter, lease: str, level
     agent, found = examine_running(state)
     assert agent == Finding("agent", "ok", f"it runs at {router.url}")
     assert (found.check, found.level) == ("lease", level)
+    router.ready = (200, {"status": "ready", "lease": lease, "lease_problem": "timeout"})
+    _, found = examine_running(find_running([router.url]))
+    assert found.message.endswith(" (timeout)")
 
 
 def test_a_running_agent_that_keeps_an_earlier_configuration(router: StandInRouter) -> None:

@@ -14,7 +14,11 @@ from shared.contracts.apis import APIS, DEFAULT_APIS
 
 ENGINES.discover("local_agent.engines")
 HOST = HostFacts(
-    platform="darwin", arch="arm64", memory_mb=16_000, modules=frozenset({"xllamacpp"})
+    platform="darwin",
+    arch="arm64",
+    memory_mb=16_000,
+    modules=frozenset({"xllamacpp"}),
+    environments=frozenset({"vllm"}),
 )
 BARE = HostFacts(platform="linux", arch="x86_64", memory_mb=4_000)
 WEIGHTS = Path("/home/somebody/models/m/m.gguf")
@@ -24,6 +28,7 @@ GOOD = {
     "simulated": Deployment(
         model=ModelId("org/m"), engine="simulated", options={"ttft_ms": "5", "tokens": "3"}
     ),
+    "vllm": Deployment(model=ModelId("org/m"), engine="vllm", weights=Path("/models/qwen")),
     "vllm_docker": Deployment(
         model=ModelId("org/m"),
         engine="vllm_docker",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local_agent.control.credential import read_credential
+from local_agent.control.credential import Credential, is_exposed, load_credential
 from local_agent.control.identity import (
     IdentityTaken,
     hold_identity,
@@ -69,13 +69,22 @@ def test_a_credential_is_one_printable_word(
     tmp_path: Path, content: bytes, expected: str | None
 ) -> None:
     path = tmp_path / "credential"
-    assert read_credential(path) is None
+    assert load_credential(path) is None
     path.write_bytes(content)
-    assert read_credential(path) == expected
+    assert load_credential(path) == (None if expected is None else Credential(expected))
 
 
 def test_a_folder_is_no_credential(tmp_path: Path) -> None:
-    assert read_credential(tmp_path) is None
+    assert load_credential(tmp_path) is None
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o600, False), (0o644, True), (0o620, True)])
+def test_a_credential_that_others_can_reach(tmp_path: Path, mode: int, expected: bool) -> None:
+    path = tmp_path / "credential"
+    assert not is_exposed(path)
+    path.touch()
+    path.chmod(mode)
+    assert is_exposed(path) is expected
 
 
 HOLDER = """

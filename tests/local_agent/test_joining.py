@@ -168,6 +168,17 @@ def test_what_a_router_refuses_changes_nothing(
     assert router.asked() == ["join", "rotate"]
 
 
+def test_a_credential_that_has_ended_is_not_taken_for_a_users_key(
+    router: StandInRouter, run: Run, path: Path
+) -> None:
+    save_credential(path, Credential("sk-iir-present", router.url))
+    router.script = [(401, {"error": {"message": "List keys", "code": "invalid_api_key"}})]
+    said = " ".join(run("rotate", code=1).output.split())
+    assert "revoked or replaced" in said
+    assert "iir agents invite" in said
+    assert "keys" not in said
+
+
 @pytest.mark.parametrize(
     "url", ["8000", "ftp://h", "http://", "http://u:p@h", "http://h/?q=1", "a b"]
 )

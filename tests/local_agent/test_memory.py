@@ -60,6 +60,14 @@ def test_estimates() -> None:
     assert estimate_mb(replace(SMALL, external_url="http://127.0.0.1:1"), weights) == 0
 
 
+@pytest.mark.parametrize("engine", ["vllm", "vllm_docker"])
+def test_vllm_takes_the_cache_that_its_option_says(engine: str) -> None:
+    vllm = replace(SMALL, engine=engine)
+    assert estimate_mb(vllm, 0) == 2_700 + 4_096
+    assert estimate_mb(replace(vllm, options={"kv_cache_gib": "1"}), 0) == 2_700 + 1_024
+    assert estimate_mb(replace(vllm, parallel=64), 2**30) == 2_700 + 4_096 + 1_076
+
+
 names = st.sampled_from([ModelId(f"m{n}") for n in range(5)])
 moves = st.lists(
     st.tuples(st.sampled_from(["reserve", "grow", "release"]), names, st.integers(-5, 60))

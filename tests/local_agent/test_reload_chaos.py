@@ -67,14 +67,14 @@ class Edits:
         self.requests.append(done)
         model = ModelId(self.rng.choice(MODELS))
         try:
-            await self.supervisor.ensure_ready(model, 1000)
+            place = await self.supervisor.admission.admit(model, load_wait_s=1000)
         except ApiError:
             self.refused += 1
             if done in self.requests:
                 self.requests.remove(done)
             return
-        process = self.process_of(model)
-        with self.supervisor.slot(model):
+        with place:
+            process = self.process_of(model)
             self.busy[process.pid] = self.busy.get(process.pid, 0) + 1
             await done.wait()
             self.busy[process.pid] -= 1

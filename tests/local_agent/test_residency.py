@@ -2,70 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-from random import Random
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.abc
 import anyio.lowlevel
 import pytest
 
-from local_agent.domain import Deployment, ModelId, WorkerState
+from local_agent.domain import ModelId
 from local_agent.errors import InsufficientMemory
-from local_agent.lifecycle import ALIVE, FailureRule
+from local_agent.lifecycle import FailureRule
 from local_agent.memory.outlook import Verdict
-from local_agent.supervisor import Supervisor
-from shared.http.errors import ApiError, ModelLoading
+from shared.http.errors import ModelLoading
+from tests.local_agent.residency import (
+    A,
+    B,
+    S,
+    look,
+    running,
+    settled,
+    sized,
+    states,
+    supervised,
+    wake,
+)
 
 if TYPE_CHECKING:
-    from tests.local_agent.conftest import FakeProcess, Stage
-
-S = WorkerState
-A, B, C = ModelId("a"), ModelId("b"), ModelId("c")
-BUDGET = 100
-
-
-def sized(stage: Stage, model: str, mb: int, **more: object) -> Deployment:
-    return replace(stage.deployment(model), memory_mb=mb, **more)  # type: ignore[arg-type]
-
-
-def supervised(stage: Stage, *deployments: Deployment, min_residency_s: float = 0.0) -> Supervisor:
-    stage.limit(health_every_s=0.05)
-    supervisor = stage.supervisor(*deployments)
-    supervisor.residency.ledger.set_budget(BUDGET)
-    supervisor.residency.min_residency_s = min_residency_s
-    return supervisor
-
-
-@asynccontextmanager
-async def running(supervisor: Supervisor) -> AsyncIterator[None]:
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        yield
-        group.cancel_scope.cancel()
-
-
-async def until(supervisor: Supervisor, is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
-        while not is_so():
-            await supervisor.changed(supervisor.version)
-
-
-def states(supervisor: Supervisor) -> dict[str, WorkerState]:
-    return {view.model: view.state for view in supervisor.workers()}
-
-
-async def settled(supervisor: Supervisor, model: str, state: WorkerState) -> None:
-    await until(supervisor, lambda: states(supervisor).get(model) is state)
-
-
-def wake(supervisor: Supervisor, *deployments: Deployment) -> None:
-    """Make the loop look at the clock, which nobody tells it of."""
-    supervisor.set_desired(deployments)
+    from tests.local_agent.conftest import Stage
 
 
 async def test_an_idle_model_makes_room(stage: Stage) -> None:
@@ -97,21 +62,65 @@ async def test_models_that_fit_stay_together(stage: Stage) -> None:
 
 async def test_a_busy_model_finishes_its_work_first_however_long(stage: Stage) -> None:
     supervisor = supervised(stage, sized(stage, "a", 60), sized(stage, "b", 60))
+    supervisor.residency.swap_after_s = 0
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
-        with supervisor.slot(A):
+        with await supervisor.admission.admit(A, load_wait_s=5):
             assert supervisor.outlook(B).verdict is Verdict.WAITS
             with pytest.raises(ModelLoading, match="model b waits until other models have made"):
                 await supervisor.ensure_ready(B, 0.01)
             await settled(supervisor, "a", S.DRAINING)
             stage.clock.now += 10_000
-            wake(supervisor, sized(stage, "a", 60), sized(stage, "b", 60))
-            await anyio.wait_all_tasks_blocked()
+            await look(supervisor, sized(stage, "a", 60), sized(stage, "b", 60))
             assert states(supervisor)["a"] is S.DRAINING
             assert len(stage.launcher.alive()) == 1
         with anyio.fail_after(5):
             await supervisor.ensure_ready(B, 5)
         assert states(supervisor) == {"a": S.COLD, "b": S.READY}
+
+
+async def test_a_loaded_model_goes_on_serving_until_another_has_waited_for_long(
+    stage: Stage,
+) -> None:
+    two = sized(stage, "a", 60), sized(stage, "b", 60)
+    supervisor = supervised(stage, *two)
+    admit = partial(supervisor.admission.admit, load_wait_s=1000)
+    async with running(supervisor), anyio.create_task_group() as group:
+        with await admit(A):
+            asked = asyncio.ensure_future(admit(B))
+            await anyio.wait_all_tasks_blocked()
+            stage.clock.now += 29
+            wake(supervisor, *two)
+            await anyio.wait_all_tasks_blocked()
+            with await admit(A):
+                assert states(supervisor) == {"a": S.READY, "b": S.COLD}
+            stage.clock.now += 1
+            wake(supervisor, *two)
+            await settled(supervisor, "a", S.DRAINING)
+            late = asyncio.ensure_future(admit(A))
+            await anyio.wait_all_tasks_blocked()
+            assert not asked.done()
+            assert not late.done()
+        with await asked:
+            assert states(supervisor)["b"] is S.READY
+        with await late:
+            assert states(supervisor) == {"a": S.READY, "b": S.COLD}
+        group.cancel_scope.cancel()
+
+
+async def test_nothing_is_sent_away_for_a_client_that_has_left(stage: Stage) -> None:
+    two = sized(stage, "a", 60), sized(stage, "b", 60)
+    supervisor = supervised(stage, *two, min_residency_s=10)
+    async with running(supervisor):
+        await supervisor.ensure_ready(A, 5)
+        with anyio.move_on_after(0.02):
+            await supervisor.admission.admit(B, load_wait_s=60)
+        await anyio.wait_all_tasks_blocked()
+        assert not supervisor.residency.is_queued(B)
+        stage.clock.now += 100
+        wake(supervisor, *two)
+        await anyio.wait_all_tasks_blocked()
+        assert states(supervisor) == {"a": S.READY, "b": S.COLD}
 
 
 async def test_the_evicted_model_comes_back_for_who_waits(stage: Stage) -> None:
@@ -120,8 +129,7 @@ async def test_the_evicted_model_comes_back_for_who_waits(stage: Stage) -> None:
 
     async def ask(model: ModelId) -> None:
         for _ in range(20):
-            await supervisor.ensure_ready(model, 10)
-            with supervisor.slot(model):
+            with await supervisor.admission.admit(model, load_wait_s=5):
                 await anyio.lowlevel.checkpoint()
             served.append(model)
 
@@ -205,14 +213,12 @@ async def test_an_idle_model_goes_after_its_ttl(stage: Stage) -> None:
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
         await supervisor.ensure_ready(B, 5)
-        with supervisor.slot(A):
+        with await supervisor.admission.admit(A, load_wait_s=5):
             stage.clock.now += 100
-            wake(supervisor, *two)
-            await anyio.wait_all_tasks_blocked()
+            await look(supervisor, *two)
             assert states(supervisor)["a"] is S.READY, "it is busy"
         stage.clock.now += 29
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         assert states(supervisor)["a"] is S.READY
         stage.clock.now += 1
         wake(supervisor, *two)
@@ -227,7 +233,7 @@ async def test_the_ttl_needs_no_request_to_be_noticed(stage: Stage) -> None:
     supervisor = supervised(stage, sized(stage, "a", 10, ttl_s=0.02))
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
-        with supervisor.slot(A):
+        with await supervisor.admission.admit(A, load_wait_s=5):
             pass
         stage.clock.now += 0.03  # the loop sleeps by real time, and looks at this clock
         await settled(supervisor, "a", S.COLD)
@@ -244,8 +250,7 @@ async def test_preloaded_models_come_in_their_order_and_stay_away_once_unloaded(
         await settled(supervisor, "b", S.READY)
         supervisor.unload(B)
         await settled(supervisor, "b", S.COLD)
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         assert states(supervisor) == {"a": S.COLD, "b": S.COLD}
 
 
@@ -258,11 +263,9 @@ async def test_a_demand_that_is_not_renewed_is_forgotten(stage: Stage) -> None:
         with pytest.raises(ModelLoading):
             await supervisor.ensure_ready(B, 0)
         stage.clock.now += 61
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         stage.clock.now += 1000
-        wake(supervisor, *two)
-        await anyio.wait_all_tasks_blocked()
+        await look(supervisor, *two)
         assert states(supervisor) == {"a": S.READY, "b": S.COLD}
 
 
@@ -273,7 +276,7 @@ async def test_a_failed_worker_holds_nothing_and_gets_its_memory_again(stage: St
         await supervisor.ensure_ready(A, 5)
         stage.launcher.processes[0].end(-9)
         await settled(supervisor, "a", S.BACKOFF)
-        await anyio.lowlevel.checkpoint()
+        await look(supervisor, sized(stage, "a", 60))
         assert supervisor.residency.ledger.held == {}
         stage.clock.now += 0.02
         await settled(supervisor, "a", S.READY)
@@ -293,112 +296,3 @@ async def test_what_was_measured_replaces_the_estimate(stage: Stage) -> None:
         supervisor.residency.ledger.set_budget(200)
         await supervisor.ensure_ready(A, 5)
         assert supervisor.residency.ledger.held == {A: 103}
-
-
-class Chaos:
-    """Clients, crashes, commands and time, at random, and what must hold after each of them."""
-
-    def __init__(self, stage: Stage, seed: int) -> None:
-        self.rng = Random(seed)
-        self.stage = stage
-        stage.rule = FailureRule(first_s=1.0, most_s=5.0, quarantine_at=10**6)
-        self.deployments = [
-            sized(stage, f"m{n}", 15 + 12 * n, ttl_s=60.0 if n % 2 else None, preload=n == 0)
-            for n in range(6)
-        ]
-        self.models = [deployment.model for deployment in self.deployments]
-        self.supervisor = supervised(stage, *self.deployments, min_residency_s=5)
-        self.requests: list[tuple[anyio.Event, anyio.CancelScope]] = []
-        self.busy: dict[int, int] = {}
-        self.crashed: set[int] = set()
-        self.served = 0
-        self.refused = 0
-
-    @contextmanager
-    def _holding(self, process: FakeProcess) -> Iterator[None]:
-        self.busy[process.pid] = self.busy.get(process.pid, 0) + 1
-        try:
-            yield
-        finally:
-            self.busy[process.pid] -= 1
-
-    async def request(self) -> None:
-        done, scope = anyio.Event(), anyio.CancelScope()
-        entry = (done, scope)
-        self.requests.append(entry)
-        model = self.rng.choice(self.models)
-        with scope:
-            try:
-                await self.supervisor.ensure_ready(model, 1000)
-            except ApiError:
-                self.refused += 1
-                self.requests.remove(entry)
-                return
-            view = next(one for one in self.supervisor.workers() if one.model == model)
-            (process,) = (one for one in self.stage.launcher.processes if one.pid == view.pid)
-            with self.supervisor.slot(model), self._holding(process):
-                await done.wait()
-            self.served += 1
-        if entry in self.requests:
-            self.requests.remove(entry)
-
-    def step(self, group: anyio.abc.TaskGroup) -> None:
-        what = self.rng.choices(
-            ["request", "finish", "leave", "crash", "time", "pin", "unpin", "unload"],
-            [30, 28, 4, 2, 20, 2, 4, 3],
-        )[0]
-        if what == "request":
-            if len(self.requests) < 30:
-                group.start_soon(self.request)
-        elif what in {"finish", "leave"} and self.requests:
-            done, scope = self.rng.choice(self.requests)
-            done.set() if what == "finish" else scope.cancel()
-        elif what == "crash" and self.stage.launcher.alive():
-            process = self.rng.choice(self.stage.launcher.alive())
-            self.crashed.add(process.pid)
-            process.end(-9)
-        elif what == "time":
-            self.stage.clock.now += self.rng.uniform(0, 8)
-            wake(self.supervisor, *self.deployments)
-        elif what in {"pin", "unpin"}:
-            self.supervisor.pin(self.rng.choice(self.models), is_pinned=what == "pin")
-        elif what == "unload":
-            self.supervisor.unload(self.rng.choice(self.models))
-
-    def check(self) -> None:
-        ledger = self.supervisor.residency.ledger
-        assert ledger.held_mb <= BUDGET
-        alive = {view.model for view in self.supervisor.workers() if view.state in ALIVE}
-        assert alive <= set(ledger.held), "what runs is accounted for"
-        for process in self.stage.launcher.processes:
-            was_ended = process.code is not None and process.pid not in self.crashed
-            assert not (was_ended and self.busy.get(process.pid)), "in-flight work was killed"
-
-
-@pytest.mark.parametrize("seed", range(4))
-async def test_chaos_ends_consistent(stage: Stage, seed: int) -> None:
-    chaos = Chaos(stage, seed)
-    supervisor = chaos.supervisor
-    async with running(supervisor), anyio.create_task_group() as group:
-        for _ in range(2500):
-            chaos.step(group)
-            for _ in range(chaos.rng.randrange(6)):
-                await anyio.lowlevel.checkpoint()
-                chaos.check()
-        for model in chaos.models:
-            supervisor.pin(model, is_pinned=False)
-        with anyio.fail_after(20):
-            while chaos.requests:
-                for done, _ in chaos.requests:
-                    done.set()
-                stage.clock.now += 1
-                wake(supervisor, *chaos.deployments)
-                await anyio.sleep(0.002)
-                chaos.check()
-        for model in chaos.models:
-            supervisor.unload(model)
-        await until(supervisor, lambda: not stage.launcher.alive())
-        await anyio.wait_all_tasks_blocked()
-        assert supervisor.residency.ledger.held == {}
-    assert chaos.served > 200
-    assert len(stage.launcher.processes) > 50

@@ -60,8 +60,10 @@ async def test_preloaded_models_start_with_the_agent_and_others_on_demand(stage:
     async with running(supervisor):
         await settled(supervisor, S.READY, "now")
         assert statuses(supervisor) == {"now": "loaded", "later": "unloaded"}
-        upstream = await supervisor.ensure_ready(ModelId("later"), 5, request_id="req-1")
-        assert upstream == Upstream("http://127.0.0.1:4321/v1", "later")
+        with await supervisor.admission.admit(
+            ModelId("later"), load_wait_s=5, request_id="req-1"
+        ) as place:
+            assert place.upstream == Upstream("http://127.0.0.1:4321/v1", "later")
         assert statuses(supervisor) == {"now": "loaded", "later": "loaded"}
         starts = [event for event in supervisor.events() if event.to_state is S.STARTING]
         assert [(event.worker, event.request_id) for event in starts] == [
@@ -101,12 +103,12 @@ async def test_a_load_that_takes_longer_than_the_caller_waits(stage: Stage) -> N
     async with running(supervisor):
         with pytest.raises(ModelLoading, match="model m is loading, for 0 s so far") as raised:
             await supervisor.ensure_ready(M, 0)
-        assert raised.value.retry_after_s == 5
+        assert raised.value.retry_after_s == 2
         await settled(supervisor, S.LOADING)
         stage.clock.now += 2
         with pytest.raises(ModelLoading, match="for 2 s so far") as raised:
             await supervisor.ensure_ready(M, 0.005)
-        assert raised.value.retry_after_s == 3
+        assert raised.value.retry_after_s == 1
         assert statuses(supervisor) == {"m": "loading"}
         stage.prober.is_up = True
         await supervisor.ensure_ready(M, 5)
@@ -123,8 +125,8 @@ async def test_unknown_models_are_404(stage: Stage) -> None:
     assert supervisor.resolve("nobody") is None
     with pytest.raises(ModelNotFound, match="no model 'nobody'"):
         await supervisor.ensure_ready(ModelId("nobody"), 0)
-    with pytest.raises(ModelNotFound), supervisor.slot(ModelId("nobody")):
-        pass
+    with pytest.raises(ModelNotFound):
+        await supervisor.admission.admit(ModelId("nobody"), load_wait_s=0)
     with pytest.raises(ModelNotFound):
         supervisor.reset(ModelId("nobody"))
 
@@ -198,7 +200,7 @@ async def test_a_killed_worker_comes_back_after_its_backoff(stage: Stage) -> Non
         assert 8 <= raised.value.retry_after_s <= 12
         assert statuses(supervisor) == {"m": "failed"}
         stage.clock.now += 12
-        with supervisor.slot(M):
+        with await supervisor.admission.admit(M, load_wait_s=5):
             pass  # its end wakes the loop
         await supervisor.ensure_ready(M, 5)
     assert len(stage.launcher.processes) == 2
@@ -293,7 +295,7 @@ async def test_a_busy_worker_drains_first(stage: Stage) -> None:
     supervisor = stage.supervisor(deployment)
     async with running(supervisor):
         await settled(supervisor, S.READY)
-        with supervisor.slot(M):
+        with await supervisor.admission.admit(M, load_wait_s=5):
             supervisor.set_desired([replace(deployment, context_tokens=99)])
             await settled(supervisor, S.DRAINING)
             with pytest.raises(ModelLoading):
@@ -310,7 +312,7 @@ async def test_a_removed_model_is_unknown_at_once_and_forgotten_after_its_work(
     supervisor = stage.supervisor(stage.deployment(preload=True))
     async with running(supervisor):
         await settled(supervisor, S.READY)
-        with supervisor.slot(M):
+        with await supervisor.admission.admit(M, load_wait_s=5):
             supervisor.set_desired([])
             with pytest.raises(ModelNotFound):
                 await supervisor.ensure_ready(M, 5)
@@ -344,7 +346,7 @@ async def test_stopping_lets_requests_finish_and_takes_no_new_ones(stage: Stage)
         group.start_soon(supervisor.run)
         await settled(supervisor, S.READY, "a")
         await settled(supervisor, S.READY, "b")
-        with supervisor.slot(ModelId("a")):
+        with await supervisor.admission.admit(ModelId("a"), load_wait_s=5):
             group.start_soon(supervisor.drain_and_stop, 60)
             await settled(supervisor, S.COLD, "b")
             assert state(supervisor, "a") is S.DRAINING
@@ -358,7 +360,7 @@ async def test_stopping_does_not_wait_longer_than_the_grace(stage: Stage) -> Non
     async with anyio.create_task_group() as group:
         group.start_soon(supervisor.run)
         await settled(supervisor, S.READY)
-        with supervisor.slot(M):
+        with await supervisor.admission.admit(M, load_wait_s=5):
             group.start_soon(supervisor.drain_and_stop, 0.01)
             await settled(supervisor, S.DRAINING)
             stage.clock.now += 1

@@ -67,7 +67,6 @@ async def test_from_start_to_stop(stage: Stage) -> None:
         await watched.until(S.READY)
         assert watched.upstream() == Upstream("http://127.0.0.1:4321/v1", "m")
         assert worker.pid == 100
-        assert worker.load_s is not None
         assert stage.prober.asked[0] == "http://127.0.0.1:4321/health"
         worker.stop()
         assert watched.upstream() is None
@@ -157,7 +156,7 @@ async def test_cancellation_leaves_no_process(stage: Stage) -> None:
 async def test_a_drain_takes_nothing_new_and_a_crash_in_it_is_a_failure(stage: Stage) -> None:
     async with begun(stage) as watched:
         await watched.until(S.READY)
-        watched.worker.enter()
+        watched.worker.line.take()
         watched.worker.drain("why")
         assert watched.upstream() is None
         assert watched.worker.status.in_flight == 1

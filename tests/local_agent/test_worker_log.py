@@ -76,6 +76,31 @@ def test_the_cause_says_what_went_wrong_and_not_where(
     assert cause_of(code, lines) == cause
 
 
+# as vLLM 0.32 wrote it, shortened
+VLLM = [
+    "(APIServer pid=1) WARNING 11-25 21:25:38 [utils.py:255] can cause `OSError: Too many open files`",
+    "(Worker pid=40) ERROR 11-25 21:27:37 [executor.py:953] WorkerProc failed to start.",
+    "(Worker pid=40) ERROR 11-25 21:27:37 [executor.py:953]     raise ValueError(",
+    "(Worker pid=40) ERROR 11-25 21:27:37 [executor.py:953] ValueError: No memory for the cache blocks.",
+    *["(EngineCore pid=27) ERROR 11-25 21:27:43 [core.py:1510]   File x"] * 100,
+    "(EngineCore pid=27) ERROR 11-25 21:27:43 [core.py:1510] Exception: WorkerProc failed",
+    *["  File x"] * 100,
+    "    raise RuntimeError(",
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+]
+
+
+def test_a_cause_that_is_said_to_stand_above_is_found_there() -> None:
+    found = cause_of(1, VLLM)
+    assert found == "the engine exited with code 1: ValueError: No memory for the cache blocks."
+    killed = [
+        "(APIServer pid=9) ERROR 11-25 21:53:56 [a.py:906]     raise self._format(outputs) from None",
+        "(APIServer pid=9) ERROR 11-25 21:53:56 [a.py:906] vllm.EngineDeadError: Encountered an issue.",
+        "See stack trace (above) for the root cause.",
+    ]
+    assert cause_of(0, killed).startswith("the engine exited with code 0: vllm.EngineDeadError: E")
+
+
 def test_a_long_cause_is_cut() -> None:
     assert len(cause_of(1, ["error " + "x" * 5000])) < 400
 

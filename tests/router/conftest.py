@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import uvloop
+from typer.testing import CliRunner
 
-from tests.router.harness import StartRouter, starter
+from router.cli import app
+from router.settings import load_settings
+from router.store.reader import RegistryReader
+from router.store.writer import RegistryWriter
+from tests.router.command_line import Iir
+from tests.router.harness import StartRouter, install, starter
 
 # As in production, where loops matter: how connections end, and when their owner hears of it.
 _ON_UVLOOP = {"test_cancellation"}
@@ -28,3 +34,66 @@ def pytest_asyncio_loop_factories(
 def start_router(tmp_path: Path) -> StartRouter:
     """Return a function that starts routers; see `tests.router.harness.starter`."""
     return starter(tmp_path / "router-home")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "SQLITE_DB_PATH",
+        "DATABASE_URL",
+        "ROUTER_HOST",
+        "ROUTER_PORT",
+        "WEB_CONCURRENCY",
+        "EXTERNAL_OPENAI_KEY",
+        "OPENAI_BASE_URL",
+        "ROUTER_LEASE_TTL_S",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("IIR_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def iir(home: Path) -> Iir:
+    """Run a command, and return its standard output, or the error if it must fail."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        if code == 0:
+            return result.stdout
+        assert result.stderr.startswith("iir: ")
+        assert result.stderr.count("\n") == 1, "an error is one line"
+        return result.stderr
+
+    return run
+
+
+@pytest.fixture
+def url() -> str:
+    """Return the address of a registry without a row, where the settings say that it is."""
+    found = load_settings().store_url
+    install(Path(found.removeprefix("sqlite:///")), is_seeded=False)
+    return found
+
+
+@pytest.fixture
+def path(url: str) -> Path:
+    """Return where that registry's file is."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def writer(url: str) -> Iterator[RegistryWriter]:
+    found = RegistryWriter(url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def reader(url: str) -> Iterator[RegistryReader]:
+    found = RegistryReader(url)
+    yield found
+    found.close()

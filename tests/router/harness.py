@@ -17,6 +17,7 @@ from router.app import Router
 from router.domain import DeploymentEntry, Provider, Zone
 from router.settings import Settings, load_settings
 from router.store.catalog import add_model, add_provider
+from router.store.migrate import migrate
 from router.store.prepare import prepare
 from router.store.writer import RegistryWriter
 from shared.kit.clock import Clock, monotonic
@@ -77,19 +78,19 @@ def starter(home: Path) -> StartRouter:
     return start
 
 
-def install(path: Path) -> None:
-    """Put a prepared registry there, unless there is one."""
+def install(path: Path, *, is_seeded: bool = True) -> None:
+    """Put a registry there, as a start prepares it or as a migration leaves it, unless there is one."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_prepared())
+        path.write_bytes(_registry(is_seeded))
 
 
 @cache
-def _prepared() -> bytes:
-    """Return a registry's file as `prepare` makes it; made once, since every test needs one."""
+def _registry(is_seeded: bool) -> bytes:
+    """Return the file of a registry; made once, since nearly every test needs one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "models.db"
-        prepare(f"sqlite:///{path}")
+        (prepare if is_seeded else migrate)(f"sqlite:///{path}")
         return path.read_bytes()
 
 

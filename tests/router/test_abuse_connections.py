@@ -13,7 +13,7 @@ import pytest
 from shared.testing.raw_client import connected, render_request
 from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat
-from tests.router.test_abuse_upstreams import EVENT, MIB, for_ever, scene
+from tests.router.upstreams import EVENT, MIB, for_ever, scene
 
 # a machine of its own: it holds times that other tests beside it would spoil
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 
 from tests.router.scenes import CHAT, chat
-from tests.router.test_abuse_upstreams import OK, for_ever, scene
+from tests.router.upstreams import OK, for_ever, scene
 
 HEAD = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % CHAT.encode()
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n \r\n0\r\n"

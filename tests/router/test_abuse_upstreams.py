@@ -5,128 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import anyio
-import httpx
 import pytest
 
 from shared.testing.raw_client import connected, render_request, split_answer
-from shared.testing.wire import Exchange, WireServer
-from tests.router.process import RouterProcess, router_process
-from tests.router.scenes import CHAT, chat, error_event_of, error_of
-
-MIB = 2**20
-JSON = [("content-type", "application/json")]
-SSE = [("content-type", "text/event-stream")]
-CHUNK = (
-    b'{"id":"a","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}'
+from shared.testing.wire import Exchange
+from tests.router.scenes import CHAT, chat, error_of
+from tests.router.upstreams import (
+    ANSWER,
+    BODY,
+    GROWTH_MB,
+    JSON,
+    MIB,
+    OK,
+    Answering,
+    ask,
+    body,
+    bomb,
+    for_ever,
+    raw,
+    scene,
 )
-EVENT = b"data: " + CHUNK + b"\n\n"
-ANSWER = b'{"id":"a","object":"chat.completion","choices":[]}'
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-BODY = b"content-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
-# What the router may grow by, whatever comes: it holds at most 8 MiB of an answer.
-GROWTH_MB = 64
-
-Answering = Callable[[Exchange], Awaitable[None]]
-
-
-def raw(data: bytes, times: int = 1) -> Answering:
-    """Return what sends bytes as they are, and closes."""
-
-    async def answering(exchange: Exchange) -> None:
-        for _ in range(times):
-            await exchange.send_raw(data)
-        exchange.close()
-
-    return answering
-
-
-def for_ever(begin: bytes, piece: bytes, pause_s: float = 0.0) -> Answering:
-    """Return what never stops to send."""
-
-    async def answering(exchange: Exchange) -> None:
-        await exchange.send_raw(begin)
-        while True:
-            await exchange.send_raw(piece)
-            await asyncio.sleep(pause_s)
-
-    return answering
-
-
-def body(head: list[tuple[str, str]], *pieces: bytes, status: int = 200) -> Answering:
-    """Return what sends pieces of a chunked body."""
-
-    async def answering(exchange: Exchange) -> None:
-        await exchange.send_head(status, head, length=None)
-        for piece in pieces:
-            await exchange.send_body(piece)
-        await exchange.end_body()
-
-    return answering
-
-
-@cache
-def bomb(unit: bytes, wbits: int = 31, size: int = 300 * MIB) -> bytes:
-    """Return a small body that unpacks to a large one."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
-    block = unit * (MIB // len(unit))
-    return b"".join(packer.compress(block) for _ in range(size // MIB)) + packer.flush()
-
-
-class Upstream:
-    """Serves the model `tiny` well, and each request that names a case as the case says."""
-
-    def __init__(self) -> None:
-        self.cases: dict[str, Answering] = {}
-        self.open = 0
-        self.server = WireServer(self._answer)
-
-    async def _answer(self, exchange: Exchange) -> None:
-        case = json.loads(exchange.request.body or b"{}").get("x")
-        if case is None:
-            await exchange.send_head(200, JSON, length=len(ANSWER))
-            await exchange.send_body(ANSWER)
-            return
-        self.open += 1
-        try:
-            await self.cases[case](exchange)
-        finally:
-            self.open -= 1
-
-    async def left(self, timeout_s: float = 2.0) -> None:
-        """Wait until the router has closed what never ends."""
-        with anyio.fail_after(timeout_s):
-            while self.open:
-                await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def scene(
-    home: Path, limits: Mapping[str, Any] | None = None, **environment: str
-) -> AsyncIterator[tuple[RouterProcess, Upstream]]:
-    """Start a router in front of an upstream; see `router_process`."""
-    upstream = Upstream()
-    url = await upstream.server.start("127.0.0.1", 0)
-    quiet = {"ROUTER_BREAKER_FAILURES": "1000000", "ROUTER_PROBE_S": "0"}
-    settings: dict[str, Any] = {**quiet, **environment}
-    try:
-        async with router_process(home, upstream=url, limits=limits, **settings) as router:
-            yield router, upstream
-    finally:
-        await upstream.server.close()
-
-
-async def ask(router: RouterProcess, case: str, *, stream: bool = False) -> httpx.Response:
-    fields: dict[str, Any] = {"stream": True} if stream else {}
-    with anyio.fail_after(15):
-        return await router.client.post(CHAT, json=chat(x=case, **fields))
-
 
 BROKEN_HEADS = {
     "headers without end": for_ever(OK, b"x-a: b\r\n" * 500),
@@ -227,105 +128,6 @@ async def test_an_error_without_end(tmp_path: Path, stream: bool, kind: str) -> 
         assert router.rss_mb() - before < GROWTH_MB
 
 
-def huge(piece: bytes, times: int = 200, begin: bytes = EVENT) -> Answering:
-    return body(SSE, begin, *[piece] * times)
-
-
-STREAMS = {
-    "a line without end": huge(b"x" * MIB, begin=EVENT + b'data: {"a":"'),
-    "a line without end in small pieces": huge(
-        b"x" * 1400, times=6200, begin=EVENT + b'data: {"a":"'
-    ),
-    "fields without end": huge(b"x" * MIB, begin=EVENT + b"event: "),
-    "nested JSON": huge(b"", 1, EVENT + b'data: {"error":' + b"[" * 100_000 + b"\n\n"),
-    "no JSON": huge(b"", 1, EVENT + b"data: <html>http://10.0.0.7/</html>\n\n"),
-    "bad UTF-8": huge(b"", 1, EVENT + b'data: {"a":"\xff"}\n\n'),
-    "another answer": huge(OK + BODY, 1),
-    "an end without [DONE]": huge(b"", 1),
-    "an error with an end in its text": huge(
-        b'data: {"error":{"message":"a\\n\\ndata: [DONE]\\n\\nevent: x"}}\n\n', 1
-    ),
-    "an error in another shape": huge(
-        b'data: {"object":"error","message":"a\\r\\rdata: {}\\r\\r"}\n\n', 1
-    ),
-    "a gzip bomb of one event": body(
-        [*SSE, ("content-encoding", "gzip")], bomb(b"x", size=100 * MIB)
-    ),
-}
-
-
-@pytest.mark.parametrize("case", STREAMS)
-async def test_a_broken_stream_ends_with_one_error(tmp_path: Path, case: str) -> None:
-    async with scene(tmp_path) as (router, upstream):
-        upstream.cases = dict(STREAMS)
-        before = router.rss_mb()
-        async with router.meanwhile(chat()):
-            answer = await ask(router, case, stream=True)
-        await upstream.left()
-        if "bomb" in case:
-            assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
-        else:
-            assert answer.content.startswith(EVENT)
-            assert error_event_of(answer.content)["message"]
-            assert answer.content.count(b"\n\n") == 2
-            assert b"\r" not in answer.content
-            assert b"10.0.0.7" not in answer.content
-        assert router.rss_mb() - before < GROWTH_MB
-        assert "internal_error" not in router.log()
-
-
-NOTHING = {
-    "comments": b": " + b"x" * 1000 + b"\n\n",
-    "fields that are dropped": b"retry: 1\n\n" * 100,
-    "empty events": b"data: \n\n" * 100,
-    "pings": b"data: {}\n\n" * 100,
-    "empty lines": b"\n" * 1000,
-}
-
-
-@pytest.mark.parametrize("case", NOTHING)
-@pytest.mark.parametrize("is_packed", [False, True])
-async def test_a_stream_that_never_comes_to_its_first_event(
-    tmp_path: Path, case: str, is_packed: bool
-) -> None:
-    async with scene(tmp_path) as (router, upstream):
-        if is_packed:
-            packed = [*SSE, ("content-encoding", "gzip")]
-            upstream.cases["x"] = body(packed, bomb(NOTHING[case], size=100 * MIB))
-        else:
-            upstream.cases["x"] = for_ever(
-                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n",
-                NOTHING[case] * (MIB // len(NOTHING[case])),
-            )
-        before = router.rss_mb()
-        async with router.meanwhile(chat()):
-            answer = await ask(router, "x", stream=True)
-        assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
-        await upstream.left()
-        assert router.rss_mb() - before < GROWTH_MB
-
-
-@pytest.mark.parametrize("case", [*NOTHING, "events"])
-async def test_a_stream_that_never_ends_goes_at_its_clients_pace_and_ends_with_it(
-    tmp_path: Path, case: str
-) -> None:
-    piece = NOTHING.get(case, EVENT)
-    async with scene(tmp_path) as (router, upstream):
-        upstream.cases["x"] = for_ever(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + EVENT,
-            piece * (MIB // len(piece)),
-        )
-        before = router.rss_mb()
-        async with connected(router.base_url) as (reader, writer):
-            request = render_request("POST", CHAT, chat(x="x", stream=True), {"host": "localhost"})
-            writer.write(request)
-            await reader.readuntil(EVENT)
-            async with router.meanwhile(chat()):
-                await asyncio.sleep(1.0)  # it does not read
-        await upstream.left()
-        assert router.rss_mb() - before < GROWTH_MB
-
-
 @pytest.mark.parametrize("case", ["plain", "gzip", "deflate"])
 async def test_a_whole_answer_without_end_is_passed_on_in_bounded_memory(
     tmp_path: Path, case: str
@@ -404,19 +206,6 @@ def raw_kept(data: bytes) -> Answering:
         await exchange.send_raw(data)
 
     return answering
-
-
-async def test_the_end_of_a_stream_is_its_end(tmp_path: Path) -> None:
-    """Behind `[DONE]` the upstream may hang or go on: the client's body ends, and holds nothing of it."""
-    async with scene(tmp_path) as (router, upstream):
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
-        done = EVENT + b"data: [DONE]\n\n"
-        for behind in (b"", EVENT * 1000):
-            upstream.cases["x"] = for_ever(head + done, behind, 0.01)
-            with anyio.fail_after(1):
-                answer = await ask(router, "x", stream=True)
-            assert answer.content == done
-            await upstream.left()
 
 
 async def test_a_requests_values_bring_no_line_of_their_own(tmp_path: Path) -> None:

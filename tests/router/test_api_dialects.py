@@ -19,9 +19,9 @@ from router.store.catalog import update_provider
 from shared.contracts.apis import API_PATHS, APIS
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.personas import LLAMACPP, VLLM, Persona
+from tests.router.agents import TOKEN, agent_of, scene_of
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, MESSAGES, key, one_engine, settled, two_engines, usage_of
-from tests.router.test_leases import TOKEN, agent_of, scene_of
 
 RESPONSES, MESSAGE, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 STREAMS = [CHAT, RESPONSES, MESSAGE]

@@ -13,7 +13,16 @@ from router.domain import Scope
 from shared.kit.logs import configure_logs
 from shared.testing.raw_client import connected, render_request
 from tests.router.harness import StartRouter
-from tests.router.scenes import CHAT, bearer, key, one_engine, settled
+from tests.router.scenes import (
+    CHAT,
+    bearer,
+    chat,
+    error_event_of,
+    key,
+    one_engine,
+    settled,
+    usage_of,
+)
 
 PROMPT = "my private prompt 4711"
 ANSWER = "simulated"
@@ -85,3 +94,32 @@ async def test_a_sessions_log(
     secrets += [str(tmp_path), str(Path(__file__).parents[2]), os.sep + "lib" + os.sep]
     for secret in secrets:
         assert secret not in text, secret
+
+
+FAILURES = {
+    # sent after the 200, since the client was kept waiting
+    "status:code=500;slow_headers:ms=120": (500, "upstream_error"),
+    "cut:after=2": (200, "upstream_interrupted"),
+    "error_event:after=2": (200, "upstream_error"),
+}
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+async def test_a_stream_that_failed_behind_its_200_counts_as_a_failure(
+    start_router: StartRouter, log: io.StringIO, fault: str
+) -> None:
+    async with one_engine(
+        start_router, router_keep_alive_s=0.05, router_public_routes="metrics"
+    ) as scene:
+        scene.engine.script.add(fault)
+        answer = await scene.client.post(CHAT, json=chat(stream=True))
+        assert answer.status_code == 200
+        error = error_event_of(answer.content)
+        rows = await usage_of(scene.router)
+        metrics = (await scene.client.get("/metrics")).text
+    status, label = FAILURES[fault]
+    assert [(row["status"], row["error"]) for row in rows] == [(status, error["code"])]
+    assert f'iir_attempts_total{{endpoint="engine",outcome="{label}"}} 1.0' in metrics
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    told = [line for line in lines if line["event"] == "request" and line["path"] == CHAT]
+    assert [(line["status"], line.get("error")) for line in told] == [(200, error["code"])]

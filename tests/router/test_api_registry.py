@@ -16,9 +16,9 @@ import pytest
 from router.domain import DeploymentEntry
 from router.store.catalog import add_model
 from shared.kit.logs import configure_logs
+from tests.router.agents import FailingStore, agent_of
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, bearer, chat, error_of, key, one_engine, usage_of
-from tests.router.test_leases import FailingStore, agent_of
 
 
 class Auditor:

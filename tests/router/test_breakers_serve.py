@@ -101,7 +101,7 @@ async def test_an_endpoint_that_cant_be_reached_is_spared_as_a_whole(
             assert codes == [502] * FAILURES + [503, 503, 200]
 
 
-@pytest.mark.parametrize("code", [400, 404, 413, 422, 429])
+@pytest.mark.parametrize("code", [400, 404, 413, 422, 429, 507])
 async def test_what_is_no_fault_of_the_model_trips_nothing(
     start_router: StartRouter, code: int
 ) -> None:

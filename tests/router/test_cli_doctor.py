@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from router.cli.router_probe import Answer, probe_router
 from router.domain import Scope
 from router.settings import Settings, load_settings
 from router.store import agents, keys
-from router.store.migrate import migrate
 from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Registration
@@ -36,14 +34,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("IIR_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ROUTER_PORT", "0")
     return load_settings()
-
-
-@pytest.fixture
-def writer(settings: Settings) -> Iterator[RegistryWriter]:
-    migrate(settings.store_url)
-    found = RegistryWriter(settings.store_url)
-    yield found
-    found.close()
 
 
 def findings(settings: Settings, answer: Answer | None = None) -> dict[str, Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 import pytest
 
 from router.dispatch.admission import Admission, Place
-from router.errors import QueueFull, QueueTimeout
+from shared.http.errors import QueueFull, QueueTimeout
 from tests.router.test_dispatch_pools import ranked_of
 
 

@@ -21,8 +21,8 @@ from tests.router.scenes import (
 )
 
 WORTH_ANOTHER_TRY = [
-    *(f"status:code={code}" for code in (408, 409, 425, 429, 500, 501, 502, 503, 504, 529)),
-    *(f"status:code={code}" for code in (401, 403)),
+    *(f"status:code={code}" for code in (408, 409, 425, 429, 500, 501, 502, 503, 504, 507, 529)),
+    *(f"status:code={code}" for code in (401, 402, 403, 407)),
     *(
         "html_502",
         "redirect",

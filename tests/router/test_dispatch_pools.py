@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from router.dispatch.admission import Admission, Place
 from router.dispatch.pools import Pool, Waiter
 from router.domain import Candidate, Deployment, Endpoint, EndpointId, Load, Ranked, Zone
-from router.errors import QueueFull
+from shared.http.errors import QueueFull
 
 KEYS = ("a", "b", "c")
 MOST_WAITING = 6

@@ -113,8 +113,9 @@ class FakeBackend(Backend):
             raise answer
         yield Reply(200, [], send(*answer), is_stream=True)
 
-    async def probe(self, endpoint: Endpoint) -> None:
+    async def probe(self, endpoint: Endpoint) -> bool:
         """Have nothing to ask."""
+        return True
 
 
 class InOrder(RoutingPolicy):

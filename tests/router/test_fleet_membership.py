@@ -75,7 +75,8 @@ def test_a_lease_grows_suspect_and_then_expires(members: Membership, clock: Fake
         (30, LeaseState.SUSPECT),
         (59.9, LeaseState.SUSPECT),
         (60, LeaseState.EXPIRED),
-        (10**6, LeaseState.EXPIRED),
+        (86_399, LeaseState.EXPIRED),
+        (86_400, LeaseState.GONE),
     ):
         clock.now = 1000.0 + age_s
         assert state_of(members) is expected, age_s

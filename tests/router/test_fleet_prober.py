@@ -35,6 +35,7 @@ class Asked(Backend):
     def __init__(self) -> None:
         self.answers: dict[str, ApiError | None] = {}
         self.asked: list[str] = []
+        self.refused: set[str | None] = set()
 
     def send(self, deployment: Deployment, call: Call) -> AbstractAsyncContextManager[Reply]:
         return self._refuse()
@@ -42,11 +43,12 @@ class Asked(Backend):
     def _refuse(self) -> NoReturn:
         raise AssertionError("a prober sends no requests")
 
-    async def probe(self, endpoint: Endpoint) -> None:
+    async def probe(self, endpoint: Endpoint) -> bool:
         self.asked.append(endpoint.id)
         error = self.answers.get(endpoint.id)
         if error is not None:
             raise error
+        return endpoint.credential not in self.refused
 
 
 @pytest.fixture

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import pytest
 
 from router.app import Router
@@ -16,95 +12,14 @@ from router.domain import DeploymentEntry
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import LeaseState, Membership
 from router.fleet.registry import Fleet
-from router.store.agents import add_agent, revoke_agent
+from router.store.agents import revoke_agent
 from router.store.catalog import add_model
 from shared.contracts.agents import Heartbeat, Registration
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
-from tests.router.harness import RunningRouter, StartRouter
-from tests.router.scenes import CHAT, bearer, chat, error_of
+from tests.router.agents import PULL, TOKEN, Agent, FailingStore, agent_of, scene_of
+from tests.router.harness import StartRouter
+from tests.router.scenes import CHAT, chat, error_of
 from tests.router.test_fleet_membership import FakeClock, beat, registration
-
-TOKEN = "token-of-the-agent-0123456789"
-PULL = "iir-agent pull big"
-
-
-@dataclass
-class Agent:
-    """An agent as the router sees it; each call is one message."""
-
-    client: httpx.AsyncClient
-    credential: str
-    base_url: str
-    agent_id: str = "11111111-1111-4111-8111-111111111111"
-    incarnation: int = 1_700_000_000_000
-    models: list[dict[str, Any]] = field(
-        default_factory=lambda: [
-            {"id": "tiny", "aliases": ["default"], "status": "loaded", "context_tokens": 2048},
-            {"id": "big", "is_pulled": False, "pull_command": PULL},
-        ]
-    )
-    lease_id: str = ""
-    seq: int = 0
-
-    @property
-    def path(self) -> str:
-        return f"/internal/v1/agents/{self.agent_id}"
-
-    async def register(self, **fields: Any) -> httpx.Response:
-        body = {
-            "protocol": 1,
-            "incarnation": self.incarnation,
-            "name": "my mac",
-            "base_url": self.base_url,
-            "access_token": TOKEN,
-            "models": self.models,
-            **fields,
-        }
-        answer = await self.client.put(self.path, json=body, headers=bearer(self.credential))
-        if answer.status_code == 200:
-            self.lease_id = answer.json()["lease_id"]
-            self.seq = 0
-        return answer
-
-    async def renew(self, **fields: Any) -> httpx.Response:
-        self.seq += 1
-        body = {
-            "lease_id": self.lease_id,
-            "incarnation": self.incarnation,
-            "seq": self.seq,
-            **fields,
-        }
-        path = f"{self.path}/lease"
-        return await self.client.put(path, json=body, headers=bearer(self.credential))
-
-    async def release(self) -> httpx.Response:
-        return await self.client.delete(f"{self.path}/lease", headers=bearer(self.credential))
-
-
-async def agent_of(router: RunningRouter, base_url: str, name: str = "mac") -> Agent:
-    credential = router.write(lambda c: add_agent(c, name))
-    await router.catch_up()
-    return Agent(router.client, credential, base_url)
-
-
-@dataclass
-class Scene:
-    """A router, an engine that plays the agent's data side, and the agent's messages."""
-
-    router: RunningRouter
-    engine: SimulatedEngine
-    agent: Agent
-
-    @property
-    def client(self) -> httpx.AsyncClient:
-        return self.router.client
-
-
-@asynccontextmanager
-async def scene_of(start: StartRouter, **settings: Any) -> AsyncIterator[Scene]:
-    engine = SimulatedEngine(EngineOptions(models=("tiny",), api_key=TOKEN))
-    async with running(engine) as url, start(**settings) as router:
-        yield Scene(router, engine, await agent_of(router, url))
 
 
 async def test_register_serve_renew_release(start_router: StartRouter) -> None:
@@ -177,7 +92,7 @@ async def test_what_the_lease_desk_refuses(start_router: StartRouter) -> None:
     async with scene_of(start_router) as scene:
         agent = scene.agent
         for fields, status, code in (
-            ({"protocol": 2}, 400, "invalid_request"),
+            ({"protocol": 2}, 400, "lease_protocol_unsupported"),
             ({"incarnation": -1}, 400, "invalid_request"),
             ({"incarnation": "x"}, 400, "invalid_request"),
             ({"name": ""}, 400, "invalid_request"),
@@ -362,28 +277,6 @@ async def test_agents_are_taken_in_while_the_registry_is_away(start_router: Star
         store.is_full = True
         assert (await scene.agent.release()).status_code == 204
         assert (await scene.client.post(CHAT, json=chat())).status_code == 503
-
-
-class FailingStore:
-    """A lease store on a full disk."""
-
-    def __init__(self) -> None:
-        self.is_full = True
-        self.saved: list[Any] = []
-
-    async def save_registration(self, *_: Any) -> None:
-        self._check()
-
-    async def save_heartbeats(self, beats: Any) -> None:
-        self._check()
-        self.saved.append(beats)
-
-    async def release(self, row_id: int) -> None:
-        self._check()
-
-    def _check(self) -> None:
-        if self.is_full:
-            raise OSError("the disk is full")
 
 
 async def test_leases_expire_by_the_routers_own_clock() -> None:

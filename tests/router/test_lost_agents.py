@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import httpx
 import pytest
 
-from router.domain import EndpointId
+from router.domain import Endpoint, EndpointId, LeaseBook, Zone
 from router.fleet.membership import Membership
 from router.fleet.waits import Waits
 from shared.contracts.agents import AgentModel, Heartbeat, Registration
@@ -21,13 +22,20 @@ TTL_S = 30.0
 SLOW_POLL_S = 1000.0
 
 
-def register(membership: Membership, row_id: int, url: str = "http://127.0.0.1:9") -> None:
+def register(
+    membership: Membership,
+    row_id: int,
+    url: str = "http://127.0.0.1:9",
+    *,
+    incarnation: int | None = None,
+    max_in_flight: int | None = None,
+) -> None:
     registration = Registration(
-        incarnation=row_id,
+        incarnation=incarnation or row_id,
         name="label",
         base_url=url,
         access_token="t" * 32,
-        models=(AgentModel(id="tiny"),),
+        models=(AgentModel(id="tiny", max_in_flight=max_in_flight),),
     )
     membership.register(row_id, f"mac{row_id}", f"id{row_id}", registration, "l")
 
@@ -36,25 +44,61 @@ def beat(membership: Membership, row_id: int, seq: int = 1) -> None:
     membership.renew(row_id, Heartbeat(lease_id="l", incarnation=row_id, seq=seq))
 
 
-def test_who_waits_for_a_lost_agent_is_cut_and_nobody_else() -> None:
+def at(row_id: int, incarnation: int | None = None) -> Endpoint:
+    """Return the endpoint of an agent's start; its first unless told otherwise."""
+    return Endpoint(
+        id=EndpointId(f"agent:mac{row_id}"),
+        base_url="http://127.0.0.1:9",
+        backend="openai",
+        zone=Zone.LOCAL,
+        incarnation=incarnation or row_id,
+    )
+
+
+async def is_cut(
+    waits: Waits, *endpoints: Endpoint, then: Callable[[], None], stays: bool = False
+) -> bool:
+    """Wait for endpoints, let something happen, and tell whether the wait was cut short."""
+    ended: list[Endpoint] = []
+    with waits.on(endpoints, while_none=lambda: not stays):
+        await asyncio.sleep(0)
+        then()
+        waits.cut_lost()
+        await asyncio.sleep(0)
+        ended.extend(endpoints)
+    return not ended
+
+
+async def test_who_waits_for_a_lost_agent_is_cut_and_nobody_else() -> None:
     clock = FakeClock()
     membership = Membership(clock, TTL_S)
     waits = Waits(membership)
+
+    def pass_time(seconds: float) -> Callable[[], None]:
+        register(membership, 1)
+        register(membership, 2)
+
+        def later() -> None:
+            clock.now += seconds
+            beat(membership, 2)
+
+        return later
+
+    assert not await is_cut(waits, at(1), then=pass_time(2 * TTL_S - 1))
+    assert await is_cut(waits, at(1), then=pass_time(2 * TTL_S))
+    assert await is_cut(waits, at(1), at(2), then=pass_time(2 * TTL_S))
+    assert not await is_cut(waits, at(1), at(2), then=pass_time(2 * TTL_S), stays=True)
+    assert not await is_cut(waits, at(2), then=pass_time(2 * TTL_S))
+
+
+async def test_who_waits_for_an_earlier_start_or_a_removed_agent_is_cut() -> None:
+    membership = Membership(FakeClock(), TTL_S)
+    waits = Waits(membership)
     register(membership, 1)
-    register(membership, 2)
-    cut: list[str] = []
-    cuts = {name: (lambda name=name: cut.append(name)) for name in ("a", "b", "other")}
-    waits.add(EndpointId("agent:mac1"), cuts["a"])
-    waits.add(EndpointId("agent:mac1"), cuts["b"])
-    waits.add(EndpointId("agent:mac2"), cuts["other"])
-    clock.now += 2 * TTL_S - 1
-    beat(membership, 2)
-    waits.cut_lost()
-    assert cut == []
-    clock.now += 1
-    waits.drop(EndpointId("agent:mac1"), cuts["b"])
-    waits.cut_lost()
-    assert cut == ["a"]
+    assert not await is_cut(waits, at(1), then=lambda: register(membership, 1))
+    assert await is_cut(waits, at(1), then=lambda: register(membership, 1, incarnation=7))
+    assert not await is_cut(waits, at(1, 7), then=lambda: None)
+    assert await is_cut(waits, at(1, 7), then=lambda: membership.merge(LeaseBook(), 0.0))
 
 
 def test_an_agent_that_drains_or_said_goodbye_is_not_lost() -> None:
@@ -158,3 +202,62 @@ async def test_an_answer_on_its_way_is_never_cut(start_router: StartRouter) -> N
             router.router.fleet.waits.cut_lost()
             rest = b"".join([chunk async for chunk in chunks])
         assert (first + rest).endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+async def test_what_an_earlier_start_holds_or_queues_ends_at_once(
+    start_router: StartRouter, is_removed: bool
+) -> None:
+    """Of two requests the agent has one, and the other waits for its place."""
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    async with (
+        running(engine) as url,
+        start_router(router_catalog_poll_s=SLOW_POLL_S) as router,
+    ):
+        fleet = router.router.fleet
+        register(fleet.membership, 1, url, max_in_flight=1)
+        fleet.patch()
+        asked = [await sent(router, engine)]
+        asked.append(asyncio.ensure_future(router.client.post(CHAT, json=chat())))
+        while not router.router.admission.waiting:
+            await asyncio.sleep(0.005)
+        if is_removed:
+            fleet.membership.merge(LeaseBook(), fleet.membership.now())
+        else:
+            register(fleet.membership, 1, url, incarnation=7, max_in_flight=1)
+        fleet.patch()
+        for answer in await asyncio.wait_for(asyncio.gather(*asked), 2):
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "agent_unavailable")
+        again = await router.client.post(CHAT, json=chat())
+        assert again.status_code == (404 if is_removed else 200)
+        assert len(fleet.breakers) == 0
+        await settled(router)
+
+
+async def test_who_may_go_elsewhere_keeps_its_place_in_the_queue(start_router: StartRouter) -> None:
+    first, second = (SimulatedEngine(EngineOptions(models=("tiny",))) for _ in range(2))
+    async with (
+        running(first) as first_url,
+        running(second) as second_url,
+        start_router(router_catalog_poll_s=SLOW_POLL_S) as router,
+    ):
+        fleet = router.router.fleet
+        register(fleet.membership, 1, first_url, max_in_flight=1)
+        register(fleet.membership, 2, second_url, max_in_flight=1)
+        fleet.patch()
+        first.script.add("stall")
+        second.script.add("slow:ms=300")
+        asked = []
+        for count in (1, 2):
+            asked.append(asyncio.ensure_future(router.client.post(CHAT, json=chat())))
+            while len(first.requests) + len(second.requests) < count:
+                await asyncio.sleep(0.005)
+        asked.append(asyncio.ensure_future(router.client.post(CHAT, json=chat())))
+        while not router.router.admission.waiting:
+            await asyncio.sleep(0.005)
+        register(fleet.membership, 1, first_url, incarnation=7, max_in_flight=1)
+        fleet.patch()
+        last = await asyncio.wait_for(asked[-1], 2)
+        assert (last.status_code, last.headers["x-iir-endpoint"]) == (200, "agent:mac2")
+        await asyncio.gather(*asked)
+        await settled(router)

@@ -19,7 +19,7 @@ from shared.testing.raw_client import connected, render_request
 from shared.testing.wire import Exchange
 from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat, error_event_of, error_of
-from tests.router.test_abuse_upstreams import EVENT, SSE, Answering, for_ever, scene
+from tests.router.upstreams import EVENT, SSE, Answering, for_ever, scene
 
 # a machine of its own: it holds times that other tests beside it would spoil
 pytestmark = pytest.mark.integration

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import update
 
 from router.domain import AgentRecord, Scope
 from router.store import agents, keys
-from router.store.errors import CredentialRefused, InvalidValue, NameTaken, Superseded, UnknownName
-from router.store.migrate import migrate
+from router.store.errors import (
+    CredentialRefused,
+    InvalidValue,
+    NameTaken,
+    Superseded,
+    TooLate,
+    UnknownName,
+)
 from router.store.reader import RegistryReader
 from router.store.tables import agents as agents_table
 from router.store.tables import leases as leases_table
 from router.store.versions import Version, current
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Heartbeat, Queue, Registration
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    found = f"sqlite:///{tmp_path / 'models.db'}"
-    migrate(found)
-    return found
-
-
-@pytest.fixture
-def writer(url: str) -> Iterator[RegistryWriter]:
-    found = RegistryWriter(url)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def reader(url: str) -> Iterator[RegistryReader]:
-    found = RegistryReader(url)
-    yield found
-    found.close()
 
 
 def registration(incarnation: int = 1) -> Registration:
@@ -62,10 +44,17 @@ def add(writer: RegistryWriter, name: str = "mac") -> tuple[int, str]:
 
 
 def register(
-    writer: RegistryWriter, row_id: int, *, agent_id: str = "id-1", lease: str = "l1", nth: int = 1
+    writer: RegistryWriter,
+    row_id: int,
+    *,
+    agent_id: str = "id-1",
+    lease: str = "l1",
+    nth: int = 1,
+    seq: int | None = None,
 ) -> None:
+    said = registration(nth).model_copy(update={"seq": seq})
     writer.run_sync(
-        lambda c: agents.save_registration(c, row_id, agent_id, registration(nth), lease)
+        lambda c: agents.save_registration(c, row_id, agent_id, said, lease, now=lambda: 50)
     )
 
 
@@ -73,6 +62,21 @@ def records(reader: RegistryReader) -> tuple[AgentRecord, ...]:
     book = reader.leases()
     assert book is not None
     return book.agents
+
+
+def test_a_registration_that_comes_late_changes_nothing(
+    writer: RegistryWriter, reader: RegistryReader
+) -> None:
+    row_id, _ = add(writer)
+    register(writer, row_id, lease="l1", seq=3)
+    writer.run_sync(lambda c: agents.save_heartbeats(c, [(row_id, "l1", heartbeat(seq=5))]))
+    for seq in (2, 5):
+        with pytest.raises(TooLate):
+            register(writer, row_id, lease="l2", seq=seq)
+    assert records(reader)[0].lease_id == "l1"
+    register(writer, row_id, lease="l2", seq=6)
+    register(writer, row_id, lease="l3", nth=2, seq=1)
+    assert records(reader)[0].lease_id == "l3"
 
 
 def test_credential_is_a_key_with_the_scope_agent(
@@ -103,7 +107,7 @@ def test_revoked_agent_is_gone_and_its_name_free(
     assert records(reader) == ()
     [info] = writer.run_sync(agents.list_agents)
     assert info.revoked_at
-    assert info.renewed_at is None
+    assert info.record.renewed_at is None
     with pytest.raises(UnknownName):
         writer.run_sync(lambda c: agents.revoke_agent(c, "mac"))
     with pytest.raises(CredentialRefused, match="revoked"):
@@ -154,7 +158,12 @@ def test_registration_binds_the_id_and_grants_a_lease(
     catalog_before = writer.run_sync(lambda c: current(c, Version.CATALOG))
     register(writer, row_id)
     expected = AgentRecord(
-        row_id=row_id, name="mac", agent_id="id-1", registration=registration(), lease_id="l1"
+        row_id=row_id,
+        name="mac",
+        agent_id="id-1",
+        registration=registration(),
+        lease_id="l1",
+        renewed_at=50,
     )
     assert records(reader) == (expected,)
     assert writer.run_sync(lambda c: current(c, Version.CATALOG)) == catalog_before
@@ -192,7 +201,7 @@ def test_heartbeats_are_kept_newest_first(writer: RegistryWriter, reader: Regist
     writer.run_sync(lambda c: agents.save_heartbeats(c, batch, now=lambda: 99.0))
     assert writer.run_sync(lambda c: current(c, Version.LEASES)) == before + 1
     assert [r.heartbeat for r in records(reader)] == [hb for _, _, hb in batch]
-    assert writer.run_sync(agents.list_agents)[0].renewed_at == 99
+    assert writer.run_sync(agents.list_agents)[0].record.renewed_at == 99
 
     stale = [
         (row_id, "l1", heartbeat(seq=3)),

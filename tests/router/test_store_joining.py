@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -25,19 +24,6 @@ from shared.contracts.agents import Registration
 from tests.router.harness import install
 
 HOUR = 3600
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    install(tmp_path / "models.db")
-    return f"sqlite:///{tmp_path / 'models.db'}"
-
-
-@pytest.fixture
-def writer(url: str) -> Iterator[RegistryWriter]:
-    found = RegistryWriter(url)
-    yield found
-    found.close()
 
 
 def invite(writer: RegistryWriter, name: str | None = None, at: float = 0) -> str:

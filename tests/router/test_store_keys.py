@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,10 @@ from hypothesis import strategies as st
 from router.domain import Scope
 from router.store import keys
 from router.store.errors import InvalidValue, NameTaken, UnknownName
-from router.store.migrate import migrate
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 
 INFERENCE = frozenset({Scope.INFERENCE})
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    found = f"sqlite:///{tmp_path / 'models.db'}"
-    migrate(found)
-    return found
-
-
-@pytest.fixture
-def writer(url: str) -> Iterator[RegistryWriter]:
-    found = RegistryWriter(url)
-    yield found
-    found.close()
 
 
 def test_keys_have_a_public_prefix_and_a_secret() -> None:

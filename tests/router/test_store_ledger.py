@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,8 @@ from sqlalchemy import select
 
 from router.domain import EndpointId, KeyId, ModelName, Outcome, RequestFacts, Zone
 from router.store.ledger import UsageLedger
-from router.store.migrate import migrate
 from router.store.tables import usage
 from router.store.writer import RegistryWriter
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "models.db"
-    migrate(f"sqlite:///{found}")
-    return found
-
-
-@pytest.fixture
-def writer(path: Path) -> Iterator[RegistryWriter]:
-    found = RegistryWriter(f"sqlite:///{path}")
-    yield found
-    found.close()
 
 
 def facts(n: int = 0) -> RequestFacts:

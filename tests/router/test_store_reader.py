@@ -27,27 +27,6 @@ ACME = Provider(name="acme", dialect="openai", base_url="https://acme.example", 
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "models.db"
-    migrate(f"sqlite:///{found}")
-    return found
-
-
-@pytest.fixture
-def writer(path: Path) -> Iterator[RegistryWriter]:
-    found = RegistryWriter(f"sqlite:///{path}")
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def reader(path: Path) -> Iterator[RegistryReader]:
-    found = RegistryReader(f"sqlite:///{path}")
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def statements() -> Iterator[list[str]]:
     seen: list[str] = []
 

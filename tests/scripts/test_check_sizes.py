@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.check_sizes import findings, nesting
+from scripts.check_sizes import findings, main, nesting
 
 
 def write(folder: Path, text: str) -> Path:
@@ -27,6 +27,31 @@ def test_a_long_module_is_found(tmp_path: Path) -> None:
 def test_a_long_function_is_found_with_its_line(tmp_path: Path) -> None:
     found = list(findings(write(tmp_path, "\ndef f():\n" + "    x = 1\n" * 50)))
     assert [line.split(":", 1)[1] for line in found] == ["2 f: 51 lines, 50 allowed"]
+
+
+def test_only_the_module_of_tests_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long_function = "def f():\n" + "    x = 1\n" * 400
+    for folder, found in (("tests/router", 1), ("tests/soak", 2), ("router", 2)):
+        Path(folder).mkdir(parents=True)
+        assert len(list(findings(write(Path(folder), long_function)))) == found, folder
+
+
+def test_every_folder_of_the_project_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Path(name) for name in ("router/api", "tests/shared", "tests", "scripts")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder, "x = 1\n" * 401)
+    assert main() == 1
+    found = capsys.readouterr().out.splitlines()
+    assert sorted(line.partition(":")[0] for line in found) == sorted(
+        f"{folder}/module.py" for folder in folders
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from tests.shared.transports import TRANSPORTS
 # Both loops: services run on uvloop, where there is one, and loops differ in how connections end.
 _ON_BOTH_LOOPS = {
     "test_http_transport",
+    "test_http_transport_failures",
     "test_http_transport_framing",
     "test_lean_transport",
     "test_lean_races",
+    "test_lean_tls",
 }
 
 

@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message
 
 from shared.http.asgi import ClientGone, read_body, require_json, send_body, send_error
-from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.errors import (
     ApiError,
@@ -262,63 +261,6 @@ async def test_a_405_without_a_list_of_methods() -> None:
 
     found = await call(guarded(app), Channel(b""), method="GET", path="/odd")
     assert (found.status, found.error["code"]) == (405, "method_not_allowed")
-
-
-@pytest.mark.parametrize("declared", [True, False])
-async def test_the_body_limit_answers_413(declared: bool) -> None:
-    app = guarded(BodyLimit(framework(), 20))
-    body = b'{"name":"' + b"x" * 100 + b'","size":1}'
-    length = [(b"content-length", str(len(body)).encode())] if declared else []
-    found = await call(
-        app,
-        Channel(body[:10], body[10:]),
-        method="PUT",
-        path="/items/1",
-        headers=[*JSON_HEADERS, *length],
-    )
-    assert (found.status, found.error["code"]) == (413, "request_too_large")
-
-
-async def test_a_body_that_stops_is_given_up() -> None:
-    app = guarded(BodyLimit(framework(), 40, idle_s=0.02))
-    found = await call(
-        app, Channel(b"{", ends=False), method="PUT", path="/items/1", headers=JSON_HEADERS
-    )
-    assert (found.status, found.error["code"]) == (408, "request_timeout")
-    assert found.headers[b"connection"] == b"close"
-
-
-async def test_whoever_waits_for_the_client_to_leave_may_wait_long() -> None:
-    async def app(_scope: Any, receive: Any, send: Any) -> None:
-        assert (await receive())["body"] == b"x"
-        with anyio.move_on_after(0.05) as waited:
-            await receive()
-        assert waited.cancelled_caught
-        await send_body(send, 200, [], b"")
-
-    assert (await call(BodyLimit(app, 40, idle_s=0.01), Channel(b"x"))).status == 200
-
-
-async def test_a_small_body_passes_the_limit() -> None:
-    app = guarded(BodyLimit(framework(), 40))
-    found = await call(
-        app, Channel(b'{"name":"a","size":1}'), method="PUT", path="/items/1", headers=JSON_HEADERS
-    )
-    assert (found.status, found.body) == (200, b'{"name":"a","size":1}')
-
-
-async def test_start_and_stop_pass_through() -> None:
-    seen: list[str] = []
-
-    async def app(scope: Any, _receive: Any, _send: Any) -> None:
-        seen.append(scope["type"])
-
-    channel = Channel()
-    layers = guarded(BodyLimit(app, 1))
-    await layers({"type": "lifespan"}, channel.receive, channel.send)
-    assert seen == ["lifespan"]
-    await layers({"type": "websocket"}, channel.receive, channel.send)
-    assert channel.sent == [{"type": "websocket.close", "code": 1008}]
 
 
 @pytest.mark.parametrize(

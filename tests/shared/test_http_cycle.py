@@ -33,11 +33,13 @@ class Wire(asyncio.Transport):
 class Scene:
     """One request and its answer."""
 
-    def __init__(self, *, method: str = "GET", keep_alive: bool = True) -> None:
+    def __init__(
+        self, *, method: str = "GET", version: str = "1.1", keep_alive: bool = True
+    ) -> None:
         self.wire = Wire()
         self.ends = 0
         self.cycle = Cycle(
-            scope={"type": "http", "method": method},  # type: ignore[typeddict-item] # the rest is not read
+            scope={"type": "http", "method": method, "http_version": version},  # type: ignore[typeddict-item] # the rest is not read
             transport=self.wire,
             flow=FlowControl(self.wire),
             logger=logging.getLogger("test"),
@@ -93,6 +95,23 @@ async def test_a_stream_ends_with_an_empty_chunk() -> None:
     await scene.body(b"")
     head = HEAD + b"transfer-encoding: chunked\r\n\r\n"
     assert scene.wire.pieces == [head + b"3\r\none\r\n", b"0\r\n\r\n"]
+
+
+async def test_an_old_client_gets_no_chunks() -> None:
+    scene = Scene(version="1.0", keep_alive=False)
+    await scene.start()
+    await scene.body(b"one", more=True)
+    await scene.body(b"", more=True)
+    await scene.body(b"two")
+    assert b"".join(scene.wire.pieces) == HEAD + b"connection: close\r\n\r\nonetwo"
+    assert scene.wire.is_closed
+
+
+async def test_an_old_client_gets_a_length_that_is_known() -> None:
+    scene = Scene(version="1.0", keep_alive=False)
+    await scene.start((b"content-length", b"2"))
+    with pytest.raises(RuntimeError, match="longer"):
+        await scene.body(b"one")
 
 
 async def test_a_large_body_is_not_copied_behind_its_head() -> None:

@@ -10,7 +10,7 @@ from shared.http.errors import ApiError, UpstreamAnswer, UpstreamInterrupted
 from shared.http.exchange import exchange
 from shared.http.responses_errors import responses_stream_error
 from shared.http.streams import ChatRules, MessagesRules, ResponsesRules, StreamRules
-from tests.shared.test_http_exchange import (
+from tests.shared.exchanges import (
     CHUNK,
     DONE,
     MESSAGE_EVENTS,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from shared.http.errors import ApiError, BadRequest, UpstreamAnswer, internal_error
-from shared.http.headers import find_header, pass_on, pass_upstream, retry_after_s
+from shared.http.headers import (
+    find_header,
+    pass_on,
+    pass_upstream,
+    retry_after_s,
+    wait_preference,
+)
+
+AT_7_26_30 = 1792567590.0  # on 21 October 2026, GMT
 
 
 def test_a_header_is_found_in_any_case_and_the_first_one_counts() -> None:
@@ -44,6 +52,15 @@ def test_of_an_upstreams_headers_only_the_listed_reach_the_client() -> None:
     assert pass_on([*dropped, *passed]) == [(key.lower(), value) for key, value in passed]
 
 
+def test_of_an_upstreams_headers_that_come_twice_the_first_counts() -> None:
+    first = [(b"content-type", b"text/event-stream"), (b"retry-after", b"1")]
+    second = [(b"Content-Type", b"text/html"), (b"Retry-After", b"9"), (b"x-ratelimit-a", b"1")]
+    assert pass_on([*first, *second, (b"x-ratelimit-a", b"2")]) == [
+        *first,
+        (b"x-ratelimit-a", b"1"),
+    ]
+
+
 def test_of_a_clients_headers_only_the_listed_go_upstream() -> None:
     passed = [(b"openai-beta", b"x"), (b"traceparent", b"00-1"), (b"tracestate", b"a=b")]
     dropped = [
@@ -75,13 +92,25 @@ def test_of_a_clients_headers_only_the_listed_go_upstream() -> None:
         (b".", None),
         (b"1e3", None),
         (b"nan", None),
-        (b"Wed, 21 Oct 2026 07:28:00 GMT", None),
+        (b"Wed, 21 Oct 2026 07:28:00 GMT", 90.0),
+        (b"Wed, 21 Oct 2026 07:26:00 GMT", 0.0),
+        (b"Wed, 21 Oct 9999 07:28:00 GMT", 86400.0),
+        (b"Wed, 41 Oct 2026 07:28:00 GMT", None),
+        (b"soon", None),
         (b"\xb2", None),
         (None, None),
     ],
 )
 def test_retry_after_in_seconds(value: bytes | None, seconds: float | None) -> None:
     headers = [] if value is None else [(b"Retry-After", value)]
+    assert retry_after_s(headers, lambda: AT_7_26_30) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(b"1500", 1.5), (b"0", 0.0), (b"9" * 12, 86400.0), (b"soon", 7.0)]
+)
+def test_retry_after_in_milliseconds_is_more_exact(value: bytes, seconds: float) -> None:
+    headers = [(b"retry-after", b"7"), (b"Retry-After-Ms", value)]
     assert retry_after_s(headers) == seconds
 
 
@@ -114,3 +143,21 @@ def test_an_upstreams_answer_keeps_its_parts() -> None:
 def test_a_defect_says_nothing_of_its_cause() -> None:
     assert internal_error().status == 500
     assert internal_error().code == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, None),
+        (b"wait=0", 0),
+        (b"respond-async, WAIT = 10", 10),
+        (b'wait="3", handling=lenient', 3),
+        (b"handling=lenient; wait=3", None),
+        (b"await=5", None),
+        (b"wait=-1", None),
+        (b"wait=1.5", None),
+        (b"wait=soon", None),
+    ],
+)
+def test_how_long_a_client_prefers_to_wait(prefer: bytes | None, seconds: float | None) -> None:
+    assert wait_preference(prefer) == seconds

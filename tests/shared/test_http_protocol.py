@@ -184,3 +184,11 @@ async def test_a_request_that_has_its_answer_gets_no_second_one(port: int) -> No
     raw += await asyncio.wait_for(reader.read(), 5)
     writer.close()
     assert raw.count(b"HTTP/1.1 ") == 1
+
+
+async def test_an_old_client_reads_to_the_end_of_the_connection(port: int) -> None:
+    head = b"POST / HTTP/1.0\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 0\r\n\r\n"
+    raw = await exchange(port, head)
+    assert raw.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in raw
+    assert raw.endswith(b"\r\n\r\nxx")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
 from shared.http.errors import UpstreamInterrupted
 from shared.http.lean_connection import LeanConnection
+from shared.http.lean_dialer import adopt
 from shared.http.lean_request import Target
 from shared.http.lean_transport import LeanTransport
 from shared.http.transport import OutboundRequest
@@ -38,5 +40,21 @@ async def test_a_connection_that_closes_as_it_is_made(size: int) -> None:
         async with transport.open(request):
             raise AssertionError("answered")
     await transport.aclose()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_socket_that_was_given_up_is_closed_once() -> None:
+    """Closed twice, its number would be taken from whoever has it by then."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    connected = socket.socket()
+    connected.setblocking(False)
+    await loop.sock_connect(connected, server.sockets[0].getsockname())
+    connection = LeanConnection(loop, lambda _: None)
+    connection.abort()
+    await adopt(loop, connection, connected)
+    await asyncio.sleep(0.01)
+    assert connected.fileno() == -1
     server.close()
     await server.wait_closed()

@@ -1,82 +1,38 @@
-"""What the lean transport does beyond the contract: its pool, its limits, TLS, compressed answers."""
+"""What the lean transport does beyond the contract: its pool, its limits, compressed answers."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import ssl
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
-import anyio
 import pytest
 
 from shared.http import lean_transport
 from shared.http.errors import (
-    ApiError,
     StaleConnection,
     UpstreamFailed,
     UpstreamInterrupted,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from shared.http.lean_request import Requests
-from shared.http.lean_transport import LeanTransport
-from shared.http.transport import OutboundRequest, Timeouts
+from shared.http.transport import Timeouts
 from shared.testing.wire import Exchange
 from tests.shared.transports import (
     LONG,
+    OK,
+    answer_to,
     body_of,
-    bytes_server,
+    failure_of,
+    get,
     hang,
+    kept,
+    lean,
+    raw,
     say_hello,
     stream_ab,
     upstream_of,
 )
-
-OK = b"HTTP/1.1 200 OK\r\n"
-
-
-@asynccontextmanager
-async def lean(**options: Any) -> AsyncIterator[LeanTransport]:
-    transport = LeanTransport(**options)
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
-        assert not transport._connections
-        assert not transport._idle
-
-
-def get(url: str, timeouts: Timeouts = LONG) -> OutboundRequest:
-    return OutboundRequest(method="GET", url=url, timeouts=timeouts)
-
-
-def kept(transport: LeanTransport) -> int:
-    return sum(map(len, transport._idle.values()))
-
-
-async def answer_to(transport: LeanTransport, request: OutboundRequest) -> bytes:
-    with anyio.fail_after(5):
-        async with transport.open(request) as response:
-            return await body_of(response)
-
-
-async def failure_of(answer: bytes, *, close: bool = True) -> ApiError:
-    async def babble(exchange: Exchange) -> None:
-        await exchange.send_raw(answer)
-        if close:
-            exchange.close()
-
-    async with upstream_of(babble) as upstream, lean() as transport:
-        with pytest.raises(ApiError) as failed:
-            await answer_to(transport, upstream.ask())
-        assert kept(transport) == 0
-        return failed.value
-
 
 # the pool
 
@@ -237,19 +193,14 @@ async def test_heads_that_are_refused(answer: bytes) -> None:
 async def test_a_head_at_the_limits_with_a_large_body_behind_it() -> None:
     head = OK + b"x: y\r\n" * 254 + b"y: " + b"z" * 60_000 + b"\r\ncontent-length: 200000\r\n\r\n"
 
-    async def answer(exchange: Exchange) -> None:
-        await exchange.send_raw(head + b"b" * 200_000)
-
-    async with upstream_of(answer) as upstream, lean() as transport:
+    async with upstream_of(raw(head + b"b" * 200_000)) as upstream, lean() as transport:
         assert await answer_to(transport, upstream.ask()) == b"b" * 200_000
 
 
 async def test_what_came_is_delivered_before_the_error() -> None:
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send_raw(OK + b"transfer-encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n")
-
+    broken = OK + b"transfer-encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n"
     async with (
-        upstream_of(cut) as upstream,
+        upstream_of(raw(broken)) as upstream,
         lean() as transport,
         transport.open(upstream.ask()) as response,
     ):
@@ -289,149 +240,6 @@ async def test_one_timer_serves_all_limits_of_a_connection() -> None:
         with pytest.raises(UpstreamTimeout):
             await answer_to(transport, upstream.ask(timeouts=timeouts))
         assert await answer_to(transport, upstream.ask(timeouts=timeouts)) == b"xxxxxx"
-
-
-# what is sent
-
-
-@pytest.mark.parametrize(
-    ("url", "origin", "start"),
-    [
-        ("http://a.example", "http://a.example:80", "GET / HTTP/1.1\r\nhost: a.example\r\n"),
-        ("http://A.Example:80/b", "http://a.example:80", "GET /b HTTP/1.1\r\nhost: a.example\r\n"),
-        ("https://a:8443/?q", "https://a:8443", "GET /?q HTTP/1.1\r\nhost: a:8443\r\n"),
-        ("https://a:443/b#c", "https://a:443", "GET /b HTTP/1.1\r\nhost: a\r\n"),
-        ("http://[::1]:81/", "http://[::1]:81", "GET / HTTP/1.1\r\nhost: [::1]:81\r\n"),
-        ("http://[::1]/", "http://[::1]:80", "GET / HTTP/1.1\r\nhost: [::1]\r\n"),
-        ("http://bücher.example/ü?ü=%20", "http://xn--bcher-kva.example:80", "GET /%C3%BC?%C3%BC="),
-        ("http://a/b%2Fc?d=e&f=[1]", "http://a:80", "GET /b%2Fc?d=e&f=[1] HTTP/1.1\r\n"),
-    ],
-)
-def test_the_first_lines(url: str, origin: str, start: str) -> None:
-    target = Requests().target("GET", url)
-    assert target.origin == origin
-    assert target.start.startswith(start)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://user:key@a/",
-        "http://a:0/",
-        "http://a:99999/",
-        "http://a:x/",
-        "http://a/b c",
-        "http://a/b\r\nx: y",
-        "http://a\\@b/",
-        "http:///b",
-        "//a/b",
-        "http://" + "ü" * 80 + "/",
-    ],
-)
-def test_urls_that_are_refused(url: str) -> None:
-    with pytest.raises(UpstreamFailed) as failed:
-        Requests().target("GET", url)
-    assert url not in failed.value.message
-
-
-@pytest.mark.parametrize("method", ["", "G T", "GET\r\n", "CONNECT"])
-def test_methods_that_are_refused(method: str) -> None:
-    with pytest.raises(UpstreamFailed):
-        Requests().target(method, "http://a/")
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        ("x", "a\0b"),
-        ("x", "\u20ac"),
-        ("", "a"),
-        ("x y", "a"),
-        ("x:", "a"),
-        ("ü", "a"),
-        ("Content-Length", "3"),
-        ("transfer-encoding", "chunked"),
-        ("Host", "b"),
-    ],
-)
-def test_headers_that_are_refused(header: tuple[str, str]) -> None:
-    requests = Requests()
-    target = requests.target("POST", "http://a/")
-    for length in (None, 3):
-        with pytest.raises(UpstreamFailed):
-            requests.head(target, [("x-good", "1"), header], length)
-    assert requests.head(target, [("x-good", "\u00fc")], 3).endswith(
-        b"x-good: \xfc\r\ncontent-length: 3\r\n\r\n"
-    )
-
-
-def test_what_is_remembered_is_bounded() -> None:
-    requests = Requests()
-    for number in range(3000):
-        target = requests.target("GET", f"http://a/{number}")
-        requests.head(target, [(f"x-{number}", "1")], None)
-    assert len(requests._targets) <= 1024
-    assert len(requests._names) <= 1024
-
-
-# addresses and TLS
-
-
-async def test_an_address_that_is_not_allowed_gets_nothing() -> None:
-    got: list[bytes] = []
-    asked: list[str] = []
-
-    async def listen(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        got.append(await reader.read())
-
-    def allow(address: str) -> bool:
-        asked.append(address)
-        return False
-
-    async with bytes_server(listen) as url, lean(allow_address=allow) as transport:
-        for address in (url, url.replace("http:", "https:")):
-            with pytest.raises(UpstreamUnreachable, match="address is not allowed") as failed:
-                await answer_to(transport, get(address))
-            assert "127.0.0.1" not in failed.value.message
-        await asyncio.sleep(0.05)
-        assert asked == ["127.0.0.1", "127.0.0.1"]
-        assert b"".join(got) == b""
-
-
-async def test_an_address_that_is_allowed() -> None:
-    async with upstream_of(say_hello) as upstream, lean(allow_address=bool) as transport:
-        assert await answer_to(transport, upstream.ask()) == b"hello"
-
-
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while True:
-        head = await reader.readuntil(b"\r\n\r\n")
-        (line,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-l"))
-        body = await reader.readexactly(int(line.split(b":")[1]))
-        writer.write(OK + b"content-length: %d\r\n\r\n%b" % (len(body), body))
-        await writer.drain()
-
-
-async def test_tls(certificate: tuple[Path, Path]) -> None:
-    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_side.load_cert_chain(*certificate)
-    names: list[str | None] = []
-    server_side.sni_callback = lambda _sock, name, _context: names.append(name)
-
-    trusting = ssl.create_default_context(cafile=str(certificate[0]))
-    async with bytes_server(echo, ssl=server_side) as address:
-        url = address.replace("127.0.0.1", "localhost")
-        async with lean(ssl_context=trusting) as transport:
-            for size in (1, 100_000, 3_000_000):
-                body = b"x" * size
-                request = OutboundRequest(method="POST", url=url, body=body, timeouts=LONG)
-                assert await answer_to(transport, request) == body
-            assert names == ["localhost"]  # one connection
-            with pytest.raises(UpstreamUnreachable):  # not for this name
-                await answer_to(transport, get(address))
-        async with lean() as transport:
-            with pytest.raises(UpstreamUnreachable, match="certificate"):
-                await answer_to(transport, get(url))
 
 
 # compressed answers

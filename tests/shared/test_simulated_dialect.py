@@ -6,64 +6,15 @@ import asyncio
 import base64
 import json
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx
 import openai
 import pytest
 
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
-from shared.testing.personas import LLAMACPP, OPENAI, VLLM, Persona, persona_named
+from shared.testing.personas import LLAMACPP, OPENAI
 from shared.testing.steps import Latency
-
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello small world"}]}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string"},
-                    "days": {"type": "integer"},
-                    "unit": {"enum": ["C", "F"]},
-                },
-                "required": ["city", "unit", "unknown"],
-            },
-        },
-    },
-    {"type": "function", "function": {"name": "no_arguments"}},
-]
-
-
-@asynccontextmanager
-async def client_of(
-    *, persona: Persona = VLLM, models: tuple[str, ...] = ("tiny",), **options: object
-) -> AsyncIterator[httpx.AsyncClient]:
-    made = EngineOptions(persona=persona, models=models, **options)  # type: ignore[arg-type]
-    async with (
-        running(SimulatedEngine(made)) as base_url,
-        httpx.AsyncClient(base_url=base_url) as client,
-    ):
-        yield client
-
-
-@asynccontextmanager
-async def sdk_of(**options: object) -> AsyncIterator[openai.AsyncOpenAI]:
-    made = EngineOptions(models=("tiny",), **options)  # type: ignore[arg-type]
-    async with (
-        running(SimulatedEngine(made)) as base_url,
-        openai.AsyncOpenAI(base_url=f"{base_url}/v1", api_key="k", max_retries=0) as sdk,
-    ):
-        yield sdk
-
-
-def events(text: str) -> list[dict[str, object]]:
-    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+from tests.shared.simulated import CHAT, TOOLS, client_of, events, sdk_of
 
 
 async def test_the_sdk_gets_the_same_answer_whole_and_streamed() -> None:
@@ -280,78 +231,6 @@ async def test_what_is_no_json_is_refused(raw: bytes) -> None:
     async with client_of() as client:
         answer = await client.post("/v1/chat/completions", content=raw)
     assert answer.status_code == 400
-
-
-@pytest.mark.parametrize(
-    ("persona", "status", "error"),
-    [
-        (VLLM, 404, {"type": "NotFoundError", "param": "model", "code": 404}),
-        (OPENAI, 404, {"type": "invalid_request_error", "code": "model_not_found"}),
-        (LLAMACPP, 200, {}),
-    ],
-)
-async def test_an_unknown_model(persona: Persona, status: int, error: dict[str, object]) -> None:
-    async with client_of(persona=persona) as client:
-        answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "nope"})
-    assert answer.status_code == status
-    assert error.items() <= answer.json().get("error", {}).items()
-
-
-@pytest.mark.parametrize(
-    ("persona", "health", "version", "metrics", "role_content"),
-    [
-        (VLLM, b"", 200, "vllm:num_requests_running", ""),
-        (LLAMACPP, b'{"status":"ok"}', 404, "llamacpp:requests_processing", None),
-        (OPENAI, b"", 404, "", ""),
-    ],
-)
-async def test_personas(
-    persona: Persona, health: bytes, version: int, metrics: str, role_content: str | None
-) -> None:
-    async with client_of(persona=persona) as client:
-        assert (await client.get("/health")).content == health
-        assert (await client.get("/version")).status_code == version
-        answer = await client.get("/metrics")
-        assert answer.status_code == (200 if metrics else 404)
-        assert metrics in answer.text
-        assert (await client.get("/nope")).status_code == 404
-        assert (await client.get("/v1/chat/completions")).status_code == 405
-        assert (await client.head("/v1/models")).status_code == 200
-        stream = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
-    first = events(stream.text)[0]["choices"][0]["delta"]  # type: ignore[index]
-    assert first == {"role": "assistant", "content": role_content}
-    with pytest.raises(LookupError, match="unknown persona 'x'; known: vllm"):
-        persona_named("x")
-
-
-async def test_vllm_repeats_the_request_id_and_openai_does_not() -> None:
-    for persona, expected in ((VLLM, "chatcmpl-abc"), (OPENAI, "chatcmpl-sim-1")):
-        async with client_of(persona=persona) as client:
-            headers = {"x-request-id": "abc"}
-            made = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
-            assert made.json()["id"] == expected
-
-
-@pytest.mark.parametrize(
-    ("persona", "body"),
-    [
-        (VLLM, {"error": "Unauthorized"}),
-        (LLAMACPP, {"error": {"code": 401, "message": "Invalid API Key"}}),
-        (OPENAI, {"error": {"code": "invalid_api_key"}}),
-    ],
-)
-async def test_the_key_is_asked_for(persona: Persona, body: dict[str, object]) -> None:
-    async with client_of(persona=persona, api_key="sesame") as client:
-        refused = await client.post("/v1/chat/completions", json=CHAT)
-        wrong = await client.get("/v1/models", headers={"authorization": "Bearer no"})
-        right = await client.get("/v1/models", headers={"authorization": "Bearer sesame"})
-        assert (await client.get("/health")).status_code == 200
-    assert [refused.status_code, wrong.status_code, right.status_code] == [401, 401, 200]
-    found, expected = refused.json()["error"], body["error"]
-    if isinstance(expected, dict):
-        assert expected.items() <= found.items()
-    else:
-        assert found == expected
 
 
 async def test_a_model_that_loads_is_unavailable_until_it_is_there() -> None:

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
+import pytest
 
 from shared.http.aiohttp_transport import AiohttpTransport
+from shared.http.errors import ApiError
 from shared.http.lean_transport import LeanTransport
 from shared.http.transport import InboundResponse, OutboundRequest, Timeouts, Transport
 from shared.testing.wire import Exchange, WireServer
@@ -18,6 +20,7 @@ TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "aiohttp": AiohttpTransport,
     "lean": LeanTransport,
 }
+OK = b"HTTP/1.1 200 OK\r\n"
 SHORT = Timeouts(connect_s=0.15, first_byte_s=0.15, idle_s=0.15)
 LONG = Timeouts(connect_s=5, first_byte_s=5, idle_s=5)
 
@@ -83,6 +86,18 @@ async def hang(_exchange: Exchange | None = None) -> None:
     await asyncio.get_running_loop().create_future()
 
 
+def raw(*pieces: bytes, close: bool = False) -> Callable[[Exchange], Awaitable[None]]:
+    """Return what answers with bytes as they are."""
+
+    async def answer(exchange: Exchange) -> None:
+        for piece in pieces:
+            await exchange.send_raw(piece)
+        if close:
+            exchange.close()
+
+    return answer
+
+
 async def say_hello(exchange: Exchange) -> None:
     await exchange.send_head(200, [("content-type", "text/plain"), ("X-Twice", "1")], length=5)
     await exchange.send_body(b"hello")
@@ -123,3 +138,36 @@ async def bytes_server(handle: Handler, **options: Any) -> AsyncIterator[str]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def lean(**options: Any) -> AsyncIterator[LeanTransport]:
+    transport = LeanTransport(**options)
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+        assert not transport._connections
+        assert not transport._idle
+
+
+def get(url: str, timeouts: Timeouts = LONG) -> OutboundRequest:
+    return OutboundRequest(method="GET", url=url, timeouts=timeouts)
+
+
+def kept(transport: LeanTransport) -> int:
+    return sum(map(len, transport._idle.values()))
+
+
+async def answer_to(transport: LeanTransport, request: OutboundRequest) -> bytes:
+    with anyio.fail_after(5):
+        async with transport.open(request) as response:
+            return await body_of(response)
+
+
+async def failure_of(answer: bytes, *, close: bool = True) -> ApiError:
+    async with upstream_of(raw(answer, close=close)) as upstream, lean() as transport:
+        with pytest.raises(ApiError) as failed:
+            await answer_to(transport, upstream.ask())
+        assert kept(transport) == 0
+        return failed.value

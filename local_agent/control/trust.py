@@ -1,0 +1,44 @@
+"""Whose certificate the agent takes for its router's: TLS is always checked."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import httpx
+
+
+class CaFileUnusable(Exception):
+    """The file of `ROUTER_CA_FILE` can't be used; the message says why."""
+
+
+def router_trust(ca_file: Path | None) -> ssl.SSLContext:
+    """Return what checks the router's certificate.
+
+    Args:
+        ca_file: the only authorities that are trusted, as PEM. None: the public ones and those that
+            this machine's system trusts.
+
+    Raises:
+        CaFileUnusable: the file is not there or holds no certificate.
+    """
+    if ca_file is None:
+        context = httpx.create_ssl_context(trust_env=False)
+        context.load_default_certs()
+        return context
+    try:
+        return ssl.create_default_context(cafile=str(ca_file.expanduser()))
+    except ssl.SSLError:
+        raise CaFileUnusable("ROUTER_CA_FILE holds no certificate in PEM form") from None
+    except OSError as error:
+        raise CaFileUnusable(f"ROUTER_CA_FILE can't be read: {error.strerror}") from None
+
+
+def failure_code(error: httpx.HTTPError) -> str:
+    """Return what kept a message from its answer, as a code that names no address."""
+    if isinstance(error, httpx.TimeoutException):
+        return "timeout"
+    if isinstance(error, httpx.ConnectError):
+        is_tls = "certificate" in str(error).lower()
+        return "certificate_not_trusted" if is_tls else "no_connection"
+    return "connection_broke"

@@ -1,0 +1,53 @@
+"""What a request hears when nobody can serve its model. Pure."""
+
+from __future__ import annotations
+
+from router.domain import Provider, Zone
+from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, ZoneRefused
+from shared.http.errors import ModelNotPulled, UnsupportedApi
+
+
+def without_deployment(name: str) -> NoEndpoint:
+    """Return the error for a model that is registered, but nowhere."""
+    return NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
+
+
+def without_credential(provider: Provider) -> ProviderNotConfigured:
+    """Return the error for a model of a provider whose key is not set."""
+    return ProviderNotConfigured(
+        f"The provider {provider.name!r} has no credential. Set {provider.key_env} in the "
+        "router's environment or .env, and restart it."
+    )
+
+
+def outside_zone(zone: Zone | None) -> ZoneRefused:
+    """Return the error for a model that is served, but not in the zone that was asked for."""
+    return ZoneRefused(
+        f"No endpoint for this model lies in the zone {zone.value if zone else ''!r}."
+    )
+
+
+def not_pulled(model: str, command: str) -> ModelNotPulled:
+    """Return the error for a model without weights; `command` pulls them."""
+    return ModelNotPulled(
+        f"The weights of {model!r} are not on this machine yet. Pull them with: {command}",
+        param="model",
+    )
+
+
+def unsupported(name: str, path: str) -> UnsupportedApi:
+    """Return the error for a model whose endpoints do not speak the route's API."""
+    return UnsupportedApi(
+        f"No endpoint of the model {name!r} speaks {path}. Use /v1/chat/completions, or, if its endpoint "
+        "does speak it, say so: iir providers set NAME --api …, or `apis:` in the agent's YAML file.",
+        param="model",
+    )
+
+
+def no_agent() -> AgentUnavailable:
+    """Return the error for a model whose agents are away."""
+    return AgentUnavailable(
+        "The agent that has this model is not connected. Start it (make dev, or iir-agent serve); "
+        "it comes back by itself.",
+        retry_after_s=5,
+    )

@@ -1,0 +1,24 @@
+"""The container engine of this machine, found as the agent finds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from local_agent.containers import sdk
+from local_agent.containers.address import candidates
+from local_agent.ports import ContainerError
+from tests.integration.stack import machine_environment, missing
+
+
+def connected() -> Any:
+    """Return the SDK's client; without an engine the test is skipped, and fails in CI."""
+    try:
+        found = sdk.connect(candidates(machine_environment(), Path.home()), timeout_s=15)
+    except ContainerError as error:
+        missing(f"a container engine: {error.strerror}")
+    url = found._address.url
+    found.close()
+    return docker.DockerClient(base_url=url, timeout=600)
