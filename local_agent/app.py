@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict
+from functools import partial
 from random import Random
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -22,12 +26,14 @@ from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
 from local_agent.api.pulls import pull_routes
 from local_agent.api.residency import residency_routes
-from local_agent.config import AgentConfig, ConfigError, load_config, to_deployments
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, to_deployments
 from local_agent.control.credential import is_exposed, is_same_router, load_credential
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
 from local_agent.control.trust import CaFileUnusable, router_trust
+from local_agent.doctor.examine import examine
 from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
@@ -39,9 +45,17 @@ from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
 from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Needed, Pulled, needed
+from local_agent.reloading import Changes, Reloader, Taken, compare
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
-from local_agent.this_host import model_puller, secret_mask, this_host, worker_launcher
+from local_agent.this_host import (
+    drain_limit_s,
+    model_puller,
+    read_config,
+    secret_mask,
+    this_host,
+    worker_launcher,
+)
 from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
@@ -65,6 +79,7 @@ _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
 _LIMITS = Limits(stop_grace_s=2.5)
 _RULE = FailureRule()
 _DEFECT_PAUSE_S = 10.0
+_TAKEN = "an agent with this IIR_HOME runs already. Stop it, or set IIR_HOME to another folder."
 
 
 class Agent:
@@ -80,11 +95,11 @@ class Agent:
         rule: FailureRule = _RULE,
     ) -> None:
         self.settings = settings
-        self.drain_s = _drain_s(settings, config)
         self._port = port
         self._log = get_logger("agent")
         self._transport = make_transport(settings.agent_transport)
         self._weights = WeightStore(settings.models_dir)
+        self._taken = Taken(config, to_deployments(config, self._weights))
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
         ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
@@ -94,23 +109,20 @@ class Agent:
         self.intake = Intake(self.supervisor.notify)
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
-        self._take(config)
-        residency = self.supervisor.residency
-        self._meter = Meter(self.supervisor.workers, residency.measured)
+        self._use_taken()
+        self._reloader = Reloader(
+            settings.config_path, read=partial(read_config, settings), take=self._take
+        )
+        self._meter = Meter(self.supervisor.workers, self.supervisor.residency.measured)
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
             self.intake,
             base_url=settings.agent_url or own_url(settings.agent_host, port),
             engines=tuple(ENGINES),
-            labels=config.labels,
+            labels=lambda: self._taken.config.labels,
         )
-        self._router = httpx.AsyncClient(
-            base_url=settings.router_url.rstrip("/"),
-            timeout=5.0,
-            trust_env=False,
-            verify=router_trust(settings.router_ca_file),
-        )
+        self._router = _router_client(settings)
         self.lease = LeaseClient(
             client=self._router,
             agent_id=self.identity.agent_id,
@@ -146,9 +158,11 @@ class Agent:
                     tasks.start_soon(self._supervise)
                     tasks.start_soon(self._hold_lease)
                     tasks.start_soon(self._meter.run)
+                    tasks.start_soon(self._reloader.run)
                     self._is_ready = True
                     yield
                     self._is_ready = False
+                    self._reloader.end()
                     await self.pulls.aclose()
                     await self.lease.release()
                     await self.supervisor.drain_and_stop(0)
@@ -174,8 +188,9 @@ class Agent:
         return found.secret
 
     def _standing(self) -> dict[str, str]:
-        """Return how the agent stands with its router, and what is in the way, for `/readyz`."""
-        standing = {"lease": self.lease.status.value}
+        """Return how the agent stands with its router and its file, and what is in the way."""
+        config = self._reloader.problem or "ok"
+        standing = {"lease": self.lease.status.value, "config": config}
         if self.lease.problem is not None:
             standing["lease_problem"] = self.lease.problem
         return standing
@@ -207,32 +222,38 @@ class Agent:
                 return
             await anyio.sleep(_DEFECT_PAUSE_S)
 
-    def reload(self) -> str | None:
-        """Read configuration and weights anew; return what is wrong, if anything."""
-        try:
-            config = _read_config(self.settings)
-        except ConfigError as exc:
-            return str(exc)
-        self._take(config)
-        return None
+    @property
+    def drain_s(self) -> float:
+        """Return how long a stopping worker, or the agent itself, lets requests finish."""
+        return drain_limit_s(self.settings, self._taken.config)
 
-    def _take(self, config: AgentConfig) -> None:
-        self._config = config
+    def _take(self, config: AgentConfig) -> Changes:
+        before, self._taken = self._taken, Taken(config, to_deployments(config, self._weights))
+        self._use_taken()
+        is_set = "agent_drain_s" in self.settings.model_fields_set
+        return compare(
+            before, self._taken, overridden={"drain_s": "AGENT_DRAIN_S"} if is_set else {}
+        )
+
+    def _use_taken(self) -> None:
+        config, residency = self._taken.config, self.supervisor.residency
         self.pulls.keep({ModelId(model.id) for model in config.models})
-        residency = self.supervisor.residency
         residency.min_residency_s = config.min_residency_s
         residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
             budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
         )
-        self._look_again()
+        self.supervisor.drain_s = self.drain_s
+        self.supervisor.set_desired(self._taken.deployments)
 
     def _look_again(self) -> None:
         """Take the weights that are there now."""
-        self.supervisor.set_desired(to_deployments(self._config, self._weights))
+        config = self._taken.config
+        self._taken = Taken(config, to_deployments(config, self._weights))
+        self.supervisor.set_desired(self._taken.deployments)
 
     def _needed(self, model: ModelId) -> Needed:
-        return needed(self._config, self._weights, self._host, model)
+        return needed(self._taken.config, self._weights, self._host, model)
 
     async def _pull(self, model: ModelId, on_progress: OnProgress) -> Pulled:
         return await self._puller.pull(self._needed(model), on_progress)
@@ -241,6 +262,14 @@ class Agent:
         is_removed = await self._puller.remove(self._needed(model))
         self._look_again()
         return is_removed
+
+    async def _examine(self) -> list[dict[str, Any]]:
+        """Return what `iir-agent doctor` finds, in the environment of this process."""
+        urls = (own_url(self.settings.agent_host, self._port),)
+        found = await anyio.to_thread.run_sync(
+            lambda: list(examine(self.settings, urls)), abandon_on_cancel=True
+        )
+        return [asdict(finding) for finding in found]
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
@@ -286,7 +315,9 @@ class Agent:
                 agent_metrics(self.supervisor),
             )
         )
-        app.include_router(control_routes(self.supervisor, self.reload, self.pulls))
+        app.include_router(
+            control_routes(self.supervisor, self._reloader.reload, self._examine, self.pulls)
+        )
         app.include_router(pull_routes(self.supervisor, self.pulls, self._remove))
         app.include_router(residency_routes(self.supervisor))
         app.include_router(capacity_routes(self.intake, self._subject))
@@ -318,7 +349,7 @@ def create_app(settings: AgentSettings) -> ASGIApp:
         ConfigError: the YAML file is not valid.
         OSError: `IIR_HOME` can't be written.
     """
-    config = _read_config(settings)
+    config = read_config(settings)
     return Agent(settings, config, settings.agent_port or DEFAULT_PORT).asgi()
 
 
@@ -331,7 +362,7 @@ def serve(settings: AgentSettings) -> None:
     configure_logs(level=settings.log_level, json=settings.log_json)
     with ExitStack() as stack:
         try:
-            config = _read_config(settings)
+            config = read_config(settings)
             _refuse_unreachable(settings)
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
@@ -340,33 +371,21 @@ def serve(settings: AgentSettings) -> None:
         except (ConfigError, CaFileUnusable) as exc:
             raise SystemExit(f"iir-agent: {exc}") from exc
         except IdentityTaken as exc:
-            raise SystemExit(
-                "iir-agent: an agent with this IIR_HOME runs already. Stop it, or set IIR_HOME to "
-                "another folder."
-            ) from exc
+            raise SystemExit(f"iir-agent: {_TAKEN}") from exc
         except PortTaken as exc:
             raise SystemExit(f"iir-agent: {exc} Set AGENT_PORT to another one.") from exc
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
-        run(agent.asgi(), listener, drain_s=agent.drain_s, on_exit=agent.drain)
+        run(agent.asgi(), listener, drain_s=lambda: agent.drain_s, on_exit=agent.drain)
 
 
-def _read_config(settings: AgentSettings) -> AgentConfig:
-    """Return the configuration; a file that nobody asked for need not exist.
-
-    Raises:
-        ConfigError: it is not valid, or `AGENT_CONFIG` names a file that is not there.
-    """
-    path = settings.config_path
-    is_wanted = settings.agent_config is not None or path.exists()
-    return load_config(path if is_wanted else None, settings.environment())
-
-
-def _drain_s(settings: AgentSettings, config: AgentConfig) -> float:
-    """Return the limit for draining: what was set, else the YAML's, else the default."""
-    if config.drain_s is None or "agent_drain_s" in settings.model_fields_set:
-        return settings.agent_drain_s
-    return config.drain_s
+def _router_client(settings: AgentSettings) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=settings.router_url.rstrip("/"),
+        timeout=5.0,
+        trust_env=False,
+        verify=router_trust(settings.router_ca_file),
+    )
 
 
 def _refuse_unreachable(settings: AgentSettings) -> None:

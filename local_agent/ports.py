@@ -259,3 +259,38 @@ class ContainerClient(Protocol):
     def close(self) -> None:
         """Give back the connections."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerHost:
+    """A container engine as it describes itself.
+
+    `source` says how it was found, `url` where it answers. `memory_mb` is what its containers may take
+    together: on a Mac that of its virtual machine.
+    """
+
+    name: str
+    version: str
+    api: str
+    source: str
+    url: str
+    memory_mb: int
+
+
+class ContainerSurvey(Protocol):
+    """What can be asked of a container engine without changing anything. Every call blocks.
+
+    All of them raise `ContainerError`.
+    """
+
+    def host(self) -> ContainerHost:
+        """Return how the engine describes itself."""
+        ...
+
+    def has_image(self, image: str) -> bool:
+        """Tell whether an image is there, so that nothing has to be pulled."""
+        ...
+
+    def close(self) -> None:
+        """Give back the connections."""
+        ...

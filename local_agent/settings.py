@@ -153,6 +153,11 @@ class AgentSettings(BaseServiceSettings):
         """Return the images that are allowed beside the known ones."""
         return frozenset(name.strip() for name in self.agent_images.split(",") if name.strip())
 
+    def show(self, path: Path) -> str:
+        """Return a path for people, without the folders above the installation."""
+        is_inside = path.is_relative_to(self.iir_home)
+        return f"$IIR_HOME/{path.relative_to(self.iir_home)}" if is_inside else path.name
+
     def environment(self) -> Mapping[str, str]:
         """Return the process's environment, for what hands parts of it on (engines, the YAML)."""
         return dict(os.environ)

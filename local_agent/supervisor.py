@@ -79,7 +79,7 @@ class Supervisor:
         self._engines = engines
         self._host = host
         self._around = around
-        self._drain_s = drain_s
+        self.drain_s = drain_s
         self._journal = Journal(wall, on_event)
         self._catalog = catalog((), engines, host)
         self.residency = residency or Residency(
@@ -224,7 +224,7 @@ class Supervisor:
 
         Returns when no process is left, and so does `run`.
         """
-        self._is_stopping, self._drain_s = True, grace_s
+        self._is_stopping, self.drain_s = True, grace_s
         self.admission.close()
         self._journal.notify()
         self._wake()
@@ -248,7 +248,7 @@ class Supervisor:
             observed = self._observed()
             self.residency.settle(observed)
             now = self._around.clock()
-            actions = plan(self._desired(observed), observed, now, drain_s=self._drain_s)
+            actions = plan(self._desired(observed), observed, now, drain_s=self.drain_s)
             if not actions:
                 return
             for action in actions:
@@ -298,7 +298,7 @@ class Supervisor:
     async def _until_woken(self) -> None:
         observed = self._observed()
         dues = (
-            next_due(self._desired(observed), observed, drain_s=self._drain_s),
+            next_due(self._desired(observed), observed, drain_s=self.drain_s),
             self.residency.next_due(observed),
             self.admission.next_due(),
         )

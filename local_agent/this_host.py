@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from local_agent.config import AgentConfig
+from local_agent.config_file import load_config
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
@@ -91,3 +93,20 @@ def model_puller(settings: AgentSettings, agent_id: str) -> ModelPuller:
             secrets=settings.hub_environment,
         ),
     )
+
+
+def read_config(settings: AgentSettings) -> AgentConfig:
+    """Return the configuration; a file that nobody asked for need not exist.
+
+    Raises:
+        ConfigError: it is not valid, or `AGENT_CONFIG` names a file that is not there.
+    """
+    is_optional = settings.agent_config is None
+    return load_config(settings.config_path, settings.environment(), may_be_missing=is_optional)
+
+
+def drain_limit_s(settings: AgentSettings, config: AgentConfig) -> float:
+    """Return the limit for draining: what was set, else the YAML's, else the default."""
+    if config.drain_s is None or "agent_drain_s" in settings.model_fields_set:
+        return settings.agent_drain_s
+    return config.drain_s

@@ -1,8 +1,7 @@
-"""YAML as people write it: values with the lines they stand on, variables, and one more entry."""
+"""YAML as people write it: values with the lines they stand on, and one more entry."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ import yaml
 
 Loc = tuple[int | str, ...]
 
-_VARIABLE = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
 _MOST_NODES = 20_000
 
 
@@ -75,27 +73,6 @@ def _load(text: str) -> Document:
         return Document(loader.construct_document(node), node)
     finally:
         loader.dispose()
-
-
-def substitute(value: object, env: Mapping[str, str], loc: Loc = ()) -> object:
-    """Return the value with `${env.NAME}` in its strings replaced.
-
-    Raises:
-        YamlError: a variable is not set.
-    """
-    if isinstance(value, dict):
-        return {key: substitute(item, env, (*loc, str(key))) for key, item in value.items()}
-    if isinstance(value, list):
-        return [substitute(item, env, (*loc, index)) for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replace(found: re.Match[str]) -> str:
-        if found[1] not in env:
-            raise YamlError(f"the environment variable {found[1]} is not set", loc=loc)
-        return env[found[1]]
-
-    return _VARIABLE.sub(replace, value)
 
 
 def append_entry(text: str, key: str, entry: Mapping[str, object]) -> str:

@@ -325,7 +325,8 @@ def serve(settings: Settings) -> None:
             _serve_workers(settings, listener)
             return
         router = Router(settings)
-        run(router.asgi(), listener, drain_s=settings.router_drain_s, on_exit=router.drain)
+        drain_s = settings.router_drain_s
+        run(router.asgi(), listener, drain_s=lambda: drain_s, on_exit=router.drain)
 
 
 def _serve_workers(settings: Settings, listener: socket.socket) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +11,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from local_agent.api.access import Need, allow
+from local_agent.config_file import ConfigError
 from local_agent.domain import WorkerState, WorkerView
 from local_agent.pulls.jobs import PullJobs
+from local_agent.reloading import Changes
 from local_agent.supervisor import Supervisor
 from local_agent.weights.progress import as_line
 from shared.contracts.agents import AgentModel
@@ -99,12 +101,16 @@ def health_routes(
 
 
 def control_routes(
-    supervisor: Supervisor, reload: Callable[[], str | None], pulls: PullJobs
+    supervisor: Supervisor,
+    reload: Callable[[], Awaitable[Changes]],
+    examine: Callable[[], Awaitable[list[dict[str, Any]]]],
+    pulls: PullJobs,
 ) -> APIRouter:
     """Return what `iir-agent` asks of a running agent.
 
-    `reload` reads the configuration and the weights anew and returns what is wrong, if anything; `pulls`
-    know how far a worker is that is being pulled.
+    `reload` reads the configuration and the weights anew, or raises `ConfigError`; `examine` returns
+    the findings of `iir-agent doctor`, as the agent sees them; `pulls` know how far a worker is that is
+    being pulled.
     """
     routes = APIRouter(prefix="/internal", tags=["control"])
 
@@ -116,10 +122,17 @@ def control_routes(
     @routes.post("/reload", summary="Read configuration and weights anew")
     @allow(Need.CONTROL)
     async def reload_all() -> dict[str, Any]:
-        problem = reload()
-        if problem is not None:
-            raise BadRequest(f"{problem} The agent keeps its present configuration.")
-        return {"models": [model.id for model in supervisor.models()]}
+        try:
+            changes = await reload()
+        except ConfigError as error:
+            raise BadRequest(f"{error}. The agent keeps its present configuration.") from error
+        models = [model.id for model in supervisor.models()]
+        return {"models": models, **changes.as_values()}
+
+    @routes.get("/doctor", summary="What is wrong, and how to put it right")
+    @allow(Need.CONTROL)
+    async def doctor() -> list[dict[str, Any]]:
+        return await examine()
 
     return routes
 

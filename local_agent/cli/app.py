@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from local_agent.cli import draining, listing, pulling, residency, watching
+from local_agent.cli import configuring, draining, listing, pulling, residency, watching
 from local_agent.cli.context import open_context, plain_errors, read_settings
+from local_agent.cli.doctor import examine
 from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
-from local_agent.config import load_config
 from local_agent.domain import ModelId
 from local_agent.weights.progress import gigabytes
 from shared import __version__
@@ -26,11 +25,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
+app.add_typer(configuring.app, name="config")
 residency.add_commands(app)
 draining.add_commands(app)
 watching.add_commands(app)
+app.command("doctor")(examine)
 app.command()(join)
 app.command()(rotate)
 
@@ -161,22 +160,6 @@ def list_workers(as_json: Json = False) -> None:
         capacity = agent.capacity()
         if capacity is not None:
             typer.echo(listing.capacity_text(capacity))
-
-
-@config_app.command("check")
-def check_config(
-    file: Annotated[Path | None, typer.Argument(help="Default: the agent's own file.")] = None,
-) -> None:
-    """Check a file and list what it makes of the models."""
-    with plain_errors():
-        context = open_context()
-        env = context.settings.environment()
-        config = load_config(file, env) if file else context.config()
-        path = file or context.settings.config_path
-        if path.exists():
-            typer.echo(f"{path.name} is good; the models:")
-        else:
-            typer.echo("there is no agent.yaml; the known models:")
-        for model in config.models:
-            names = ", ".join([model.id, *model.aliases])
-            typer.echo(f"  {names}  (engine {model.engine})")
+        problem = agent.config_problem()
+        if problem is not None:
+            typer.echo(f"iir-agent: the agent keeps an earlier configuration: {problem}", err=True)

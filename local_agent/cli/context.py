@@ -12,7 +12,8 @@ import typer
 from pydantic import ValidationError
 
 from local_agent.cli.running import AgentRefused, AgentUnreachable, RunningAgent, addresses
-from local_agent.config import AgentConfig, ConfigError, load_config
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, load_config
 from local_agent.settings import AgentSettings, load_settings
 from local_agent.weights.errors import PullError
 from local_agent.weights.store import WeightStore
@@ -41,9 +42,14 @@ class Context:
     @property
     def agent(self) -> RunningAgent:
         """Return the agent that may run here."""
+        return RunningAgent(self.agent_urls)
+
+    @property
+    def agent_urls(self) -> tuple[str, ...]:
+        """Return where the agent of this host may answer."""
         settings = self.settings
         run_file = settings.iir_home / "run" / "agent.json"
-        return RunningAgent(addresses(settings.agent_host, settings.agent_port, run_file))
+        return addresses(settings.agent_host, settings.agent_port, run_file)
 
     def config(self) -> AgentConfig:
         """Read the agent's file; without one there are the known models.
@@ -51,15 +57,13 @@ class Context:
         Raises:
             ConfigError: it is wrong, or AGENT_CONFIG names a file that is not there.
         """
-        path = self.settings.config_path
-        is_wanted = self.settings.agent_config is not None or path.exists()
-        return load_config(path if is_wanted else None, self.settings.environment())
+        settings = self.settings
+        is_optional = settings.agent_config is None
+        return load_config(settings.config_path, settings.environment(), may_be_missing=is_optional)
 
     def show(self, path: Path) -> str:
         """Return a path for people, without the folders above the installation."""
-        with contextlib.suppress(ValueError):
-            return f"$IIR_HOME/{path.relative_to(self.settings.iir_home)}"
-        return path.name
+        return self.settings.show(path)
 
 
 def open_context() -> Context:

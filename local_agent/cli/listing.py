@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 from rich.console import Console
@@ -139,6 +140,14 @@ def _memory(worker: WorkerRow) -> str:
     held = f"{worker.memory_mb} MiB" if worker.memory_mb else ""
     kept = "pinned" if worker.is_pinned else f"ttl {worker.ttl_s:.0f} s" if worker.ttl_s else ""
     return ", ".join(part for part in (held, kept) if part)
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table with these columns and rows for a terminal."""
+    found = _table(*names)
+    for row in rows:
+        _add(found, *row)
+    return found
 
 
 def console() -> Console:

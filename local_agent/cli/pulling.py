@@ -11,7 +11,8 @@ from pathlib import Path
 
 from local_agent.cli.context import CommandFailed, Context
 from local_agent.cli.following import Stopped, pull_by_agent
-from local_agent.config import AgentConfig, ConfigError, parse_config
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, parse_config
 from local_agent.control.identity import load_agent_id
 from local_agent.domain import ModelId
 from local_agent.pulls.puller import ModelPuller, Needed, Pulled, needed
@@ -184,6 +185,6 @@ def _config_errors(shown: str) -> Iterator[None]:
     try:
         yield
     except YamlError as error:
-        raise ConfigError(f"{shown}: {error}: add the model to it by hand") from None
+        raise ConfigError(shown, f"{error}: add the model to it by hand") from None
     except OSError as error:
-        raise ConfigError(f"{shown}: can't be read: {error.strerror}") from None
+        raise ConfigError(shown, f"can't be read: {error.strerror}") from None

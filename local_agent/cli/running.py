@@ -16,6 +16,7 @@ from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
 _REMOVE_S = 60.0
+_RELOAD_S = 30.0
 # The agent's default, and where it goes when that is taken.
 _USUAL_PORTS = (5000, 5055, 5056, 5057)
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}
@@ -171,6 +172,24 @@ class RunningAgent:
         """
         url = f"{self._found()[0]}/internal/models/{quote(model)}/weights"
         _told("DELETE", url, {}, _REMOVE_S)
+
+    def config_problem(self) -> str | None:
+        """Return why the agent does not use its newest configuration file; None if it does."""
+        for base_url in self._base_urls:
+            answer = _ask("GET", f"{base_url}/readyz")
+            if isinstance(answer, dict) and "lease" in answer:
+                problem = str(answer.get("config", "ok"))
+                return None if problem == "ok" else problem
+        return None
+
+    def take_config(self) -> dict[str, Any]:
+        """Make the agent read its configuration anew, and return what changed.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+            AgentRefused: the file is not good; it says why.
+        """
+        return _told("POST", f"{self._found()[0]}/internal/reload", {}, _RELOAD_S)
 
     def reload(self) -> None:
         """Make the agent look at its configuration and weights again; none running is fine."""

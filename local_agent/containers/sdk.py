@@ -16,7 +16,13 @@ from requests.exceptions import RequestException
 from local_agent.containers.address import Address
 from local_agent.containers.causes import image_refusal, refusal
 from local_agent.containers.launcher import WORKER
-from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
+from local_agent.ports import (
+    ContainerError,
+    ContainerHost,
+    ContainerSpec,
+    ContainerView,
+    Launch,
+)
 from shared.kit.logs import get_logger
 
 _LOG_BYTES = "10m"
@@ -204,6 +210,19 @@ class DockerClient:
                 return
             finally:
                 api.close()
+
+    def host(self) -> ContainerHost:
+        """See `ContainerSurvey.host`."""
+        with self._named():
+            version, info = self._api.version(), self._api.info()
+        return ContainerHost(
+            name=str((version.get("Platform") or {}).get("Name") or "container engine"),
+            version=str(version.get("Version", "")),
+            api=str(self._api.api_version),
+            source=self._address.source,
+            url=self._address.url,
+            memory_mb=int(info.get("MemTotal") or 0) // 2**20,
+        )
 
     def close(self) -> None:
         """See `ContainerClient.close`."""

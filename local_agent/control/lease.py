@@ -118,6 +118,7 @@ class LeaseClient:
         self._scope: anyio.CancelScope | None = None
         self._said = LeaseStatus.STARTING
         self._epoch = ""
+        self._labels: dict[str, str] = {}
         self._log = get_logger("lease")
 
     @property
@@ -162,10 +163,18 @@ class LeaseClient:
             if wait_s > 0:
                 await self._wait(wait_s)
             elif credential is not None:
+                self._meet_labels()
                 due = self._core.send(self._clock())
                 answer = await self._ask(due, credential)
                 self._core.hear(answer, self._clock())
                 self._tell(answer)
+
+    def _meet_labels(self) -> None:
+        """Register again where labels have changed: heartbeats do not tell them."""
+        labels = self._subject.registration().labels
+        if labels != self._labels:
+            self._labels = labels
+            self._core.introduce()
 
     async def _ask(self, due: Due, credential: str) -> Answer:
         path = self._path if due.lease_id is None else f"{self._path}/lease"

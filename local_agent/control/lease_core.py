@@ -108,6 +108,10 @@ class LeaseCore:
         if self.status is LeaseStatus.HELD:
             self._due_at = min(self._due_at, now)
 
+    def introduce(self) -> None:
+        """Let the next message be a registration, and those after it until one is granted."""
+        self._grant = None
+
     def next_seq(self) -> int:
         """Return the number of a message that is sent beside those that are due: the goodbye."""
         self._seq += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from local_agent.control.identity import Identity
 from local_agent.domain import WorkerState, WorkerView
@@ -27,14 +27,14 @@ class AgentSubject:
         *,
         base_url: str,
         engines: tuple[str, ...],
-        labels: Mapping[str, str],
+        labels: Callable[[], Mapping[str, str]],
     ) -> None:
         self._supervisor = supervisor
         self._identity = identity
         self._intake = intake
         self._base_url = base_url
         self._engines = engines
-        self._labels = dict(labels)
+        self._labels = labels
         self._heard = 0
 
     def registration(self) -> Registration:
@@ -48,7 +48,7 @@ class AgentSubject:
             platform=f"{platform.system().lower()}-{platform.machine().lower()}",
             engines=self._engines,
             models=models,
-            labels=self._labels,
+            labels=dict(self._labels()),
             catalog_hash=hashlib.sha256(repr(models).encode()).hexdigest()[:16],
         )
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from local_agent.config import AgentConfig, to_deployments
+from local_agent.config import AgentConfig
+from local_agent.config_file import to_deployments
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import HostFacts, ModelId
 from local_agent.engines import ENGINES, choose_engine

@@ -11,7 +11,9 @@ from router.api.access import Access, Caller, allow
 from router.domain import Scope, ShownCredential
 from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
+from shared import __version__
 from shared.contracts.agents import (
+    PROTOCOL_VERSION,
     Confirmation,
     CredentialGrant,
     Heartbeat,
@@ -79,7 +81,8 @@ def _add_joining(routes: APIRouter, joins: JoinDesk, access: Access) -> None:
     @routes.post("/confirm", summary="Use a credential", response_model=Confirmation)
     @allow(Scope.AGENT)
     async def confirm(request: Request) -> BaseModel:
-        return Confirmation(name=(await _hear(request, joins)).name)
+        name = (await _hear(request, joins)).name
+        return Confirmation(name=name, release=__version__, protocol=PROTOCOL_VERSION)
 
 
 async def _hear(request: Request, joins: JoinDesk) -> Caller:

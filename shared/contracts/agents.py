@@ -138,9 +138,14 @@ class JoinRequest(_Wire):
 
 
 class Confirmation(_Wire):
-    """The router knows the credential; `name` is what it calls the agent."""
+    """The router knows the credential; `name` is what it calls the agent.
+
+    `release` and `protocol` are the router's; None where an older one does not say.
+    """
 
     name: str = Field(min_length=1, max_length=128)
+    release: str | None = Field(default=None, max_length=64)
+    protocol: int | None = None
 
 
 class CredentialGrant(Confirmation):

@@ -47,8 +47,11 @@ def bind(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Drains on the first signal, gives up on the second, and then exits with 0."""
 
-    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_s: Callable[[], float], on_exit: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._drain_s = drain_s
         self._on_exit = on_exit
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -59,6 +62,7 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
+        self.config.timeout_graceful_shutdown = _whole(self._drain_s())
         self._on_exit()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -85,20 +89,28 @@ def server_options(*, drain_s: float) -> dict[str, object]:
         # a header that anybody can send must not decide who the caller is
         "proxy_headers": False,
         "timeout_keep_alive": 75,
-        "timeout_graceful_shutdown": max(1, round(drain_s)),
+        "timeout_graceful_shutdown": _whole(drain_s),
     }
 
 
+def _whole(drain_s: float) -> int:
+    return max(1, round(drain_s))
+
+
 def run(
-    app: ASGIApp, listener: socket.socket, *, drain_s: float, on_exit: Callable[[], None]
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    drain_s: Callable[[], float],
+    on_exit: Callable[[], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; running requests get `drain_s` seconds to finish.
+    """Serve until SIGTERM or SIGINT; running requests get `drain_s` seconds to finish, as it is then.
 
     Raises:
         SystemExit: the application could not start.
     """
-    options = server_options(drain_s=drain_s)
-    server = _Server(uvicorn.Config(app, **options), on_exit)  # type: ignore[arg-type] # options are uvicorn's
+    options = server_options(drain_s=drain_s())
+    server = _Server(uvicorn.Config(app, **options), drain_s, on_exit)  # type: ignore[arg-type] # options are uvicorn's
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server.run(sockets=[listener])
     if not server.started:

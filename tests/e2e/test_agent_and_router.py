@@ -52,7 +52,7 @@ async def test_a_request_passes_both_and_comes_back_unchanged(site: Site) -> Non
         assert through.headers["x-iir-zone"] == "local"
         assert through.headers["x-iir-model"] == "tiny"
         ready = (await agent.client.get("/readyz")).json()
-        assert ready == {"status": "ready", "lease": "held"}
+        assert ready == {"status": "ready", "lease": "held", "config": "ok"}
 
 
 async def test_the_sdk_streams_through_both(site: Site) -> None:
@@ -156,7 +156,8 @@ async def test_an_agent_that_was_first_finds_its_router_later(site: Site) -> Non
     async with site.agent() as agent:
         await agent.until_lease(LeaseStatus.ROUTER_AWAY)
         ready = await agent.client.get("/readyz")
-        body = {"status": "ready", "lease": "router_away", "lease_problem": "no_connection"}
+        away = {"lease": "router_away", "lease_problem": "no_connection"}
+        body = {"status": "ready", "config": "ok", **away}
         assert (ready.status_code, ready.json()) == (200, body)
         async with site.router() as router:
             await until_served(router)

@@ -49,10 +49,11 @@ class StandInAgent:
                 """Stay quiet."""
 
             def do_GET(self) -> None:
-                known = {
+                known: dict[str, object] = {
                     "/v1/models": {"data": agent.models},
                     "/internal/workers": agent.workers,
                     "/internal/capacity": None,  # an older agent does not tell
+                    "/readyz": {"status": "ready", "lease": "held", "config": "ok"},
                 }
                 self._answer(200, known[self.path])
 

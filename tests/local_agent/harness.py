@@ -16,7 +16,7 @@ import anyio
 import httpx
 
 from local_agent.app import Agent
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.control.lease_core import LeaseStatus
 from local_agent.domain import WorkerState, WorkerView
 from local_agent.lifecycle import FailureRule

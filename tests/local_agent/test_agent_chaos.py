@@ -15,7 +15,7 @@ import anyio
 import httpx
 import pytest
 
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.domain import Deployment, HostFacts, ModelId, WorkerState, WorkerView
 from local_agent.engines import ENGINES
 from local_agent.host import host_facts

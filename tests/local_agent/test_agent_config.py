@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_agent.config import AgentConfig, ConfigError, load_config, parse_config, to_deployments
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, load_config, parse_config, to_deployments
 from local_agent.domain import Deployment, ModelId
 from local_agent.weights.source import HubSource, LocalSource, PackageSource
 from local_agent.weights.store import Manifest, WeightStore

@@ -22,7 +22,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from local_agent.app import Agent, create_app, serve
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.control.identity import hold_identity
 from local_agent.listening import USUAL_PORTS, listen
 from local_agent.process import free_port

@@ -11,7 +11,7 @@ from starlette.types import Message, Scope
 
 from local_agent.api.access import _MARK, AgentAccess, Need
 from local_agent.app import Agent
-from local_agent.config import load_config
+from local_agent.config_file import load_config
 from local_agent.settings import load_settings
 from shared.http.origin import OriginRules
 from tests.local_agent.harness import CHAT, MESSAGES, StartAgent
@@ -45,6 +45,7 @@ async def test_a_web_page_is_refused(start_agent: StartAgent) -> None:
                 ("GET", "/metrics"),
                 ("POST", "/internal/reload"),
                 ("GET", "/internal/workers"),
+                ("GET", "/internal/doctor"),
                 *(("POST", path) for path in RESIDENCY),
             ]:
                 request: dict[str, Any] = {"json": BODY} if method == "POST" else {}
@@ -137,6 +138,7 @@ OPEN = ["/health", "/livez", "/readyz"]
 DATA = [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", CHAT), ("POST", "/infer")]
 CONTROL = [
     ("GET", "/internal/workers"),
+    ("GET", "/internal/doctor"),
     ("POST", "/internal/reload"),
     *(("POST", path) for path in RESIDENCY),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from local_agent.app import Agent
-from local_agent.config import ConfigError, load_config, parse_config, to_deployments
+from local_agent.config_file import ConfigError, load_config, parse_config, to_deployments
 from local_agent.domain import Deployment, HostFacts, ModelId
 from local_agent.engines import ENGINES
 from local_agent.ports import Launch

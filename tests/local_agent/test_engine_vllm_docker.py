@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from local_agent.config import parse_config
+from local_agent.config_file import parse_config
 from local_agent.domain import Deployment, EngineLoad, HostFacts, ModelId
 from local_agent.engines import ENGINES
 from local_agent.ports import ContainerSpec, Launch

@@ -18,6 +18,7 @@ import pytest
 
 from shared.http.asgi import send_body
 from shared.http.serve import PortTaken, bind, run, server_options
+from shared.kit.clock import monotonic
 from shared.testing.serving import serving
 
 
@@ -95,7 +96,7 @@ def test_a_signal_ends_it_in_order(listener: socket.socket, kind: signal.Signals
 
     client = threading.Thread(target=ask)
     client.start()
-    run(app, listener, drain_s=1, on_exit=lambda: exits.append("exit"))
+    run(app, listener, drain_s=lambda: 1, on_exit=lambda: exits.append("exit"))
     client.join()
     assert answers == [b"hello"]
     assert exits == ["exit"]
@@ -116,13 +117,32 @@ def test_a_second_signal_waits_for_nobody(listener: socket.socket) -> None:
     app, port = Stuck(), listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        run(app, listener, drain_s=60, on_exit=lambda: None)
+        run(app, listener, drain_s=lambda: 60, on_exit=lambda: None)
         assert app.events == ["start", "stop"]
+
+
+def test_a_drain_takes_as_long_as_is_set_when_it_begins(listener: socket.socket) -> None:
+    limits = [60.0]
+
+    class Stuck(App):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                await super().__call__(scope, receive, send)
+                return
+            limits[0] = 0.1  # the configuration has changed since the start
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.get_running_loop().create_future()
+
+    with socket.create_connection(("127.0.0.1", listener.getsockname()[1])) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        started = monotonic()
+        run(Stuck(), listener, drain_s=lambda: limits[0], on_exit=lambda: None)
+        assert monotonic() - started < 5
 
 
 def test_an_application_that_cant_start_is_no_success(listener: socket.socket) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(App(fails=True), listener, drain_s=1, on_exit=lambda: None)
+        run(App(fails=True), listener, drain_s=lambda: 1, on_exit=lambda: None)
     assert ended.value.code == 3
 
 

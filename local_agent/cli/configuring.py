@@ -1,0 +1,110 @@
+"""`iir-agent config check`, `reload` and `schema`: the agent's YAML file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from local_agent.cli.context import Context, open_context, plain_errors
+from local_agent.config import AgentConfig
+from local_agent.config_file import ConfigError, load_config
+from local_agent.config_schema import json_schema
+from local_agent.doctor.finding import Finding
+from local_agent.doctor.models import examine_models, plans
+from local_agent.this_host import this_host
+
+app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_CHANGES = {
+    "added": "added",
+    "removed": "removed",
+    "changed": "changed",
+    "restarting": "restarts once its requests have finished",
+    "settings": "setting changed",
+    "notes": "note",
+}
+
+
+@app.command("check")
+def check(
+    file: Annotated[Path | None, typer.Argument(help="Default: the agent's own file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a file, list what it makes of the models, and what of it can't work on this host."""
+    with plain_errors():
+        context = open_context()
+        path = file or context.settings.config_path
+        try:
+            config = _load(context, file)
+        except ConfigError as error:
+            if not as_json:
+                raise
+            place = {"line": error.line, "field": error.field or None, "rule": error.rule}
+            _write({"file": error.file, "is_good": False, "error": str(error), **place})
+            raise typer.Exit(1) from None
+        warnings = _warnings(context, config)
+        if as_json:
+            models = [
+                {"id": model.id, "aliases": list(model.aliases), "engine": model.engine}
+                for model in config.models
+            ]
+            shown = [
+                {"model": found.check.partition(" ")[2], "message": found.message, "fix": found.fix}
+                for found in warnings
+            ]
+            _write({"file": path.name, "is_good": True, "models": models, "warnings": shown})
+            return
+        _show(path, config, warnings)
+
+
+@app.command("reload")
+def reload(as_json: Json = False) -> None:
+    """Make the running agent read its file now; it also does so by itself within two seconds."""
+    with plain_errors(as_json=as_json):
+        answer = open_context().agent.take_config()
+        if as_json:
+            _write(answer)
+            return
+        lines = [
+            f"{text}: {', '.join(answer[name])}"
+            for name, text in _CHANGES.items()
+            if answer.get(name)
+        ]
+        typer.echo("\n".join(lines) if lines else "nothing has changed")
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of the file, for editors: they complete fields and mark errors."""
+    _write(json_schema())
+
+
+def _load(context: Context, file: Path | None) -> AgentConfig:
+    return load_config(file, context.settings.environment()) if file else context.config()
+
+
+def _warnings(context: Context, config: AgentConfig) -> list[Finding]:
+    host = this_host(context.settings)
+    found = plans(config, context.store, host)
+    return [one for one in examine_models(found, config, host) if one.level != "ok"]
+
+
+def _show(path: Path, config: AgentConfig, warnings: list[Finding]) -> None:
+    if path.exists():
+        typer.echo(f"{path.name} is good; the models:")
+    else:
+        typer.echo(f"there is no {path.name}; the known models:")
+    for model in config.models:
+        names = ", ".join([model.id, *model.aliases])
+        typer.echo(f"  {names}  (engine {model.engine})")
+    for found in warnings:
+        fix = f" ({found.fix})" if found.fix else ""
+        typer.echo(f"warning: {found.check}: {found.message}{fix}")
+
+
+def _write(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

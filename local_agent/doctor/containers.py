@@ -1,0 +1,83 @@
+"""The container engine: where it answers, its memory, and the images that models need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+from local_agent.doctor.finding import Finding, Level, split_reason
+from local_agent.doctor.models import Plan
+from local_agent.domain import HostFacts
+from local_agent.ports import ContainerError, ContainerHost, ContainerSurvey
+
+_CHECK = "containers"
+# a virtual machine tells a little less than it was given, and so does the host
+_WHOLE_HOST = 0.9
+
+
+def examine_containers(
+    plans: Sequence[Plan],
+    host: HostFacts,
+    budget_mb: int,
+    connect: Callable[[], ContainerSurvey],
+) -> Iterator[Finding]:
+    """Yield what is to be said of the container engine; nothing is started or pulled.
+
+    Args:
+        plans: the configured models.
+        host: this host.
+        budget_mb: what all models together may take.
+        connect: finds the engine; blocks, and raises `ContainerError`.
+    """
+    users = [plan for plan in plans if plan.deployment.engine == "vllm_docker"]
+    level: Level = "problem" if users else "note"
+    if host.container_problem is not None:
+        yield split_reason(_CHECK, level, host.container_problem)
+        return
+    try:
+        with closing(connect()) as survey:
+            found = survey.host()
+            yield Finding(_CHECK, "ok", _described(found))
+            yield from _memory(found, users, host, budget_mb)
+            yield from _images(users, survey)
+    except ContainerError as error:
+        finding = split_reason(_CHECK, level, error.strerror or "the container engine failed")
+        yield finding if users else _unneeded(finding)
+
+
+def _described(found: ContainerHost) -> str:
+    memory = f", {found.memory_mb} MiB" if found.memory_mb else ""
+    return f"{found.name} {found.version} (API {found.api}) by {found.source}: {found.url}{memory}"
+
+
+def _unneeded(finding: Finding) -> Finding:
+    text = f"{finding.message}; no model of yours needs one"
+    return Finding(finding.check, "note", text, finding.fix)
+
+
+def _memory(
+    found: ContainerHost, users: Sequence[Plan], host: HostFacts, budget_mb: int
+) -> Iterator[Finding]:
+    if not found.memory_mb or found.memory_mb >= host.memory_mb * _WHOLE_HOST:
+        return
+    fix = "give it more in the engine's settings (Docker Desktop: Settings, Resources, Memory)"
+    for plan in users:
+        if plan.needs_mb > found.memory_mb:
+            text = (
+                f"{plan.model.id} takes about {plan.needs_mb} MiB; containers get {found.memory_mb}"
+            )
+            yield Finding("container memory", "problem", text, fix)
+    if found.memory_mb < budget_mb:
+        text = (
+            f"containers get {found.memory_mb} MiB together; the budget for models is {budget_mb}"
+        )
+        yield Finding("container memory", "note", text, fix)
+
+
+def _images(users: Sequence[Plan], survey: ContainerSurvey) -> Iterator[Finding]:
+    specs = [spec for plan in users if (spec := plan.container()) is not None]
+    for image in dict.fromkeys(spec.image for spec in specs):
+        if survey.has_image(image):
+            yield Finding("image", "ok", f"{image} is there")
+        else:
+            yield Finding("image", "problem", f"{image} is not there", f"docker pull {image}")
