@@ -123,7 +123,7 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
         engine = engines[deployment.engine]
     except LookupError as error:
         return Entry(deployment=deployment, engine=None, is_pulled=True, problem=str(error))
-    if engine.needs_weights and not _is_pulled(deployment, engine):
+    if engine.needs_weights and not is_pulled(deployment, engine):
         problem = f"its weights are not on this host; pull them: {pull_command(deployment.model)}"
         return Entry(deployment=deployment, engine=engine, is_pulled=False, problem=problem)
     problem_here = engine.unsupported_reason(host, deployment)
@@ -139,7 +139,7 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
     )
 
 
-def _is_pulled(deployment: Deployment, engine: Engine) -> bool:
+def is_pulled(deployment: Deployment, engine: Engine) -> bool:
     """Tell whether what was pulled, if anything, is what the engine starts with now."""
     pulled = deployment.pulled
     if pulled is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from local_agent.catalog import pull_command
+from local_agent.catalog import is_pulled, pull_command
 from local_agent.config import AgentConfig, ModelConfig
 from local_agent.config_file import to_deployments
 from local_agent.doctor.finding import Finding, Level, split_reason
@@ -47,7 +47,7 @@ class Plan:
 
     def container(self) -> ContainerSpec | None:
         """Return the container that it would run in, if it can run and does so in one."""
-        if self.reason is not None or not self.is_pulled:
+        if self.reason is not None or (self.model.sources and not self.is_pulled):
             return None
         launch = ENGINES[self.deployment.engine].launch(self.deployment, 0)
         return None if launch is None else launch.container
@@ -95,15 +95,15 @@ def _examine(plan: Plan, budget: int) -> Iterator[Finding]:
 
 def _plan(model: ModelConfig, deployment: Deployment, host: HostFacts) -> Plan:
     engine = ENGINES[deployment.engine]
-    is_pulled = deployment.weights is not None or not engine.needs_weights
-    size = weights_bytes(deployment) if is_pulled else _promised(model.sources)
+    is_here = not engine.needs_weights or is_pulled(deployment, engine)
+    size = weights_bytes(deployment) if is_here else _promised(model.sources)
     as_pulled = deployment
-    if not is_pulled and model.sources:
+    if not is_here and model.sources:
         as_pulled = replace(deployment, weights=Path(_file_name(model.sources[0])))
     return Plan(
         model=model,
         deployment=deployment,
-        is_pulled=is_pulled,
+        is_pulled=is_here,
         weights_bytes=size,
         needs_mb=estimate_mb(deployment, size),
         reason=engine.unsupported_reason(host, as_pulled),

@@ -71,7 +71,7 @@ def test_an_image_that_is_not_allowed_is_the_model_s_problem(tmp_path: Path) -> 
     model = VLLM.replace("org/v", "org/v, image: mine:1")
     (engine,) = of_containers(planned(tmp_path, model), FakeSurvey())
     assert engine.level == "ok"
-    ((level, message, fix),) = of_models(tmp_path, model)
+    (level, message, fix), _ = of_models(tmp_path, model)
     assert (level, message) == ("problem", "the image mine:1 is not allowed")
     assert "AGENT_IMAGES" in str(fix)
     allowed = replace(HOST, images=frozenset({"mine:1"}))

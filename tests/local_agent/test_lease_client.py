@@ -153,7 +153,7 @@ async def test_it_registers_and_renews_with_growing_numbers() -> None:
     assert registration["incarnation"] == 7
     assert registration["models"][0]["id"] == "tiny"
     assert registration["state"] == "ready"
-    assert registration["queue"] == {"running": 3, "waiting": 0}
+    assert (registration["queue"]["running"], registration["queue"]["waiting"]) == (3, 0)
     beats = [body for _, _, body, _ in stage.seen[1:4]]
     assert [beat["seq"] for beat in [registration, *beats]] == [1, 2, 3, 4]
     assert {beat["lease_id"] for beat in beats} == {"l-1"}
