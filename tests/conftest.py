@@ -15,11 +15,20 @@ import structlog
 _OURS = ("IIR_", "ROUTER_", "AGENT_", "EXTERNAL_", "OPENAI_", "SQLITE_", "DATABASE_", "HF_", "LOG_")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_environment() -> Iterator[None]:
+    """Let no variable of the developer's reach a test or what several tests share."""
+    variables = [*os.environ]  # noqa: TID251 - clears it
+    with pytest.MonkeyPatch.context() as patch:
+        for name in variables:
+            if name.startswith(_OURS):
+                patch.delenv(name)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let no variable of the developer's reach a test, and no `.env` of the checkout."""
-    for name in [name for name in os.environ if name.startswith(_OURS)]:  # noqa: TID251 - clears it
-        monkeypatch.delenv(name)
+    """Let no `.env` of the checkout reach a test, and no home but its own."""
     monkeypatch.setenv("IIR_HOME", str(tmp_path / "iir-home"))
     monkeypatch.chdir(tmp_path)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import uvloop
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 from tests.router.command_line import Iir
 from tests.router.harness import StartRouter, install, starter
+from tests.router.upstreams import SharedScene, shared_scene
 
 # As in production, where loops matter: how connections end, and when their owner hears of it.
 _ON_UVLOOP = {"test_cancellation"}
@@ -34,6 +36,13 @@ def pytest_asyncio_loop_factories(
 def start_router(tmp_path: Path) -> StartRouter:
     """Return a function that starts routers; see `tests.router.harness.starter`."""
     return starter(tmp_path / "router-home")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hostile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SharedScene]:
+    """Return a router and an upstream that answers what no upstream should: one for a module."""
+    async with shared_scene(tmp_path_factory.mktemp("hostile")) as scene:
+        yield scene
 
 
 @pytest.fixture

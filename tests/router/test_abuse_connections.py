@@ -13,13 +13,12 @@ import pytest
 from shared.testing.raw_client import connected, render_request
 from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat
-from tests.router.upstreams import EVENT, MIB, for_ever, scene
+from tests.router.upstreams import EVENT, MIB, SSE_HEAD, for_ever, scene
 
 # a machine of its own: it holds times that other tests beside it would spoil
 pytestmark = pytest.mark.integration
 
 LIMITS = {"head_s": 1.5, "write_s": 1.5, "body_idle_s": 1.0, "keep_alive_s": 1.5}
-SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 

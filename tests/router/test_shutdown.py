@@ -19,7 +19,7 @@ from shared.testing.raw_client import connected, render_request
 from shared.testing.wire import Exchange
 from tests.router.process import RouterProcess
 from tests.router.scenes import CHAT, chat, error_event_of, error_of
-from tests.router.upstreams import EVENT, SSE, Answering, for_ever, scene
+from tests.router.upstreams import EVENT, SSE, SSE_HEAD, Answering, for_ever, scene
 
 # a machine of its own: it holds times that other tests beside it would spoil
 pytestmark = pytest.mark.integration
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.integration
 if sys.platform == "linux":
     import resource
 
-SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -195,13 +194,7 @@ async def test_a_locked_registry_holds_no_request_up(tmp_path: Path) -> None:
         path = router.settings.store_url.removeprefix("sqlite:///")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            async with router.meanwhile(chat()):
-                for _ in range(80):
-                    await router.client.post(CHAT, json=chat())
-                await asyncio.sleep(0.7)
-            dropped, waiting = await ledger_of(router)
-            assert waiting == 50
-            assert dropped >= 30
+            dropped = await overflow(router)
             other.execute("ROLLBACK")
         await until_written(router, 50, 15)
         assert await ledger_of(router) == (dropped, 0)
@@ -230,16 +223,22 @@ async def test_a_full_disk_holds_no_request_up(tmp_path: Path) -> None:
         before = resource.prlimit(
             router.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)
         )
-        async with router.meanwhile(chat()):
-            for _ in range(80):
-                await router.client.post(CHAT, json=chat())
-            await asyncio.sleep(0.7)
-        dropped, waiting = await ledger_of(router)
-        assert waiting == 50
-        assert dropped >= 30
+        dropped = await overflow(router)
         resource.prlimit(router.process.pid, resource.RLIMIT_FSIZE, before)
         await until_written(router, 51, 15)
         assert await ledger_of(router) == (dropped, 0)
+
+
+async def overflow(router: RouterProcess) -> int:
+    """Ask for more than a ledger of 50 rows can hold, and return how many rows it dropped."""
+    async with router.meanwhile(chat()):
+        for _ in range(80):
+            await router.client.post(CHAT, json=chat())
+        await asyncio.sleep(0.7)
+    dropped, waiting = await ledger_of(router)
+    assert waiting == 50
+    assert dropped >= 30
+    return dropped
 
 
 async def ledger_of(router: RouterProcess) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ SSE = [("content-type", "text/event-stream")]
 CHUNK = (
     b'{"id":"a","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"}}]}'
 )
+SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 EVENT = b"data: " + CHUNK + b"\n\n"
 ANSWER = b'{"id":"a","object":"chat.completion","choices":[]}'
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -70,9 +72,9 @@ def body(head: list[tuple[str, str]], *pieces: bytes, status: int = 200) -> Answ
 
 
 @cache
-def bomb(unit: bytes, wbits: int = 31, size: int = 300 * MIB) -> bytes:
+def bomb(unit: bytes, wbits: int = 31, size: int = 100 * MIB) -> bytes:
     """Return a small body that unpacks to a large one."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    packer = zlib.compressobj(1, zlib.DEFLATED, wbits)  # the fastest, and small enough
     block = unit * (MIB // len(unit))
     return b"".join(packer.compress(block) for _ in range(size // MIB)) + packer.flush()
 
@@ -124,3 +126,33 @@ async def ask(router: RouterProcess, case: str, *, stream: bool = False) -> http
     fields: dict[str, Any] = {"stream": True} if stream else {}
     with anyio.fail_after(15):
         return await router.client.post(CHAT, json=chat(x=case, **fields))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedScene:
+    """A router in front of an upstream that the tests of a module share; each sets cases of its own."""
+
+    router: RouterProcess
+    upstream: Upstream
+    fresh_mb: float
+
+    def grown_mb(self) -> float:
+        """Return how much more memory the router has than after its first request, in MiB."""
+        return self.router.rss_mb() - self.fresh_mb
+
+    @asynccontextmanager
+    async def in_bounded_memory(self) -> AsyncIterator[None]:
+        """Hold that normal requests are answered meanwhile, and what all tests together let it grow by."""
+        async with self.router.meanwhile(chat()):
+            yield
+        await self.upstream.left()
+        assert self.grown_mb() < GROWTH_MB
+        assert "internal_error" not in self.router.log()
+
+
+@asynccontextmanager
+async def shared_scene(home: Path) -> AsyncIterator[SharedScene]:
+    """Start a router that has served one request."""
+    async with scene(home) as (router, upstream):
+        await router.client.post(CHAT, json=chat())
+        yield SharedScene(router, upstream, router.rss_mb())
