@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from local_agent.catalog import pull_command
+from local_agent.catalog import catalog, pull_command
 from local_agent.config import AgentConfig, ModelConfig
 from local_agent.config_file import to_deployments
 from local_agent.doctor.finding import Finding, Level, split_reason
@@ -41,13 +41,18 @@ class Plan:
         return 0 if self.is_pulled else self.weights_bytes
 
     @property
+    def can_be_pulled(self) -> bool:
+        """Tell whether a pull would be done: files always, what is for a container if it can run."""
+        return self.reason is None or bool(self.model.sources)
+
+    @property
     def is_relied_on(self) -> bool:
         """Tell whether it is meant to be in memory without being asked for."""
         return self.model.preload or self.model.pin
 
     def container(self) -> ContainerSpec | None:
-        """Return the container that it would run in, if it can run and does so in one."""
-        if self.reason is not None or not self.is_pulled:
+        """Return the container that it would run in, if it can run here and does so in one."""
+        if self.reason is not None:
             return None
         launch = ENGINES[self.deployment.engine].launch(self.deployment, 0)
         return None if launch is None else launch.container
@@ -77,7 +82,7 @@ def _examine(plan: Plan, budget: int) -> Iterator[Finding]:
     if plan.reason is not None:
         is_well = False
         yield split_reason(check, "problem", plan.reason)
-    if not plan.is_pulled:
+    if not plan.is_pulled and plan.can_be_pulled:
         is_well = False
         size = f" ({gigabytes(plan.weights_bytes)})" if plan.weights_bytes else ""
         text = f"its weights are not on this host{size}"
@@ -95,7 +100,7 @@ def _examine(plan: Plan, budget: int) -> Iterator[Finding]:
 
 def _plan(model: ModelConfig, deployment: Deployment, host: HostFacts) -> Plan:
     engine = ENGINES[deployment.engine]
-    is_pulled = deployment.weights is not None or not engine.needs_weights
+    is_pulled = catalog([deployment], ENGINES, host).entries[deployment.model].is_pulled
     size = weights_bytes(deployment) if is_pulled else _promised(model.sources)
     as_pulled = deployment
     if not is_pulled and model.sources:

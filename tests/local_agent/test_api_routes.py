@@ -57,7 +57,7 @@ async def test_every_error_comes_in_the_envelope(start_agent: StartAgent) -> Non
             ("POST", CHAT, {"json": {"model": "m" * 257}}, 400, "invalid_request"),
             ("POST", CHAT, {"json": {"model": "tiny", "stream": 1}}, 400, "invalid_request"),
             ("POST", CHAT, {"json": {"model": "../../etc/passwd"}}, 404, "model_not_found"),
-            ("POST", "/internal/reload", {"content": b"x" * 2**20 + b"y"}, 413, "request_too_large"),
+            ("POST", "/internal/reload", {"content": b"x" * 2**20 + b"y", "headers": JSON}, 413, "request_too_large"),
         ]  # fmt: skip
         for method, path, request, status, code in cases:
             answer = await agent.client.request(method, path, **request)
