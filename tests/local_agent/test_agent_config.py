@@ -155,7 +155,7 @@ SIMULATED = "models:\n  - id: x\n    engine: simulated\n"
             f"models:\n  - id: x\n    source: [./a.gguf, ./b.gguf]\n    sha256: {SHA}",
             "give each its own",
         ),
-        ("models:\n  - {id: x, engine: vllm}", "no such engine; known: auto, external, llama_cpp"),
+        ("models:\n  - {id: x, engine: vlmm}", "no such engine; known: auto, external, llama_cpp"),
         ("models:\n  - {id: x, engine: external}", "engine external needs `url`"),
         ("models:\n  - {id: x, url: ftp://x}", "models[0].url: must be an address like"),
         ("models:\n  - {id: x, url: 'http://u:p@x'}", "must not hold a user"),
