@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
+from local_agent.catalog import pull_command
 from local_agent.doctor.finding import Finding, Level, split_reason
 from local_agent.doctor.models import Plan
 from local_agent.domain import HostFacts
@@ -75,9 +76,13 @@ def _memory(
 
 
 def _images(users: Sequence[Plan], survey: ContainerSurvey) -> Iterator[Finding]:
-    specs = [spec for plan in users if (spec := plan.container()) is not None]
-    for image in dict.fromkeys(spec.image for spec in specs):
-        if survey.has_image(image):
-            yield Finding("image", "ok", f"{image} is there")
-        else:
-            yield Finding("image", "problem", f"{image} is not there", f"docker pull {image}")
+    for plan in users:
+        spec = plan.container()
+        if spec is None:
+            continue
+        if survey.has_image(spec.image):
+            yield Finding("image", "ok", f"{spec.image} is there")
+            continue
+        level: Level = "problem" if plan.is_pulled or plan.is_relied_on else "note"
+        text = f"{spec.image} is not there; {plan.model.id} needs it"
+        yield Finding("image", level, text, pull_command(plan.deployment.model))

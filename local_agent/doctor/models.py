@@ -41,6 +41,11 @@ class Plan:
         return 0 if self.is_pulled else self.weights_bytes
 
     @property
+    def can_be_pulled(self) -> bool:
+        """Tell whether a pull would be done: files always, what is for a container if it can run."""
+        return self.reason is None or bool(self.model.sources)
+
+    @property
     def is_relied_on(self) -> bool:
         """Tell whether it is meant to be in memory without being asked for."""
         return self.model.preload or self.model.pin
@@ -77,7 +82,7 @@ def _examine(plan: Plan, budget: int) -> Iterator[Finding]:
     if plan.reason is not None:
         is_well = False
         yield split_reason(check, "problem", plan.reason)
-    if not plan.is_pulled:
+    if not plan.is_pulled and plan.can_be_pulled:
         is_well = False
         size = f" ({gigabytes(plan.weights_bytes)})" if plan.weights_bytes else ""
         text = f"its weights are not on this host{size}"

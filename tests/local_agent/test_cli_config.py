@@ -115,7 +115,7 @@ def test_check_warns_of_what_can_not_work_here(run: Run, tmp_path: Path) -> None
     result = json.loads(run("config", "check", str(path), "--json").output)
     assert (result["file"], result["is_good"]) == ("other.yaml", True)
     assert result["models"][0] == {"id": "fits", "aliases": [], "engine": "simulated"}
-    warned = {warning["model"]: warning for warning in reversed(result["warnings"])}
+    warned = {warning["model"]: warning for warning in result["warnings"]}
     assert set(warned) == {"huge", "odd", "image", "absent"}, "two that share are fine"
     assert warned["absent"]["fix"] == "iir-agent pull absent"
     assert "2048 MiB; the budget for all models is 1024 MiB" in warned["huge"]["message"]

@@ -64,14 +64,19 @@ def test_the_container_engine_and_the_image(tmp_path: Path) -> None:
 
 def test_an_image_that_is_missing(tmp_path: Path) -> None:
     _, image = of_containers(planned(tmp_path, VLLM), FakeSurvey())
-    assert image == Finding("image", "problem", f"{IMAGE} is not there", f"docker pull {IMAGE}")
+    missing = f"{IMAGE} is not there; v needs it"
+    assert image == Finding("image", "note", missing, "iir-agent pull v")
+    _, image = of_containers(
+        planned(tmp_path, VLLM.replace("engine", "pin: true, engine")), FakeSurvey()
+    )
+    assert image.level == "problem"
 
 
 def test_an_image_that_is_not_allowed_is_the_model_s_problem(tmp_path: Path) -> None:
     model = VLLM.replace("org/v", "org/v, image: mine:1")
     (engine,) = of_containers(planned(tmp_path, model), FakeSurvey())
     assert engine.level == "ok"
-    (level, message, fix), _ = of_models(tmp_path, model)
+    ((level, message, fix),) = of_models(tmp_path, model)
     assert (level, message) == ("problem", "the image mine:1 is not allowed")
     assert "AGENT_IMAGES" in str(fix)
     allowed = replace(HOST, images=frozenset({"mine:1"}))
