@@ -93,11 +93,14 @@ async def test_a_broken_answer_is_an_error_of_ours(hostile: SharedScene, stream:
 async def test_errors_keep_a_status_that_exists(hostile: SharedScene) -> None:
     """Whatever number an upstream makes up, the client gets one that means something."""
     router, cases = hostile.router, hostile.upstream.cases
-    for status in (400, 402, 418, 429, 451, 499, 500, 503, 511, 520, 599, 600, 666, 999):
+    for status in (400, 418, 429, 451, 499, 500, 503, 511, 520, 599, 600, 666, 999):
         cases["x"] = body(JSON, b'{"error":{"message":"m"}}', status=status)
         answer = await ask(router, "x")
         assert answer.status_code == (status if status < 600 else 502), status
         assert error_of(answer)["message"]
+    for status in (401, 402, 403, 407):  # the operator's business, not the client's
+        cases["x"] = body(JSON, b'{"error":{"message":"m"}}', status=status)
+        assert (await ask(router, "x")).status_code == 502
     for status in (201, 202, 203, 206, 226, 299):
         cases["x"] = body(JSON, ANSWER, status=status)
         assert (await ask(router, "x")).status_code == status
