@@ -18,7 +18,7 @@ from shared.contracts.agents import Heartbeat, Registration
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from tests.router.agents import PULL, TOKEN, Agent, FailingStore, agent_of, scene_of
 from tests.router.harness import StartRouter
-from tests.router.scenes import CHAT, chat, error_of
+from tests.router.scenes import CHAT, bearer, chat, error_of
 from tests.router.test_fleet_membership import FakeClock, beat, registration
 
 
@@ -128,6 +128,16 @@ async def test_incarnations(start_router: StartRouter) -> None:
             assert (answer.status_code, error_of(answer)["code"]) == (409, "conflict")
         assert (await new.renew()).status_code == 200
         assert (await new.register()).status_code == 200
+
+
+async def test_what_an_agent_says_has_a_limit(start_router: StartRouter) -> None:
+    async with scene_of(start_router) as scene:
+        answer = await scene.client.put(
+            "/internal/v1/agents/x",
+            content=b"x" * 1_100_000,
+            headers=bearer(scene.agent.credential),
+        )
+        assert (answer.status_code, error_of(answer)["code"]) == (413, "request_too_large")
 
 
 async def test_a_credential_is_one_agents(start_router: StartRouter) -> None:
