@@ -15,7 +15,9 @@ import httpx
 import psutil
 
 from local_agent.containers.launcher import AGENT
+from local_agent.domain import ModelId, PulledImage
 from local_agent.process import tree
+from local_agent.weights.store import WeightStore
 from tests.integration import tiny_qwen2, vllm_environment
 from tests.integration.stack import Stack, machine_environment, until
 
@@ -134,6 +136,12 @@ class VllmStack(Stack):
                 **common,
             },
         ]
+        # its weights are in the image: nothing could pull them here
+        pulled = PulledImage(image=image, repo=_REPO, size_bytes=0)
+        for model in (CONTAINER, HUNGRY):
+            WeightStore(self.home / "models").record_pulled(
+                ModelId(model), pulled, "2026-01-01T00:00:00+00:00"
+            )
         config = {"known_models": False, "models": models}
         (self.home / "agent" / "agent.yaml").write_text(json.dumps(config))
 
