@@ -197,7 +197,7 @@ class Pull:
 
     def left(self, engine: Engine) -> list[Any]:
         wanted = {"label": f"{AGENT}={self.agent_id}"}
-        return list(engine.client.containers.list(all=True, filters=wanted))
+        return list(engine.client.containers.list(all=True, ignore_removed=True, filters=wanted))
 
 
 async def test_weights_come_into_the_volume_and_the_hub_s_library_finds_them(

@@ -197,7 +197,8 @@ class Agent:
         if not path.exists():
             return []
         agent_id = path.read_text().strip()
-        return list(self.engine.containers.list(all=True, filters={"label": f"{AGENT}={agent_id}"}))
+        own = {"label": f"{AGENT}={agent_id}"}
+        return list(self.engine.containers.list(all=True, ignore_removed=True, filters=own))
 
 
 def vllm(model: str = "tiny", **fields: Any) -> dict[str, Any]:

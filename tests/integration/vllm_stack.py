@@ -192,7 +192,8 @@ class VllmStack(Stack):
     def containers(self) -> list[Any]:
         """Return this agent's containers, ended ones included."""
         agent_id = (self.home / "agent" / "id").read_text().strip()
-        return list(self.engine.containers.list(all=True, filters={"label": f"{AGENT}={agent_id}"}))
+        own = {"label": f"{AGENT}={agent_id}"}
+        return list(self.engine.containers.list(all=True, ignore_removed=True, filters=own))
 
     def close(self) -> None:
         """End whatever lives, on the host and in containers."""
