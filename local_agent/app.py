@@ -33,10 +33,8 @@ from local_agent.control.identity import IdentityTaken, hold_identity, load_iden
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
 from local_agent.control.trust import CaFileUnusable, router_trust
-from local_agent.doctor.examine import examine
 from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
-from local_agent.host.facts import host_facts
 from local_agent.host.prober import TransportProber
 from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import FailureRule
@@ -241,7 +239,7 @@ class Agent:
         residency.min_residency_s = config.min_residency_s
         residency.swap_after_s = config.swap_after_s
         residency.ledger.set_budget(
-            budget_mb(host_facts(), budget=config.memory_budget, reserve=config.memory_reserve)
+            budget_mb(self._host, budget=config.memory_budget, reserve=config.memory_reserve)
         )
         self.supervisor.drain_s = self.drain_s
         self.supervisor.set_desired(self._taken.deployments)
@@ -265,6 +263,8 @@ class Agent:
 
     async def _examine(self) -> list[dict[str, Any]]:
         """Return what `iir-agent doctor` finds, in the environment of this process."""
+        from local_agent.doctor.examine import examine  # noqa: PLC0415 - rarely asked for
+
         urls = (own_url(self.settings.agent_host, self._port),)
         found = await anyio.to_thread.run_sync(
             lambda: list(examine(self.settings, urls)), abandon_on_cancel=True

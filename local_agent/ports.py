@@ -20,7 +20,7 @@ class ContainerSpec:
 
     image: str
     port: int
-    repo: str | None = None
+    repo: str = ""
     volumes: Mapping[str, str] = field(default_factory=dict)
     shm_bytes: int = 64 * 1024 * 1024
     memory_bytes: int | None = None

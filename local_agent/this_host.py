@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from local_agent.config import AgentConfig
 from local_agent.config_file import load_config
@@ -13,12 +14,15 @@ from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import HostFacts
 from local_agent.host.facts import host_facts
-from local_agent.ports import ContainerClient, ProcessLauncher
+from local_agent.ports import ProcessLauncher
 from local_agent.process import LocalProcessLauncher
 from local_agent.process.mask import Mask, secrets_of
 from local_agent.pulls.puller import ModelPuller
 from local_agent.settings import AgentSettings
 from local_agent.weights.job import Puller
+
+if TYPE_CHECKING:
+    from local_agent.containers.sdk import DockerClient
 
 _ENGINE_TIMEOUT_S = 15.0
 
@@ -34,14 +38,15 @@ def this_host(settings: AgentSettings) -> HostFacts:
     )
 
 
-def container_engine(settings: AgentSettings) -> Callable[[], ContainerClient]:
+def container_engine(
+    settings: AgentSettings, timeout_s: float = _ENGINE_TIMEOUT_S
+) -> Callable[[], DockerClient]:
     """Return what finds the container engine; it blocks, and raises `ContainerError`."""
 
-    def connect() -> ContainerClient:
+    def connect() -> DockerClient:
         from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
 
-        found = candidates(settings.environment(), Path.home())
-        return sdk.connect(found, timeout_s=_ENGINE_TIMEOUT_S)
+        return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=timeout_s)
 
     return connect
 

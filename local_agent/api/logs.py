@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
@@ -49,12 +50,13 @@ def log_routes(supervisor: Supervisor, intake: Intake, folder: Path, mask: Mask)
 
 
 async def _text(reader: LogReader, lines: int, follow_until: Intake | None) -> AsyncIterator[str]:
-    yield reader.last(lines)
+    # a megabyte is read and masked: not on the loop that carries everybody's streams
+    yield await anyio.to_thread.run_sync(reader.last, lines)
     if follow_until is None:
         yield reader.rest()
         return
     while not follow_until.is_ending:
-        text = reader.more()
+        text = reader.more()  # on the loop, as is the log's rotation, with which it takes turns
         if text:
             yield text
         else:

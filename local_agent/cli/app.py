@@ -9,15 +9,15 @@ import typer
 from rich.console import Console
 
 from local_agent.cli import configuring, draining, listing, pulling, residency, watching
-from local_agent.cli.context import open_context, plain_errors, read_settings
+from local_agent.cli.context import Json, open_context, plain_errors, read_settings
 from local_agent.cli.doctor import examine
 from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
 from local_agent.domain import ModelId
 from local_agent.weights.progress import gigabytes
-from shared import __version__
 from shared.kit.clock import monotonic
+from shared.kit.version_option import add_version
 
 app = typer.Typer(
     name="iir-agent",
@@ -32,25 +32,9 @@ watching.add_commands(app)
 app.command("doctor")(examine)
 app.command()(join)
 app.command()(rotate)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _say_version(is_asked: bool) -> None:
-    if is_asked:
-        typer.echo(f"iir-agent {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """The local agent: serves models of this host, and pulls their weights."""
-    del version
+add_version(
+    app, "iir-agent", "The local agent: serves models of this host, and pulls their weights."
+)
 
 
 @app.command()
@@ -117,7 +101,7 @@ def _tell_agent(agent: RunningAgent, model: ModelId) -> bool | None:
 
 _AGENT_SAYS = {
     True: "the running agent has it now",
-    False: "the running agent does not know it yet: restart it",
+    False: "the running agent does not know it yet: `iir-agent config reload` says why",
     None: "an agent has it from its next start on",
 }
 

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from local_agent.cli.context import Context, open_context, plain_errors
+from local_agent.cli.context import Context, Json, open_context, plain_errors
 from local_agent.config import AgentConfig
 from local_agent.config_file import ConfigError, load_config
 from local_agent.config_schema import json_schema
 from local_agent.doctor.finding import Finding
 from local_agent.doctor.models import examine_models, plans
+from local_agent.memory.estimate import budget_mb
 from local_agent.this_host import this_host
 
 app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _CHANGES = {
     "added": "added",
     "removed": "removed",
@@ -35,7 +35,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a file, list what it makes of the models, and what of it can't work on this host."""
-    with plain_errors():
+    with plain_errors(as_json=as_json):
         context = open_context()
         path = file or context.settings.config_path
         try:
@@ -89,8 +89,9 @@ def _load(context: Context, file: Path | None) -> AgentConfig:
 
 def _warnings(context: Context, config: AgentConfig) -> list[Finding]:
     host = this_host(context.settings)
-    found = plans(config, context.store, host)
-    return [one for one in examine_models(found, config, host) if one.level != "ok"]
+    budget = budget_mb(host, budget=config.memory_budget, reserve=config.memory_reserve)
+    found = examine_models(plans(config, context.store, host), budget)
+    return [one for one in found if one.level != "ok"]
 
 
 def _show(path: Path, config: AgentConfig, warnings: list[Finding]) -> None:

@@ -7,16 +7,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from local_agent.cli.running import AgentRefused, AgentUnreachable, RunningAgent, addresses
 from local_agent.config import AgentConfig
-from local_agent.config_file import ConfigError, load_config
+from local_agent.config_file import ConfigError
 from local_agent.settings import AgentSettings, load_settings
+from local_agent.this_host import read_config
 from local_agent.weights.errors import PullError
 from local_agent.weights.store import WeightStore
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class CommandFailed(Exception):
@@ -57,9 +61,7 @@ class Context:
         Raises:
             ConfigError: it is wrong, or AGENT_CONFIG names a file that is not there.
         """
-        settings = self.settings
-        is_optional = settings.agent_config is None
-        return load_config(settings.config_path, settings.environment(), may_be_missing=is_optional)
+        return read_config(self.settings)
 
     def show(self, path: Path) -> str:
         """Return a path for people, without the folders above the installation."""

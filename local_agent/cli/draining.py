@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from local_agent.cli.context import CommandFailed, open_context, plain_errors
+from local_agent.cli.context import CommandFailed, Json, open_context, plain_errors
 from local_agent.cli.listing import drain_text
 from local_agent.cli.running import AgentUnreachable, CapacityRow, RunningAgent
 
 _POLL_S = 0.25
 _MISSES = 3
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def add_commands(app: typer.Typer) -> None:

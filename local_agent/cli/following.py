@@ -14,6 +14,7 @@ import httpx
 
 from local_agent.cli.running import AgentRefused, AgentUnreachable, said
 from local_agent.domain import ModelId
+from local_agent.local_http import local_client
 from local_agent.pulls.jobs import JobState
 from local_agent.pulls.puller import Pulled
 from local_agent.weights.progress import OnProgress, Phase, Progress
@@ -41,7 +42,7 @@ def pull_by_agent(base_url: str, model: ModelId, on_progress: OnProgress) -> Pul
         Stopped: by a signal; the agent's pull has been stopped.
     """
     url = f"{base_url}/internal/models/{quote(model)}/pull"
-    with httpx.Client(trust_env=False, timeout=_TIMEOUT) as client:
+    with local_client(_TIMEOUT) as client:
         try:
             with _signals_interrupt():
                 return _result(_last(client, url, on_progress))

@@ -9,10 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from local_agent.catalog import is_pulled, pull_command
 from local_agent.cli.running import AgentUnreachable, CapacityRow, RunningAgent, WorkerRow
 from local_agent.config import AgentConfig, ModelConfig
-from local_agent.domain import ModelId
-from local_agent.engines import ENGINES
+from local_agent.config_file import to_deployments
+from local_agent.domain import Deployment
+from local_agent.engines import ENGINES, choose_engine
+from local_agent.memory.meter import weights_bytes
 from local_agent.weights.progress import gigabytes
 from local_agent.weights.store import WeightStore
 from shared.contracts.agents import shown_status
@@ -38,7 +41,11 @@ def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> 
         statuses = agent.statuses()
     except AgentUnreachable:
         statuses = {}
-    rows = [_row(model, store, statuses.pop(model.id, None)) for model in config.models]
+    deployments = to_deployments(config, store)
+    rows = [
+        _row(model, deployment, statuses.pop(model.id, None))
+        for model, deployment in zip(config.models, deployments, strict=True)
+    ]
     for model_id, status in statuses.items():
         rows.append(
             ModelRow(
@@ -54,20 +61,18 @@ def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> 
     return rows
 
 
-def _row(model: ModelConfig, store: WeightStore, status: str | None) -> ModelRow:
-    refs = [source.ref for source in model.sources]
-    path = store.find(ModelId(model.id), refs) if refs else None
-    pulled = None if refs else store.pulled(ModelId(model.id))
-    needs_none = model.is_external or (not refs and not ENGINES[model.engine].needs_weights)
-    is_pulled = path is not None or pulled is not None or needs_none
+def _row(model: ModelConfig, deployment: Deployment, status: str | None) -> ModelRow:
+    engine = ENGINES[choose_engine(deployment)]
+    is_here = not engine.needs_weights or is_pulled(deployment, engine)
+    size = weights_bytes(deployment)
     return ModelRow(
         id=model.id,
         aliases=list(model.aliases),
         engine="external" if model.is_external else model.engine,
-        status=shown_status(status or "unloaded", is_pulled=is_pulled),
-        is_pulled=is_pulled,
-        size_bytes=path.stat().st_size if path else pulled.size_bytes if pulled else None,
-        pull_command=None if is_pulled else f"iir-agent pull {model.id}",
+        status=shown_status(status or "unloaded", is_pulled=is_here),
+        is_pulled=is_here,
+        size_bytes=size or None,
+        pull_command=None if is_here else pull_command(deployment.model),
     )
 
 

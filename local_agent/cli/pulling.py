@@ -102,7 +102,8 @@ def remove(context: Context, name: str) -> ModelId:
         PullError, AgentRefused, AgentUnreachable: by cause.
         CommandFailed: there is nothing to remove.
     """
-    found = context.config().find(name)
+    config = context.config()
+    found = config.find(name)
     model = ModelId(name if found is None else found.id)
     if context.agent.url_if_known(model) is not None:
         context.agent.remove_weights(model)
@@ -110,7 +111,7 @@ def remove(context: Context, name: str) -> ModelId:
     if found is None or found.sources:
         is_removed = context.store.remove(model)
     else:
-        wanted = _needed(context, model)
+        wanted = _needed(context, config, model)
         is_removed = asyncio.run(_puller(context, wanted).remove(wanted))
     if not is_removed:
         raise CommandFailed(f"there are no weights of {model} to remove")
@@ -124,8 +125,8 @@ def _puller(context: Context, wanted: Needed) -> ModelPuller:
     return model_puller(settings, load_agent_id(settings.iir_home / "agent"))
 
 
-def _needed(context: Context, model: ModelId) -> Needed:
-    return needed(context.config(), context.store, this_host(context.settings), model)
+def _needed(context: Context, config: AgentConfig, model: ModelId) -> Needed:
+    return needed(config, context.store, this_host(context.settings), model)
 
 
 async def _stoppable(context: Context, wanted: Needed, on_progress: OnProgress) -> Pulled:
@@ -147,7 +148,7 @@ def _configured(context: Context, config: AgentConfig, name: str, *, has_extras:
         )
     if has_extras:
         raise CommandFailed("--id, --sha256 and --file go with a source, not with a model", code=2)
-    return Wanted(needed=_needed(context, ModelId(model.id)))
+    return Wanted(needed=_needed(context, config, ModelId(model.id)))
 
 
 def _with_source(config: AgentConfig, source: Source) -> str:

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from local_agent.cli.context import open_context, plain_errors
+from local_agent.cli.context import Json, open_context, plain_errors
 
 Model = Annotated[str, typer.Argument(help="Id or alias of the model.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _VERDICTS = {
     "loaded": "is in memory",

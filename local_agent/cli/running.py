@@ -12,6 +12,8 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from local_agent.doctor.agent import find_running
+from local_agent.local_http import local_client
 from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
@@ -130,7 +132,7 @@ class RunningAgent:
         timeout = httpx.Timeout(_TIMEOUT_S, read=None)
         try:
             with (
-                httpx.Client(trust_env=False, timeout=timeout) as client,
+                local_client(timeout) as client,
                 client.stream("GET", url, params=params) as response,
             ):
                 if not response.is_success:
@@ -175,12 +177,8 @@ class RunningAgent:
 
     def config_problem(self) -> str | None:
         """Return why the agent does not use its newest configuration file; None if it does."""
-        for base_url in self._base_urls:
-            answer = _ask("GET", f"{base_url}/readyz")
-            if isinstance(answer, dict) and "lease" in answer:
-                problem = str(answer.get("config", "ok"))
-                return None if problem == "ok" else problem
-        return None
+        state = find_running(self._base_urls)
+        return None if state is None or state.config == "ok" else state.config
 
     def take_config(self) -> dict[str, Any]:
         """Make the agent read its configuration anew, and return what changed.
@@ -193,8 +191,8 @@ class RunningAgent:
 
     def reload(self) -> None:
         """Make the agent look at its configuration and weights again; none running is fine."""
-        with contextlib.suppress(AgentUnreachable):
-            _ask("POST", f"{self._found()[0]}/internal/reload")
+        with contextlib.suppress(AgentUnreachable, AgentRefused):
+            self.take_config()
 
     def _found(self) -> tuple[str, dict[str, str]]:
         """Return where an agent answers, and the status of each of its models."""
@@ -213,14 +211,11 @@ def addresses(host: str, port: int | None, run_file: Path) -> tuple[str, ...]:
         port: the agent's own port setting; None or 0: not known.
         run_file: what the running agent wrote of its address, if it did.
     """
-    ports = (port,) if port else _known_ports(run_file)
+    found = None if port else read_run_file(run_file)
+    if found is not None:
+        host, port = found.host or host, found.port
     name = _bracketed(_ANY_ADDRESS.get(host, host))
-    return tuple(f"http://{name}:{number}" for number in ports)
-
-
-def _known_ports(run_file: Path) -> tuple[int, ...]:
-    found = read_run_file(run_file)
-    return _USUAL_PORTS if found is None else (found.port,)
+    return tuple(f"http://{name}:{number}" for number in ((port,) if port else _USUAL_PORTS))
 
 
 def _bracketed(host: str) -> str:
@@ -232,7 +227,7 @@ def _bracketed(host: str) -> str:
 def _ask(method: str, url: str) -> Any:
     """Return the JSON of a good answer, else None. Proxies are for other hosts than this one."""
     try:
-        with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client:
+        with local_client(_TIMEOUT_S) as client:
             response = client.request(method, url, json={} if method == "POST" else None)
         return response.json() if response.is_success else None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
@@ -241,7 +236,7 @@ def _ask(method: str, url: str) -> Any:
 
 def _told(method: str, url: str, values: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
     try:
-        with httpx.Client(trust_env=False, timeout=timeout_s) as client:
+        with local_client(timeout_s) as client:
             response = client.request(method, url, json=values)
         answer = response.json()
     except (httpx.HTTPError, ValueError) as error:

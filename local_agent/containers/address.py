@@ -59,12 +59,12 @@ def address_problem(env: Mapping[str, str], home: Path) -> str | None:
         return None
     parts = urlsplit(chosen.url)
     if not chosen.url:
-        return f"{chosen.source} does not exist or can't be read; choose another: docker context use NAME"
+        return f"{chosen.source} does not exist or can't be read; choose another: docker context use NAME; then restart the agent"
     if parts.scheme in {"tcp", "http", "https"} and parts.hostname in _LOOPBACK:
         return None
     return (
         f"{chosen.source} names a container engine that is not on this machine, where workers have"
-        " to run; use a unix socket, or unset it"
+        " to run; use a unix socket, or unset it, and restart the agent"
     )
 
 

@@ -100,7 +100,7 @@ class ContainerPuller:
         async with reported(meter, on_progress, self._report_every_s):
             size, is_checked = await self._with_engine(partial(self._pull, model, spec, meter))
             meter.begin(Phase.DONE, total=size, done=size)
-        return PulledImage(image=spec.image, repo=spec.repo or "", size_bytes=size), is_checked
+        return PulledImage(image=spec.image, repo=spec.repo, size_bytes=size), is_checked
 
     async def remove(self, model: ModelId, spec: ContainerSpec) -> int:
         """Remove the repository from the volume; return how many bytes were there.
@@ -170,7 +170,7 @@ class ContainerPuller:
             f"iir-{self._agent_id[:8]}-pull-{file_stem(model)}",
             spec,
             _PROGRAM.read_text(encoding="utf-8"),
-            env={"IIR_TASK": task, "IIR_REPO": spec.repo or "", **self._secrets},
+            env={"IIR_TASK": task, "IIR_REPO": spec.repo, **self._secrets},
             labels=labels,
         )
         # its start is waited for even if the pull is cancelled: it would belong to nobody

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 
 from local_agent.doctor.finding import Finding, Level
+from local_agent.local_http import local_client
 
 _TIMEOUT_S = 3.0
 _LEASES: dict[str, tuple[Level, str, str | None]] = {
@@ -38,8 +39,7 @@ class RunningState:
 
 def find_running(base_urls: Sequence[str]) -> RunningState | None:
     """Return the agent at the first of these addresses that answers like one."""
-    # loads no certificates: this is http
-    with httpx.Client(trust_env=False, timeout=_TIMEOUT_S, verify=False) as client:  # noqa: S501
+    with local_client(_TIMEOUT_S) as client:
         for base_url in base_urls:
             state = _ask(client, base_url)
             if state is not None:

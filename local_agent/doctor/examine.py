@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from local_agent.config import AgentConfig
-from local_agent.config_file import ConfigError, load_config
-from local_agent.containers.address import candidates
+from local_agent.config_file import ConfigError
 from local_agent.doctor.agent import examine_running, find_running
 from local_agent.doctor.containers import examine_containers
 from local_agent.doctor.finding import Finding
@@ -21,9 +19,8 @@ from local_agent.doctor.host import (
 from local_agent.doctor.models import examine_models, plans
 from local_agent.doctor.router import examine_router
 from local_agent.memory.estimate import budget_mb
-from local_agent.ports import ContainerSurvey
 from local_agent.settings import AgentSettings
-from local_agent.this_host import this_host
+from local_agent.this_host import container_engine, read_config, this_host
 from local_agent.weights.files import disk_free
 from local_agent.weights.store import WeightStore
 from shared.kit.clock import wall_time
@@ -47,11 +44,7 @@ def examine(settings: AgentSettings, base_urls: Sequence[str]) -> Iterator[Findi
     yield from examine_router(settings, wall_time)
     name = settings.config_path.name
     try:
-        config = load_config(
-            settings.config_path,
-            settings.environment(),
-            may_be_missing=settings.agent_config is None,
-        )
+        config = read_config(settings)
     except ConfigError as error:
         if state is None or state.config != str(error):  # else it was said already
             fix = "mend it; then: iir-agent config check"
@@ -67,13 +60,8 @@ def _examine_models(settings: AgentSettings, config: AgentConfig) -> Iterator[Fi
     host = this_host(settings)
     found = plans(config, WeightStore(settings.models_dir), host)
     budget = budget_mb(host, budget=config.memory_budget, reserve=config.memory_reserve)
-    yield from examine_models(found, config, host)
+    yield from examine_models(found, budget)
     yield from examine_memory(budget, found, memory_now())
     yield examine_disk(settings.iir_home, found, disk_free)
-
-    def connect() -> ContainerSurvey:
-        from local_agent.containers import sdk  # noqa: PLC0415 - slow to load
-
-        return sdk.connect(candidates(settings.environment(), Path.home()), _CONTAINER_S)
-
+    connect = container_engine(settings, _CONTAINER_S)
     yield from examine_containers(found, host, budget, connect)

@@ -12,7 +12,7 @@ from local_agent.config_file import to_deployments
 from local_agent.doctor.finding import Finding, Level, split_reason
 from local_agent.domain import Deployment, HostFacts
 from local_agent.engines import ENGINES, choose_engine
-from local_agent.memory.estimate import budget_mb, estimate_mb
+from local_agent.memory.estimate import estimate_mb
 from local_agent.memory.meter import weights_bytes
 from local_agent.ports import ContainerSpec
 from local_agent.weights.progress import gigabytes
@@ -68,9 +68,8 @@ def plans(config: AgentConfig, store: WeightStore, host: HostFacts) -> list[Plan
     ]
 
 
-def examine_models(found: list[Plan], config: AgentConfig, host: HostFacts) -> Iterator[Finding]:
-    """Yield what is to be said of each model."""
-    budget = budget_mb(host, budget=config.memory_budget, reserve=config.memory_reserve)
+def examine_models(found: list[Plan], budget: int) -> Iterator[Finding]:
+    """Yield what is to be said of each model; `budget` is what all together may take, in MiB."""
     for plan in found:
         yield from _examine(plan, budget)
 

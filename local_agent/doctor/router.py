@@ -164,7 +164,7 @@ def _clock(answer: httpx.Response, wall: Clock) -> Iterator[Finding]:
 
 
 def _show(client: httpx.Client, url: str, credential: Credential) -> Iterator[Finding]:
-    """Use the credential as the agent does; that changes nothing."""
+    """Use the credential as the agent does, which ends the one before if it was rotated."""
     headers = {
         "authorization": f"Bearer {credential.secret}",
         "content-type": "application/json",

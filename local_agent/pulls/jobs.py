@@ -48,8 +48,19 @@ class JobView:
 class _Job:
     def __init__(self, model: ModelId) -> None:
         self.view = JobView(model=model, state=JobState.QUEUED)
-        self.task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_cancelled = False
         self._news = asyncio.Event()
+
+    def begin(self, task: asyncio.Task[None]) -> None:
+        """Be carried by this task."""
+        self._task = task
+
+    def cancel(self) -> None:
+        """Ask it to end, once: a second time would cut short how it clears away."""
+        if self._task is not None and not self._is_cancelled:
+            self._is_cancelled = True
+            self._task.cancel()
 
     def show(self, view: JobView) -> None:
         self.view = view
@@ -93,6 +104,7 @@ class PullJobs:
         self._on_pulled = on_pulled
         self._slots = asyncio.Semaphore(at_once)
         self._jobs: dict[ModelId, _Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopped = False
 
     def views(self) -> tuple[JobView, ...]:
@@ -111,10 +123,13 @@ class PullJobs:
             return job.view
         job = self._jobs[model] = _Job(model)
         self._marks.begin(model)
-        job.task = asyncio.create_task(self._carry(job), name=f"pull {model}")
-        job.task.add_done_callback(lambda _: self._ended(job))
+        task = asyncio.create_task(self._carry(job), name=f"pull {model}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._ended(job))
+        job.begin(task)
         if self._is_stopped:
-            job.task.cancel()
+            job.cancel()
         return job.view
 
     async def follow(self, model: ModelId) -> AsyncIterator[JobView]:
@@ -131,32 +146,29 @@ class PullJobs:
     async def cancel(self, model: ModelId) -> JobView | None:
         """Stop the model's job, and return it once it has ended; what has come is kept."""
         job = self._jobs.get(model)
-        if job is None or job.task is None:
+        if job is None:
             return None
-        job.task.cancel()
-        await asyncio.wait({job.task})
+        job.cancel()
+        while not job.view.is_over:
+            await job.changed()
         return job.view
 
     def keep(self, models: Collection[ModelId]) -> None:
         """Stop and forget the jobs of other models than these: they are configured no more."""
         for model in [model for model in self._jobs if model not in models]:
-            job = self._jobs.pop(model)
-            if job.task is not None:
-                job.task.cancel()
+            self._jobs.pop(model).cancel()
 
     def stop(self) -> None:
         """Take no new jobs and stop all: the agent ends."""
         self._is_stopped = True
         for job in self._jobs.values():
-            if job.task is not None:
-                job.task.cancel()
+            job.cancel()
 
     async def aclose(self) -> None:
         """Stop all jobs, and return once they have ended."""
         self.stop()
-        tasks = {job.task for job in self._jobs.values() if job.task is not None}
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
 
     async def _carry(self, job: _Job) -> None:
         model = job.view.model
@@ -179,4 +191,6 @@ class PullJobs:
             why = "the agent was stopped" if self._is_stopped else "it was stopped"
             job.end(JobState.CANCELLED, error=f"{why}; the same command goes on where it was")
         view = job.view
+        if self._jobs.get(view.model) not in {None, job}:
+            return  # the model was removed, came back, and has another job
         self._marks.end(view.model, view.error if view.state is JobState.FAILED else None)

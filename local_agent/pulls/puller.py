@@ -64,13 +64,13 @@ def needed(config: AgentConfig, store: WeightStore, host: HostFacts, model: Mode
     found = config.find(model)
     if found is None:
         raise NoSource(f"no model is named {model}")
-    if found.sources:
-        return Needed(model=model, sources=found.sources)
     (deployment,) = (each for each in to_deployments(config, store) if each.model == model)
     name = choose_engine(deployment)
     engine = ENGINES[name]
     if not engine.needs_weights:
         raise NoSource(f"{model} needs no weights (engine {name})")
+    if found.sources:
+        return Needed(model=model, sources=found.sources)
     problem = engine.unsupported_reason(host, deployment)
     if problem is not None:
         raise NotToPull(problem)
@@ -136,7 +136,7 @@ class ModelPuller:
         with disk_errors(), locked(self._store.lock_path(model), model):
             is_noted = self._store.pulled(model) is not None
             removed = await self._containers.remove(model, spec)
-            self._store.forget_repo(spec.repo or "")
+            self._store.forget_repo(spec.repo)
         return removed > 0 or is_noted
 
     async def _pull_container(

@@ -122,7 +122,9 @@ def check_gguf_name(name: str) -> None:
         NotGguf: it is of another kind.
     """
     if not name.lower().endswith(".gguf"):
-        raise NotGguf(f"{name} can't be run here: the engines of this agent load .gguf files only")
+        raise NotGguf(
+            f"{name} can't be run here: engines of this agent load single files that are .gguf only"
+        )
 
 
 def check_gguf(path: Path, name: str) -> None:

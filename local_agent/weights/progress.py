@@ -170,12 +170,24 @@ async def in_thread(steps: Generator[int, None, T], meter: Meter) -> T:
     """
     try:
         while True:
-            count = await anyio.to_thread.run_sync(_next, steps)
+            count = await _step(steps)
             if isinstance(count, _End):
                 return count.value
             meter.add(count)
     finally:
         steps.close()
+
+
+async def _step(steps: Generator[int, None, T]) -> int | _End[T]:
+    """Return what the next step gives; a cancellation waits for it, since what runs can't be closed."""
+    step = asyncio.ensure_future(anyio.to_thread.run_sync(_next, steps))
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait({step})
+        if not step.cancelled():
+            step.exception()  # nobody else will ask
+        raise
 
 
 class _End(Generic[T]):

@@ -13,7 +13,7 @@ from router.cli.session import write
 from router.settings import load_settings
 from router.store.migrate import migrate as bring_up_to_date
 from router.store.prepare import PACKAGED
-from shared import __version__
+from shared.kit.version_option import add_version
 
 app = typer.Typer(
     cls=PoliteGroup,
@@ -28,23 +28,9 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(agents.app, name="agents")
 app.command("usage")(usage.usage)
 app.command("doctor")(doctor.doctor)
-
-
-def _say_version(is_asked: bool) -> None:
-    if is_asked:
-        typer.echo(f"iir {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """The Intelligent Inference Router: one OpenAI-compatible base_url for all models."""
-    del version
+add_version(
+    app, "iir", "The Intelligent Inference Router: one OpenAI-compatible base_url for all models."
+)
 
 
 @app.command()

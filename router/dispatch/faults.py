@@ -21,9 +21,9 @@ def fault_of(error: ApiError | None) -> Fault | None:
     """Return whom a failed attempt speaks against; None if it tells nothing either way.
 
     A client's own mistake proves that the endpoint works. Busy (429, 503) is no defect: the answer
-    says when to come back. Nor is an agent without memory for the model now (507). A refused credential is the operator's to mend, and waiting won't. A kept
-    connection may be closed at any time. Of an agent that is lost its lease tells, and the next start of
-    it is another one.
+    says when to come back. Nor is an agent without memory for the model now (507). A refused credential
+    is the operator's to mend, and waiting won't. A kept connection may be closed at any time. Of an agent
+    that is lost its lease tells, and the next start of it is another one.
     """
     if error is None:
         return Fault.NONE

@@ -106,6 +106,7 @@ class Membership:
         self._ttl_s = ttl_s
         self._wall = wall
         self._members: dict[int, Member] = {}
+        self._row_ids: dict[str, int] = {}
         self.silences = Silences(ttl_s)
 
     def __iter__(self) -> Iterator[Member]:
@@ -114,6 +115,11 @@ class Membership:
     def get(self, row_id: int) -> Member | None:
         """Return the agent with this row, if it registered."""
         return self._members.get(row_id)
+
+    def named(self, name: str) -> Member | None:
+        """Return the agent that the registry calls so; None if there is none."""
+        row_id = self._row_ids.get(name)
+        return None if row_id is None else self._members.get(row_id)
 
     def state(self, member: Member) -> LeaseState:
         """Return what the lease is worth now."""
@@ -159,10 +165,9 @@ class Membership:
 
     def doubt(self, name: str) -> None:
         """Note that a call to this agent failed: until it is heard again, others go first."""
-        for member in self:
-            if member.name == name and not member.is_doubted:
-                self._members[member.row_id] = replace(member, is_doubted=True)
-                return
+        member = self.named(name)
+        if member is not None and not member.is_doubted:
+            self._members[member.row_id] = replace(member, is_doubted=True)
 
     def register(
         self, row_id: int, name: str, agent_id: str, registration: Registration, lease_id: str
@@ -266,9 +271,12 @@ class Membership:
         if known is None or known.heard_at != member.heard_at:
             self.silences.end(member.row_id)
         self._members[member.row_id] = member
+        self._row_ids[member.name] = member.row_id
 
     def _drop(self, row_id: int) -> None:
-        del self._members[row_id]
+        name = self._members.pop(row_id).name
+        if self._row_ids[name] == row_id:  # it may be another one's by now
+            del self._row_ids[name]
         self.silences.end(row_id)
 
 

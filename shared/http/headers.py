@@ -83,11 +83,7 @@ def retry_after_s(headers: RawHeaders, now: Clock = wall_time) -> float | None:
     if seconds is None:
         try:
             seconds = max(parsedate_to_datetime(value.decode("latin-1")).timestamp() - now(), 0.0)
-        except (
-            ValueError,
-            TypeError,
-            OverflowError,
-        ):  # TypeError: Python 3.10 before its last fixes
+        except (ValueError, TypeError, OverflowError):  # Python 3.10 raises TypeError for no date
             return None
     return min(seconds, _DAY_S)
 

@@ -128,7 +128,7 @@ Said = Registration | Heartbeat | Goodbye
 class World:
     """Everything; `now` is the monotonic time of all machines, `wall` the wall clock's offset."""
 
-    def __init__(self, rng: Random, agents: int = 3) -> None:
+    def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.now, self.wall = 1000.0, 1_700_000_000.0
         self.is_wild = True
@@ -145,7 +145,7 @@ class World:
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._ids = count()
         self._boots = 0
-        for number in range(agents):
+        for number in range(3):
             name = f"mac{number + 1}"
             self.registry.do(lambda c, n=name: store.add_agent(c, n))  # type: ignore[misc]
             self.rows.append(number + 1)

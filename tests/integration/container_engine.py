@@ -13,12 +13,15 @@ from local_agent.ports import ContainerError
 from tests.integration.stack import machine_environment, missing
 
 
-def connected() -> Any:
-    """Return the SDK's client; without an engine the test is skipped, and fails in CI."""
+def connected(timeout_s: int = 300) -> Any:
+    """Return the SDK's client; without an engine the test is skipped, and fails in CI.
+
+    `timeout_s` is how long a call to the engine may take.
+    """
     try:
         found = sdk.connect(candidates(machine_environment(), Path.home()), timeout_s=15)
     except ContainerError as error:
         missing(f"a container engine: {error.strerror}")
     url = found._address.url
     found.close()
-    return docker.DockerClient(base_url=url, timeout=600)
+    return docker.DockerClient(base_url=url, timeout=timeout_s)

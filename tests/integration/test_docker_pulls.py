@@ -28,7 +28,7 @@ from local_agent.containers.address import candidates
 from local_agent.containers.launcher import AGENT
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import ModelId, PulledImage
-from local_agent.ports import ContainerError, ContainerSpec
+from local_agent.ports import ContainerSpec
 from local_agent.weights.errors import (
     AccessDenied,
     ChecksumMismatch,
@@ -38,6 +38,7 @@ from local_agent.weights.errors import (
 )
 from local_agent.weights.progress import Phase, Progress
 from shared.kit.clock import monotonic
+from tests.integration import container_engine
 from tests.integration.registry import Registry
 from tests.local_agent import repo_hub
 from tests.local_agent.repo_hub import COMMIT, TINY, WEIGHTS
@@ -114,18 +115,10 @@ _LISTENS = "import socket; socket.create_connection(('127.0.0.1', 80))"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    env = dict(os.environ)  # noqa: TID251 - where the engine is
-    try:
-        found = sdk.connect(candidates(env, Path.home()), timeout_s=15)
-    except ContainerError as error:
-        if env.get("IIR_TEST_DOCKER") or env.get("CI"):
-            raise
-        pytest.skip(f"{error.strerror}; with IIR_TEST_DOCKER=1 this fails instead")
-    client = docker.DockerClient(base_url=found._address.url, timeout=300)
+    client = container_engine.connected()
     build(client, IMAGE, {"Dockerfile": DOCKERFILE.encode()})
     yield client
     client.close()
-    found.close()
 
 
 def build(client: Any, tag: str, files: dict[str, bytes]) -> Any:

@@ -46,7 +46,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmStack]:
     interpreter = vllm_environment.interpreter()
     if interpreter is None:
         missing("the real vLLM: python -m tests.integration.vllm_environment")
-    engine = container_engine.connected()
+    engine = container_engine.connected(600)  # it copies gigabytes into an image
     stack = VllmStack(
         tmp_path_factory.mktemp("vllm"), engine, interpreter, image(engine, interpreter)
     )

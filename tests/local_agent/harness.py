@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -25,6 +26,7 @@ from local_agent.worker import Limits
 from shared.contracts.apis import DEFAULT_APIS
 from shared.http.serve import bind
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
+from shared.testing.journal import Seen
 from shared.testing.serving import serving
 
 AWAY = "http://127.0.0.1:9"  # nobody listens on the port `discard`
@@ -97,8 +99,19 @@ class RunningAgent:
         workers = self.agent.supervisor.workers
         await until(lambda: not any(view.in_flight for view in workers()))
 
+    @property
+    def sent(self) -> Seen:
+        """Return the last request of a client that the engine got: probes come in between."""
+        return next(seen for seen in reversed(self.engine.requests) if seen.method == "POST")
+
+    def kill(self, model: str) -> None:
+        """Kill a model's worker."""
+        pid = self.worker(model).pid
+        assert pid is not None, "0 would be the tests' own process group"
+        os.kill(pid, signal.SIGKILL)
+
     def rewrite(self, *models: dict[str, Any], **fields: Any) -> None:
-        """Write another YAML file; the agent does not look at it by itself."""
+        """Write another YAML file; the agent notices within two seconds."""
         write_yaml(self.home, models, fields)
 
 
@@ -171,12 +184,17 @@ class Done:
     output: str
 
 
-async def cli(agent: RunningAgent, *arguments: str) -> Done:
-    """Run `iir-agent` against this agent, as a process of its own."""
+def command(agent: RunningAgent, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return how `iir-agent` is called for this agent: the line, and its environment."""
     port = agent.base_url.rpartition(":")[2]
     env = {"PATH": os.defpath, "IIR_HOME": str(agent.home), "AGENT_PORT": port}
-    command = [sys.executable, "-m", "local_agent", *arguments]
-    done = await anyio.run_process(command, env=env, cwd=ROOT, check=False, stderr=STDOUT)
+    return [sys.executable, "-m", "local_agent", *arguments], env
+
+
+async def cli(agent: RunningAgent, *arguments: str) -> Done:
+    """Run `iir-agent` against this agent, as a process of its own."""
+    line, env = command(agent, *arguments)
+    done = await anyio.run_process(line, env=env, cwd=ROOT, check=False, stderr=STDOUT)
     return Done(done.returncode, done.stdout.decode())
 
 

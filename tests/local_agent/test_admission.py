@@ -190,6 +190,8 @@ async def test_the_loop_notices_by_itself_when_a_wait_is_over(stage: Stage) -> N
         with anyio.fail_after(5):
             while late.error is None:
                 await anyio.sleep(0.005)
+        assert isinstance(late.error, QueueTimeout)
+        assert play.load() == (1, 0)
 
 
 async def test_who_does_not_wait_is_told_at_once(stage: Stage) -> None:
@@ -255,8 +257,9 @@ async def test_a_slot_that_was_given_to_who_has_just_left_goes_on(stage: Stage) 
         await play.rest()
         third = await play.ask("c")
         first.finish()
-        while play.load() == (1, 2):
-            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(5):
+            while play.load() == (1, 2):
+                await anyio.lowlevel.checkpoint()
         assert not second.done(), "it has the slot, and does not know yet"
         second.cancel()
         await play.rest()
@@ -349,6 +352,9 @@ async def test_an_engine_that_never_tells_its_load_is_left_alone(stage: Stage) -
         with anyio.fail_after(5):
             while len(stage.prober.asked_load) < 3:
                 await anyio.sleep(0.005)
-        await anyio.sleep(0.1)
+        asked = len(stage.prober.asked) + 5
+        with anyio.fail_after(5):
+            while len(stage.prober.asked) < asked:
+                await anyio.sleep(0.005)
         assert len(stage.prober.asked_load) == 3
         assert play.load() == (0, 0)

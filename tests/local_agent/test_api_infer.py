@@ -37,7 +37,7 @@ async def test_a_prompt_gives_a_text(start_agent: StartAgent) -> None:
         assert body["text"].endswith("hello")
         assert body["finish_reason"] == "stop"
         assert body["usage"]["completion_tokens"] > 0
-        assert json.loads(agent.engine.requests[-1].raw) == {
+        assert json.loads(agent.sent.raw) == {
             "messages": [{"role": "user", "content": "hello"}],
             "max_tokens": 512,
             "temperature": 0.7,
@@ -64,7 +64,7 @@ async def test_limits_and_temperature_reach_the_engine(start_agent: StartAgent) 
     async with start_agent() as agent:
         answer = await infer(agent, prompt="a b c d e f", max_tokens=2, temperature=0)
         assert answer.json()["finish_reason"] == "length"
-        sent = json.loads(agent.engine.requests[-1].raw)
+        sent = json.loads(agent.sent.raw)
         assert (sent["max_tokens"], sent["temperature"]) == (2, 0)
 
 

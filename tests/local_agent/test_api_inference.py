@@ -46,7 +46,7 @@ async def test_request_and_answer_pass_byte_for_byte(start_agent: StartAgent, pa
         assert through == direct
         assert headers["content-type"] == "application/json"
         assert headers["x-request-id"] == "same-for-both"
-        sent = agent.engine.requests[-1]
+        sent = agent.sent
         assert sent.raw == ODD % (b"engine/tiny", b"")
         assert sent.path == path
 
@@ -61,14 +61,14 @@ async def test_a_stream_passes_byte_for_byte(start_agent: StartAgent, path: str)
         assert headers["content-type"].startswith("text/event-stream")
         assert headers["cache-control"] == "no-cache"
         assert "content-length" not in headers
-        assert agent.engine.requests[-1].raw == ODD % (b"engine/tiny", more)
+        assert agent.sent.raw == ODD % (b"engine/tiny", more)
 
 
 async def test_what_a_client_says_of_itself_stays_here(start_agent: StartAgent) -> None:
     own = {"authorization": "Bearer sk-secret", "cookie": "a=b", "x-stainless-os": "Linux"}
     async with start_agent() as agent:
         await agent.client.post(CHAT, json={"model": "tiny", "messages": MESSAGES}, headers=own)
-        sent = agent.engine.requests[-1]
+        sent = agent.sent
         names = {name for name, _ in sent.headers}
         assert not names & {"authorization", "cookie", "x-stainless-os", "user-agent"}
         made = sent.header("x-request-id")
@@ -116,7 +116,7 @@ async def test_of_two_models_in_one_body_the_checked_one_is_sent(start_agent: St
     async with start_agent() as agent:
         answer = await agent.client.post(CHAT, content=body, headers=JSON)
         assert answer.status_code == 200
-        assert agent.engine.requests[-1].raw.count(b'"model"') == 1
+        assert agent.sent.raw.count(b'"model"') == 1
 
 
 async def test_each_model_reaches_its_own_engine(start_agent: StartAgent) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import anyio
@@ -51,7 +49,7 @@ async def test_a_log_is_followed_over_a_restart_of_its_worker(start_agent: Start
             with log(agent).open("a") as target:
                 target.write(text)
 
-        params = {"follow": "true", "lines": "0"}
+        params = {"follow": "true", "lines": "10"}
         async with (
             agent.client.stream("GET", LOGS, params=params) as response,
             anyio.create_task_group() as group,
@@ -59,11 +57,13 @@ async def test_a_log_is_followed_over_a_restart_of_its_worker(start_agent: Start
             group.start_soon(read, response)
             add("before\n")
             await until(lambda: "before" in "".join(found))
-            os.kill(first or 0, signal.SIGKILL)
+            agent.kill("org/sim")
             await until(lambda: agent.worker("org/sim").pid not in {None, first})
             add("after\n")
             await until(lambda: "after" in "".join(found))
             group.cancel_scope.cancel()
+        text = "".join(found)
+        assert (text.count("before\n"), text.count("after\n")) == (1, 1)
 
 
 async def test_what_has_no_log_says_why(start_agent: StartAgent) -> None:

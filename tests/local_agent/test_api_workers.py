@@ -85,7 +85,7 @@ async def test_a_worker_killed_under_a_stream_ends_it_with_an_error(
             text = ""
             async for piece in response.aiter_text():
                 if not text:
-                    os.kill(agent.worker("sim").pid or 0, signal.SIGKILL)
+                    agent.kill("sim")
                 text += piece
         assert response.status_code == 200
         assert '"code":"upstream_interrupted"' in text.split("\n\n")[-2]
@@ -102,7 +102,7 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(
             async with agent.client.stream("POST", CHAT, json=body) as response:
                 async for _ in response.aiter_bytes():
                     break
-        await agent.engine.journal.wait_for(lambda: agent.engine.requests[-1].aborted)
+        await agent.engine.journal.wait_for(lambda: agent.sent.aborted)
         await agent.until_idle()
         assert agent.engine.slots.running == 0
 
@@ -114,7 +114,7 @@ async def test_a_client_that_leaves_before_the_first_byte_frees_the_engine(
         body = {"model": "tiny", "messages": MESSAGES, "stream": True}
         with anyio.move_on_after(0.2):
             await agent.client.post(CHAT, json=body)
-        await agent.engine.journal.wait_for(lambda: agent.engine.requests[-1].aborted)
+        await agent.engine.journal.wait_for(lambda: agent.sent.aborted)
         await agent.until_idle()
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +14,12 @@ import pytest
 
 from local_agent.domain import WorkerState
 from local_agent.pulls.jobs import JobState
-from tests.local_agent.harness import CHAT, MESSAGES, until
+from tests.local_agent.harness import CHAT, MESSAGES, ROOT, Done, cli, command, until
 from tests.local_agent.repo_hub import FakeHub
 
 if TYPE_CHECKING:
     from tests.local_agent.harness import RunningAgent, StartAgent
 
-ROOT = Path(__file__).parents[2]
 GGUF = b"GGUF" + bytes(range(256)) * 8000
 MODEL: dict[str, Any] = {
     "id": "org/m",
@@ -41,19 +38,6 @@ def hub() -> Iterator[FakeHub]:
     hub.close()
 
 
-def command(agent: RunningAgent, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    port = agent.base_url.rpartition(":")[2]
-    env = {"PATH": os.defpath, "IIR_HOME": str(agent.home), "AGENT_PORT": port}
-    return [sys.executable, "-m", "local_agent", *arguments], env
-
-
-async def cli(agent: RunningAgent, *arguments: str) -> tuple[int, str]:
-    """Run `iir-agent` against this agent, as a process of its own."""
-    line, env = command(agent, *arguments)
-    done = await anyio.run_process(line, env=env, cwd=ROOT, check=False, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout.decode()
-
-
 def job_state(agent: RunningAgent) -> JobState | None:
     view = agent.agent.pulls.view(MODEL["id"])
     return None if view is None else view.state
@@ -63,7 +47,7 @@ async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hu
     hub.hold = 500_000
     async with start_agent(MODEL, hf_endpoint=hub.url) as agent:
         await agent.until("org/m", WorkerState.UNAVAILABLE)
-        pulls: list[tuple[int, str]] = []
+        pulls: list[Done] = []
 
         async def pull(*more: str) -> None:
             pulls.append(await cli(agent, "pull", "m", *more))
@@ -77,23 +61,23 @@ async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hu
             listed = (await agent.client.get("/v1/models")).json()["data"]
             assert listed[0]["status"] == {"value": "downloading"}
             with anyio.fail_after(10):
-                while "% of" not in (await cli(agent, "ps"))[1]:
+                while "% of" not in (await cli(agent, "ps")).output:
                     await anyio.sleep(0.01)
-            ps = (await cli(agent, "ps"))[1]
+            ps = (await cli(agent, "ps")).output
             assert "pulling" in ps
             assert "downloading  hf:org/tiny:tiny.gguf  24 % of 2.0 MB" in ps
             asked = await agent.client.post(CHAT, json={"model": "m", "messages": MESSAGES})
             assert asked.status_code == 404
             assert asked.json()["error"]["code"] == "model_not_pulled"
             assert "is being pulled" in asked.json()["error"]["message"]
-            code, said = await cli(agent, "rm", "m")
-            assert (code, "is being pulled" in said) == (1, True)
+            done = await cli(agent, "rm", "m")
+            assert (done.code, "is being pulled" in done.output) == (1, True)
             hub.release()
-        assert [code for code, _ in pulls] == [0, 0]
-        text = next(said for _, said in pulls if not said.startswith("{"))
+        assert [done.code for done in pulls] == [0, 0]
+        text = next(done.output for done in pulls if not done.output.startswith("{"))
         assert "pulled org/m: $IIR_HOME/models/org-m~" in text
         assert "the running agent has it now" in text
-        lines = next(said for _, said in pulls if said.startswith("{")).splitlines()
+        lines = next(done.output for done in pulls if done.output.startswith("{")).splitlines()
         assert json.loads(lines[0])["phase"] in {"checking", "downloading"}
         assert json.loads(lines[-1])["is_checked"] is True
         downloads = [path for path, _ in hub.asked if path.endswith("tiny.gguf")]
@@ -103,10 +87,10 @@ async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hu
         assert ("unavailable", "pulling") in steps
         assert ("pulling", "cold") in steps or ("pulling", "unavailable") in steps
         assert (await agent.client.get("/internal/pulls")).json()[0]["state"] == "done"
-        code, said = await cli(agent, "rm", "m")
-        assert (code, said) == (0, "removed org/m\n")
+        done = await cli(agent, "rm", "m")
+        assert (done.code, done.output) == (0, "removed org/m\n")
         assert (await agent.client.get("/v1/models")).json()["data"][0]["is_pulled"] is False
-        assert "no weights of org/m" in (await cli(agent, "rm", "m"))[1]
+        assert "no weights of org/m" in (await cli(agent, "rm", "m")).output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -120,8 +104,9 @@ async def test_a_stopped_command_stops_the_pull_and_the_next_goes_on(
         async with child:
             assert child.stdout is not None
             said = b""
-            while b'"downloading"' not in said:
-                said += await child.stdout.receive()
+            with anyio.fail_after(20):
+                while b'"downloading"' not in said:
+                    said += await child.stdout.receive()
             part = next((agent.home / "models").rglob("tiny.gguf.part"))
             await until(lambda: part.stat().st_size == 500_000)
             child.send_signal(number)
@@ -133,34 +118,33 @@ async def test_a_stopped_command_stops_the_pull_and_the_next_goes_on(
         await agent.until("org/m", WorkerState.UNAVAILABLE)
         hub.release()
         hub.asked.clear()
-        code, _ = await cli(agent, "pull", "m")
-        assert code == 0
+        assert (await cli(agent, "pull", "m")).code == 0
         assert [asked for _, asked in hub.asked if asked] == ["bytes=500000-"]
 
 
 async def test_a_pull_that_fails_is_told_everywhere(start_agent: StartAgent, hub: FakeHub) -> None:
     hub.is_gated = True
     async with start_agent(MODEL, hf_endpoint=hub.url, hf_token="hf_wrong_s3cret") as agent:
-        code, said = await cli(agent, "pull", "m")
-        assert code == 1
-        assert "iir-agent: org/tiny is gated or private" in said
-        assert "set HF_TOKEN" in said
+        done = await cli(agent, "pull", "m")
+        assert done.code == 1
+        assert "iir-agent: org/tiny is gated or private" in done.output
+        assert "set HF_TOKEN" in done.output
         (worker,) = (await agent.client.get("/internal/workers")).json()
         assert worker["state"] == "unavailable"
         assert worker["reason"].startswith("its pull failed: org/tiny is gated or private")
         assert (await agent.client.get("/v1/models")).json()["data"][0]["status"] == {
             "value": "unloaded"
         }
-        everything = said + json.dumps((await agent.client.get("/internal/pulls")).json())
+        everything = done.output + json.dumps((await agent.client.get("/internal/pulls")).json())
         assert "s3cret" not in everything
         hub.is_gated = False
-        assert (await cli(agent, "pull", "m"))[0] == 0
+        assert (await cli(agent, "pull", "m")).code == 0
 
 
 async def test_an_agent_that_ends_tells_who_waits(start_agent: StartAgent, hub: FakeHub) -> None:
     hub.hold = 500_000
     async with start_agent(MODEL, hf_endpoint=hub.url) as agent:
-        said: list[tuple[int, str]] = []
+        said: list[Done] = []
 
         async def pull() -> None:
             said.append(await cli(agent, "pull", "m"))
@@ -169,8 +153,8 @@ async def test_an_agent_that_ends_tells_who_waits(start_agent: StartAgent, hub: 
             tasks.start_soon(pull)
             await agent.until("org/m", WorkerState.PULLING)
             agent.agent.drain()
-    assert said[0][0] == 1
-    assert "the agent was stopped; the same command goes on where it was" in said[0][1]
+    assert said[0].code == 1
+    assert "the agent was stopped; the same command goes on where it was" in said[0].output
 
 
 async def test_what_can_not_be_pulled(start_agent: StartAgent) -> None:
@@ -202,6 +186,9 @@ async def test_what_can_not_be_pulled(start_agent: StartAgent) -> None:
 async def test_weights_in_use_stay(start_agent: StartAgent, tmp_path: Path) -> None:
     async with start_agent({"id": "sim", "engine": "simulated", "preload": True}) as agent:
         await agent.until("sim", WorkerState.READY)
-        code, said = await cli(agent, "rm", "sim")
-        assert code == 1
-        assert said == "iir-agent: The model sim is loaded. Unload it first: iir-agent unload sim\n"
+        done = await cli(agent, "rm", "sim")
+        assert done.code == 1
+        assert (
+            done.output
+            == "iir-agent: The model sim is loaded. Unload it first: iir-agent unload sim\n"
+        )

@@ -21,6 +21,7 @@ from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Laun
 from local_agent.weights.errors import PullError
 from local_agent.weights.progress import Phase, Progress
 from local_agent.weights.store import WeightStore
+from tests.local_agent.harness import until
 
 M = ModelId("org/m")
 SPEC = ContainerSpec(image="vllm/x:v1", port=8000, repo="org/tiny", volumes={"cache": "/c"})
@@ -107,8 +108,8 @@ class Stage:
             report_every_s=0.001,
         )
 
-    async def pull(self, spec: ContainerSpec = SPEC, stall_s: float = 300.0) -> Any:
-        return await self.puller(stall_s).pull(M, spec, self.seen.append)
+    async def pull(self, stall_s: float = 300.0) -> Any:
+        return await self.puller(stall_s).pull(M, SPEC, self.seen.append)
 
 
 @pytest.fixture
@@ -195,8 +196,7 @@ async def test_a_stopped_pull_leaves_no_container(stage: Stage) -> None:
     stage.engine.lines = [{"phase": "downloading", "done": 1, "total": 7}]
     stage.engine.hang.clear()
     task = asyncio.create_task(stage.pull())
-    while not any(progress.bytes_done for progress in stage.seen):
-        await asyncio.sleep(0.001)
+    await until(lambda: any(progress.bytes_done for progress in stage.seen))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -211,8 +211,7 @@ async def test_a_missing_image_is_pulled_first(stage: Stage) -> None:
     ]
     stage.engine.hang.clear()
     task = asyncio.create_task(stage.pull())
-    while not any(progress.bytes_done == 3 for progress in stage.seen):
-        await asyncio.sleep(0.001)
+    await until(lambda: any(progress.bytes_done == 3 for progress in stage.seen))
     assert (stage.seen[-1].source, stage.seen[-1].bytes_total) == ("vllm/x:v1", 9)
     stage.engine.hang.set()
     assert (await task)[1] is True

@@ -27,6 +27,7 @@ from local_agent.doctor.host import (
 )
 from local_agent.doctor.models import Plan, examine_models, plans
 from local_agent.domain import HostFacts
+from local_agent.memory.estimate import budget_mb
 from local_agent.process import free_port
 from local_agent.weights.store import WeightStore
 from shared.http.serve import bind
@@ -50,7 +51,8 @@ def of_models(
     tmp_path: Path, *models: str, host: HostFacts = HOST, more: str = ""
 ) -> list[tuple[str, str, str | None]]:
     found = config(*models, more=more)
-    findings = examine_models(plans(found, WeightStore(tmp_path), host), found, host)
+    budget = budget_mb(host, budget=found.memory_budget, reserve=found.memory_reserve)
+    findings = examine_models(plans(found, WeightStore(tmp_path), host), budget)
     return [(one.level, one.message, one.fix) for one in findings]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from local_agent.doctor.finding import Finding
 from local_agent.doctor.router import examine_router
 from local_agent.settings import load_settings
 from shared.kit.clock import wall_time
-from tests.shared.certificates import make_certificate
+from tests.shared.certificates import make_certificate, speak_tls
 
 SECRET = "sk-iir-abcdefgh-very-secret"
 READY = {"status": "ready", "registry": "ok", "agents": 0}
@@ -229,9 +228,7 @@ def test_a_certificate_that_is_not_trusted(
     tmp_path: Path, router: StandInRouter, credential: Path
 ) -> None:
     certificate, key = make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    router.server.socket = context.wrap_socket(router.server.socket, server_side=True)
+    speak_tls(router.server, (certificate, key))
     url = router.url.replace("http://127.0.0.1", "https://localhost")
     ((level, message),) = only(examined(tmp_path, router_url=url), "router")
     assert level == "problem"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from local_agent.containers import _hub_program as program
+from shared.kit.clock import monotonic
 from tests.local_agent.repo_hub import COMMIT, TINY, TOKEN, WEIGHTS, FakeHub
 
 LOADED = {name: content for name, content in TINY.items() if name != "README.md"}
@@ -103,7 +104,9 @@ def test_one_that_was_killed_is_resumed(pull: Pull, hub: FakeHub) -> None:
     hub.hold = 1_500_000
     child = pull.start()
     part = pull.folder / "blobs" / f"{SHA256}.incomplete"
+    deadline = monotonic() + 20
     while not (part.exists() and part.stat().st_size == 1_500_000):
+        assert monotonic() < deadline
         time.sleep(0.01)
     child.kill()
     child.communicate()

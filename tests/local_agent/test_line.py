@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local_agent.domain import EngineLoad, Upstream
+from local_agent.domain import EngineLoad
 from local_agent.line import Line, Waiter
 from local_agent.load import total_load
 
 INF = float("inf")
-HERE = Upstream("http://127.0.0.1:1/v1", "m")
 
 
 def line_of(limit: int | None = 1, most: int = 3, longest_s: float = 10.0) -> Line:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import pytest
 
 from local_agent.domain import Deployment, ModelId
 from local_agent.lifecycle import ALIVE, FailureRule
@@ -154,42 +155,42 @@ class Chaos:
             assert view.in_flight >= 0
             assert 0 <= view.waiting <= 4
         assert sum(view.in_flight + view.waiting for view in views) <= len(self.open)
-        for process in self.stage.launcher.processes[-20:]:
-            if self.busy[process.pid]:
-                was_ended = process.code is not None and process.pid not in self.crashed
-                assert not was_ended, "in-flight work was killed"
+        for pid in [pid for pid, count in self.busy.items() if count and pid is not None]:
+            process = self.stage.launcher.processes[pid - 100]  # as the launcher numbers them
+            assert process.code is None or pid in self.crashed, "in-flight work was killed"
 
 
-async def test_ten_thousand_events_end_consistent(stage: Stage) -> None:
-    chaos = Chaos(stage, seed=1)
+@pytest.mark.parametrize("seed", range(4))
+async def test_ten_thousand_events_end_consistent(stage: Stage, seed: int) -> None:
+    chaos = Chaos(stage, seed)
     supervisor = chaos.supervisor
     async with anyio.create_task_group() as loop:
         loop.start_soon(supervisor.run)
         async with anyio.create_task_group() as group:
             for _ in range(EVENTS):
                 chaos.step(group)
-                for _ in range(chaos.rng.randrange(4)):
+                for _ in range(chaos.rng.randrange(1, 4)):
                     await anyio.lowlevel.checkpoint()
-                chaos.check()
+                    chaos.check()
             for model in chaos.models:
                 supervisor.pin(model, is_pinned=False)
-            with anyio.fail_after(30):
+            with anyio.fail_after(20):
                 while chaos.open:
                     for request in chaos.open:
                         request.done.set()
                     chaos.pass_time(1)
+                    chaos.check()
                     await anyio.sleep(0.001)
         assert all(len(request.ends) == 1 for request in chaos.requests), "each ends exactly once"
         assert [(v.in_flight, v.waiting) for v in supervisor.workers()] == [(0, 0)] * 5
         for model in chaos.models:
             supervisor.unload(model)
-        with anyio.fail_after(10):
-            while stage.launcher.alive():
+        with anyio.fail_after(5):
+            while stage.launcher.alive() or supervisor.residency.ledger.held:
                 await anyio.sleep(0.001)
-            await anyio.sleep(0.01)
-        assert supervisor.residency.ledger.held == {}
         loop.cancel_scope.cancel()
     assert len(stage.launcher.processes) > 50
     ends = Counter(request.ends[0] for request in chaos.requests)
-    assert min(ends[how] for how in ("served", "left", "queue_full")) > 50, ends
+    assert ends["served"] > 200, ends
+    assert min(ends[how] for how in ("left", "queue_full")) > 50, ends
     assert min(ends[how] for how in ("queue_timeout", "model_loading", "worker_gone")) > 5, ends

@@ -17,7 +17,7 @@ from local_agent.reloading import Changes, Reloader, Taken, compare
 from local_agent.weights.store import WeightStore
 from shared.http.errors import ApiError
 from tests.local_agent.conftest import FakeProcess, Stage
-from tests.local_agent.test_supervisor import running
+from tests.local_agent.residency import running
 
 MODELS = ("a", "b", "c", "org/d")
 BAD = ("models: [", "modles: []", "models:\n  - {id: a, engine: warp}", "[]", "models: [{id: a}]")

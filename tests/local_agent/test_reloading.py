@@ -23,16 +23,15 @@ BAD = "known_models: false\nmodels:\n  - {id: one, engine: warp}\n"
 class Scene:
     """A file, a reloader that looks at it, and what it has put to use."""
 
-    def __init__(self, path: Path, *, is_optional: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.is_optional = is_optional
         self.reads = 0
         self.taken: list[list[str]] = []
         self.reloader = Reloader(path, read=self.read, take=self.take)
 
     def read(self) -> AgentConfig:
         self.reads += 1
-        return load_config(self.path, {}, may_be_missing=self.is_optional)
+        return load_config(self.path, {}, may_be_missing=True)
 
     def take(self, config: AgentConfig) -> Changes:
         self.taken.append([model.id for model in config.models])

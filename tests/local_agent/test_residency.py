@@ -237,6 +237,7 @@ async def test_the_ttl_needs_no_request_to_be_noticed(stage: Stage) -> None:
             pass
         stage.clock.now += 0.03  # the loop sleeps by real time, and looks at this clock
         await settled(supervisor, "a", S.COLD)
+        assert "it was idle" in (supervisor.events()[-2].reason or "")
 
 
 async def test_preloaded_models_come_in_their_order_and_stay_away_once_unloaded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from local_agent.control.credential import load_credential
 from local_agent.control.trust import failure_code, router_trust
 from local_agent.settings import load_settings
 from tests.local_agent.test_joining import StandInRouter
-from tests.shared.certificates import make_certificate
+from tests.shared.certificates import make_certificate, speak_tls
 
 TOKEN = "iir-join-abcdefgh-secretsecret"
 
@@ -46,14 +45,9 @@ def tls(
     certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Tls]:
     monkeypatch.setenv("IIR_HOME", str(tmp_path / "home"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
     router = StandInRouter()
     router.server.handle_error = lambda *_: None  # type: ignore[method-assign] # who leaves early
-    # not in the handshake of `accept`: that would be the thread that everybody waits for
-    router.server.socket = context.wrap_socket(
-        router.server.socket, server_side=True, do_handshake_on_connect=False
-    )
+    speak_tls(router.server, certificate)
     thread = threading.Thread(target=router.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     url = router.url.replace("http://127.0.0.1", "https://localhost")

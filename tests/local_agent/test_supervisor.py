@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,26 +18,13 @@ from local_agent.ports import ContainerError
 from local_agent.supervisor import Supervisor
 from shared.contracts.apis import APIS
 from shared.http.errors import ModelLoading, ModelNotFound, ModelNotPulled, Unavailable
+from tests.local_agent.residency import running, until
 
 if TYPE_CHECKING:
     from tests.local_agent.conftest import Stage
 
 S = WorkerState
 M = ModelId("m")
-
-
-@asynccontextmanager
-async def running(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
-    async with anyio.create_task_group() as group:
-        group.start_soon(supervisor.run)
-        yield supervisor
-        group.cancel_scope.cancel()
-
-
-async def until(supervisor: Supervisor, is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
-        while not is_so():
-            await supervisor.changed(supervisor.version)
 
 
 def state(supervisor: Supervisor, model: str = "m") -> WorkerState | None:
@@ -105,13 +90,14 @@ async def test_a_load_that_takes_longer_than_the_caller_waits(stage: Stage) -> N
             await supervisor.ensure_ready(M, 0)
         assert raised.value.retry_after_s == 2
         await settled(supervisor, S.LOADING)
-        stage.clock.now += 2
+        stage.clock.now += 1.5
         with pytest.raises(ModelLoading, match="for 2 s so far") as raised:
             await supervisor.ensure_ready(M, 0.005)
         assert raised.value.retry_after_s == 1
         assert statuses(supervisor) == {"m": "loading"}
         stage.prober.is_up = True
         await supervisor.ensure_ready(M, 5)
+        assert supervisor.workers()[0].expected_load_s == 1.5
 
 
 async def test_without_a_running_loop_a_request_still_gets_an_answer(stage: Stage) -> None:
@@ -215,6 +201,7 @@ async def test_backoff_ends_by_itself(stage: Stage) -> None:
         await settled(supervisor, S.BACKOFF)
         stage.clock.now += 0.02  # the loop sleeps by real time, and plans by this clock
         await settled(supervisor, S.READY)
+        assert len(stage.launcher.processes) == 2
 
 
 async def test_what_is_not_the_worker_s_fault_is_tried_for_ever(stage: Stage) -> None:
@@ -366,7 +353,9 @@ async def test_stopping_does_not_wait_longer_than_the_grace(stage: Stage) -> Non
             await settled(supervisor, S.DRAINING)
             stage.clock.now += 1
             await settled(supervisor, S.COLD)
-    await supervisor.drain_and_stop(0)
+            assert stage.launcher.alive() == []
+    with anyio.fail_after(5):
+        await supervisor.drain_and_stop(0)
 
 
 async def test_events_are_numbered_and_told_at_once(stage: Stage) -> None:

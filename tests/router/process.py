@@ -25,6 +25,7 @@ from tests.router.harness import install, register
 from tests.router.scenes import CHAT
 
 ROOT = Path(__file__).parents[2]
+_TICK_S = 0.005
 # Shorter limits than anybody sets: they are no settings, since nobody has a reason to change them.
 _LAUNCH = """
 import json, resource, sys
@@ -49,9 +50,6 @@ for name, value in limits.items():
     setattr(GuardedProtocol, name, value)
 main()
 """
-
-# an abuse must not hold up others; slow machines take a second to accept thousands of connections
-SLOW_S = 3.0
 
 
 @dataclass(slots=True)
@@ -81,25 +79,36 @@ class RouterProcess:
 
     @asynccontextmanager
     async def meanwhile(self, body: Mapping[str, Any] | None = None) -> AsyncIterator[None]:
-        """Ask all the time, and hold that a normal request is answered within a second.
+        """Ask all the time, and hold that a normal request is answered within a second of the router's.
 
         Args:
             body: a chat to send; without one `/health` is asked.
         """
         is_over = False
-        worst_s, asked = 0.0, 0
+        worst_s, late_s, asked = 0.0, 0.0, 0
+
+        async def tick() -> None:
+            """Count for how long this loop itself, which does the abuse, did not get to anything."""
+            nonlocal late_s
+            while True:
+                started = time.perf_counter()
+                await asyncio.sleep(_TICK_S)
+                late_s += time.perf_counter() - started - _TICK_S
 
         async def ask() -> None:
             nonlocal worst_s, asked
             while not is_over:
-                started = time.perf_counter()
+                started, late_before_s = time.perf_counter(), late_s
                 request = self.client.post(CHAT, json=body) if body else self.client.get("/health")
                 answer = await request
                 assert answer.status_code == 200, answer.text
-                worst_s = max(worst_s, time.perf_counter() - started)
+                took_s = time.perf_counter() - started - (late_s - late_before_s)
+                worst_s = max(worst_s, took_s)
                 asked += 1
                 await asyncio.sleep(0.02)
+                await asyncio.sleep(0)  # the lateness up to here is counted by now
 
+        ticking = asyncio.create_task(tick())
         task = asyncio.create_task(ask())
         try:
             yield
@@ -107,8 +116,9 @@ class RouterProcess:
             await task
         finally:
             task.cancel()
+            ticking.cancel()
         assert asked > 0
-        assert worst_s < SLOW_S, f"a normal request took {worst_s:.2f} s"
+        assert worst_s < 1.0, f"a normal request took {worst_s:.2f} s"
 
     async def exit_code(self, timeout_s: float = 10.0) -> int:
         """Wait for its end."""

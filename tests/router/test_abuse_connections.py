@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,15 +25,17 @@ Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def many(router: RouterProcess, count: int, data: bytes) -> AsyncIterator[list[Pair]]:
-    """Open connections, send the same on each, and close them in the end."""
+async def many(
+    router: RouterProcess, count: int, data: bytes, *, window: int | None = None
+) -> AsyncIterator[list[Pair]]:
+    """Open connections, send the same on each, and close them in the end.
+
+    `window` is how many bytes the system takes for who does not read; else it decides, up to megabytes.
+    """
     found: list[Pair] = []
     try:
         for start in range(0, count, 100):
-            opened = (
-                asyncio.open_connection("127.0.0.1", router.port)
-                for _ in range(min(100, count - start))
-            )
+            opened = (_opened(router.port, window) for _ in range(min(100, count - start)))
             found += await asyncio.gather(*opened)
         for _, writer in found:
             writer.write(data)
@@ -39,6 +43,17 @@ async def many(router: RouterProcess, count: int, data: bytes) -> AsyncIterator[
     finally:
         for _, writer in found:
             writer.transport.abort()
+
+
+async def _opened(port: int, window: int | None) -> Pair:
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(socket.socket())
+        if window is not None:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        one.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", port))
+        stack.pop_all()
+    return await asyncio.open_connection(sock=one)
 
 
 async def ends(pairs: list[Pair], timeout_s: float = 10.0) -> set[bytes]:
@@ -127,14 +142,14 @@ async def test_clients_that_do_not_read_are_cut(tmp_path: Path) -> None:
         upstream.cases["x"] = for_ever(SSE_HEAD + EVENT, EVENT * 600, 0.01)
         files, memory = router.files(), router.rss_mb()
         request = render_request("POST", CHAT, chat(x="x", stream=True), {"host": "localhost"})
-        async with router.meanwhile(chat()), many(router, 30, b"") as pairs:
+        async with router.meanwhile(chat()), many(router, 30, b"", window=64 * 1024) as pairs:
             for _, writer in pairs:
                 writer.transport.pause_reading()  # type: ignore[attr-defined] # it is a socket's
                 writer.write(request)
             with anyio.fail_after(3):
                 while upstream.open < len(pairs):
                     await asyncio.sleep(0.01)
-            await upstream.left(45)  # what fills the buffers is millions of events
+            await upstream.left(10)
             assert router.rss_mb() - memory < 64
         await router.files_fall_to(files + 8)
 

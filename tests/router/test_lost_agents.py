@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from router.fleet.membership import Membership
 from router.fleet.waits import Waits
 from shared.contracts.agents import AgentModel, Heartbeat, Registration
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
+from tests.local_agent.harness import until
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, chat, error_of, settled, usage_of
 from tests.router.test_breakers_serve import Ahead
@@ -204,6 +206,26 @@ async def test_an_answer_on_its_way_is_never_cut(start_router: StartRouter) -> N
         assert (first + rest).endswith(b"data: [DONE]\n\n")
 
 
+async def test_all_who_wait_are_cut_and_who_has_left_is_not() -> None:
+    clock = FakeClock()
+    membership = Membership(clock, TTL_S)
+    waits = Waits(membership)
+    register(membership, 1)
+    cut: dict[str, bool] = {}
+
+    async def wait(name: str, seconds: float) -> None:
+        with waits.on([at(1)]) as block:
+            await asyncio.sleep(seconds)
+        cut[name] = block.is_cut
+
+    waiting = [asyncio.ensure_future(wait(*each)) for each in (("a", 9), ("b", 9), ("left", 0))]
+    await asyncio.sleep(0.01)
+    clock.now += 2 * TTL_S
+    waits.cut_lost()
+    await asyncio.wait_for(asyncio.gather(*waiting), 2)
+    assert cut == {"a": True, "b": True, "left": False}
+
+
 @pytest.mark.parametrize("is_removed", [True, False])
 async def test_what_an_earlier_start_holds_or_queues_ends_at_once(
     start_router: StartRouter, is_removed: bool
@@ -219,8 +241,7 @@ async def test_what_an_earlier_start_holds_or_queues_ends_at_once(
         fleet.patch()
         asked = [await sent(router, engine)]
         asked.append(asyncio.ensure_future(router.client.post(CHAT, json=chat())))
-        while not router.router.admission.waiting:
-            await asyncio.sleep(0.005)
+        await until(lambda: router.router.admission.waiting)
         if is_removed:
             fleet.membership.merge(LeaseBook(), fleet.membership.now())
         else:
@@ -246,15 +267,17 @@ async def test_who_may_go_elsewhere_keeps_its_place_in_the_queue(start_router: S
         register(fleet.membership, 2, second_url, max_in_flight=1)
         fleet.patch()
         first.script.add("stall")
-        second.script.add("slow:ms=300")
+        second.script.add("slow:ms=1000")
         asked = []
+
+        def has_come(count: int) -> bool:
+            return len(first.requests) + len(second.requests) >= count
+
         for count in (1, 2):
             asked.append(asyncio.ensure_future(router.client.post(CHAT, json=chat())))
-            while len(first.requests) + len(second.requests) < count:
-                await asyncio.sleep(0.005)
+            await until(partial(has_come, count))
         asked.append(asyncio.ensure_future(router.client.post(CHAT, json=chat())))
-        while not router.router.admission.waiting:
-            await asyncio.sleep(0.005)
+        await until(lambda: router.router.admission.waiting)
         register(fleet.membership, 1, first_url, incarnation=7, max_in_flight=1)
         fleet.patch()
         last = await asyncio.wait_for(asked[-1], 2)

@@ -8,7 +8,7 @@ from router.domain import EndpointId, LeaseBook
 from router.fleet.membership import LeaseState, Membership
 from router.fleet.prober import Prober
 from router.fleet.registry import Fleet
-from shared.http.errors import UpstreamUnreachable
+from shared.http.errors import ModelNotFound, UpstreamUnreachable
 from tests.router.test_fleet_membership import FakeClock, record, registration
 from tests.router.test_fleet_prober import Asked
 from tests.router.test_lost_agents import TTL_S, beat, register
@@ -136,7 +136,7 @@ def test_after_a_day_an_agents_names_are_forgotten(site: Site) -> None:
     site.wait(86_400)
     site.fleet.forget_gone()
     assert site.fleet.models() == []
-    with pytest.raises(Exception, match="does not exist"):
+    with pytest.raises(ModelNotFound, match="does not exist"):
         site.fleet.resolve("tiny")
     site.wait(0, 2)
     site.fleet.forget_gone()

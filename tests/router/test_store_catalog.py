@@ -293,7 +293,7 @@ def test_users_seed_file_with_models(writer: RegistryWriter, tmp_path: Path) -> 
         (b"a: [", "line"),
         (b"a: \x00", "no YAML"),
         (b"\xff\xfe\xfd", "no YAML"),
-        (b"[\n" * 2000, "no YAML"),
+        (b"[\n" * 20000, "no YAML"),
         (b"#" * (4 * 1024 * 1024 + 1), "too big"),
     ],
 )

@@ -209,7 +209,7 @@ def test_router_writes_on_while_sums_are_read(url: str, writer: RegistryWriter) 
 
 
 def test_long_ledger_is_summed_in_time(writer: RegistryWriter) -> None:
-    count = 60_000
+    count = 200_000
     rows = [row(f"request-{n:020}", model=f"m{n % 7}", ts=float(n)) for n in range(count)]
     fill(writer, rows)
     started = time.process_time()

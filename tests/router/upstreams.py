@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -72,11 +73,19 @@ def body(head: list[tuple[str, str]], *pieces: bytes, status: int = 200) -> Answ
 
 
 @cache
-def bomb(unit: bytes, wbits: int = 31, size: int = 100 * MIB) -> bytes:
-    """Return a small body that unpacks to a large one."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, wbits)  # the fastest, and small enough
-    block = unit * (MIB // len(unit))
-    return b"".join(packer.compress(block) for _ in range(size // MIB)) + packer.flush()
+def bomb(unit: bytes, wbits: int = 31, size: int = 300 * MIB) -> bytes:
+    """Return a small body that unpacks to a large one: one packed block, again and again."""
+    block, times = unit * (MIB // len(unit)), size // MIB
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = (packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)) * times + b"\x03\0"
+    is_gzip = wbits == 31
+    check = 0 if is_gzip else 1
+    for _ in range(times):
+        check = (zlib.crc32 if is_gzip else zlib.adler32)(block, check)
+    if is_gzip:
+        tail = struct.pack("<II", check, len(block) * times)
+        return b"\x1f\x8b\x08\0\0\0\0\0\2\xff" + packed + tail
+    return b"\x78\xda" + packed + struct.pack(">I", check)
 
 
 class Upstream:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
+from http.server import HTTPServer
 from pathlib import Path
 from shutil import which
 
@@ -29,3 +31,13 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     if made.returncode:
         pytest.skip("this openssl can't make the certificate")
     return cert, key
+
+
+def speak_tls(server: HTTPServer, certificate: tuple[Path, Path]) -> None:
+    """Let a server of the standard library speak TLS, before it serves."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    # not in the handshake of `accept`: that would be the thread that everybody waits for
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
