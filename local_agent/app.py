@@ -99,7 +99,6 @@ class Agent:
         self._weights = WeightStore(settings.models_dir)
         self._taken = Taken(config, to_deployments(config, self._weights))
         rng = Random()  # noqa: S311 - spreads waits, guards nothing
-        ENGINES.discover("local_agent.engines")
         self.identity = load_identity(settings.iir_home / "agent", settings.agent_name, wall_time)
         self._mask = secret_mask(settings, self.identity.access_token)
         self._host = this_host(settings)

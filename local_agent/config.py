@@ -134,7 +134,7 @@ class ModelConfig(_Entry, QueueFields):
     @field_validator("engine")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        known = [AUTO, *ENGINES.discover("local_agent.engines")]
+        known = [AUTO, *ENGINES]
         if value not in known:
             raise ValueError(f"no such engine; known: {', '.join(known)}")
         return value

@@ -16,7 +16,7 @@ def json_schema() -> dict[str, Any]:
     """Return the schema of the file as people write it: sizes with units, variables in any value."""
     schema = AgentConfig.model_json_schema(mode="validation")
     engine = schema["$defs"]["ModelConfig"]["properties"]["engine"]
-    engine["enum"] = [AUTO, *ENGINES.discover("local_agent.engines")]
+    engine["enum"] = [AUTO, *ENGINES]
     found: dict[str, Any] = _with_variables(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

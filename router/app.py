@@ -98,8 +98,6 @@ class Router:
             longest_s=settings.router_queue_s,
             processes=settings.web_concurrency,
         )
-        BACKENDS.discover("router.backends")
-        POLICIES.discover("router.policies")
         self.backends = {name: BACKENDS[name](self.transport) for name in BACKENDS}
         self.prober = Prober(self.fleet, self.backends)
         self.writer = RegistryWriter(settings.store_url)

@@ -60,7 +60,6 @@ class Plan:
 
 def plans(config: AgentConfig, store: WeightStore, host: HostFacts) -> list[Plan]:
     """Return what would become of each model of the configuration."""
-    ENGINES.discover("local_agent.engines")
     deployments = to_deployments(config, store)
     return [
         _plan(model, replace(found, engine=choose_engine(found)), host)

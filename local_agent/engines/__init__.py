@@ -10,7 +10,7 @@ from local_agent.domain import Deployment
 from local_agent.ports import Engine, Launch
 from shared.kit.plugins import Plugins
 
-ENGINES: Plugins[Engine] = Plugins("engine")
+ENGINES: Plugins[Engine] = Plugins("engine", __name__)
 
 AUTO = "auto"
 _ROOT = Path(__file__).resolve().parents[2]

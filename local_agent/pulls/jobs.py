@@ -177,20 +177,32 @@ class PullJobs:
                 job.show(JobView(model=model, state=JobState.RUNNING))
                 result = await self._pull(model, job.report)
         except PullError as error:
-            job.end(JobState.FAILED, error=str(error))
+            self._end(job, JobState.FAILED, error=str(error))
         except Exception:  # noqa: BLE001 - whatever it is, it must not be silent
             get_logger("agent").exception("pull_failed", model=model)
-            job.end(JobState.FAILED, error="a defect of the agent; its log says more")
+            self._end(job, JobState.FAILED, error="a defect of the agent; its log says more")
         else:
             self._on_pulled()
-            job.end(JobState.DONE, result=result)
+            self._end(job, JobState.DONE, result=result)
 
     def _ended(self, job: _Job) -> None:
-        """Tell of the end; a task that was cancelled before its first step has told nothing."""
+        """Tell that it was cancelled: a task that never took its first step can't say so itself."""
         if not job.view.is_over:
             why = "the agent was stopped" if self._is_stopped else "it was stopped"
-            job.end(JobState.CANCELLED, error=f"{why}; the same command goes on where it was")
-        view = job.view
-        if self._jobs.get(view.model) not in {None, job}:
-            return  # the model was removed, came back, and has another job
-        self._marks.end(view.model, view.error if view.state is JobState.FAILED else None)
+            self._end(
+                job, JobState.CANCELLED, error=f"{why}; the same command goes on where it was"
+            )
+
+    def _end(
+        self,
+        job: _Job,
+        state: JobState,
+        *,
+        error: str | None = None,
+        result: Pulled | None = None,
+    ) -> None:
+        """Take the mark away, then tell who watches, so that they find it gone."""
+        model = job.view.model
+        if self._jobs.get(model) in {None, job}:  # else it was removed, came back, has another job
+            self._marks.end(model, error if state is JobState.FAILED else None)
+        job.end(state, error=error, result=result)

@@ -8,4 +8,4 @@ from router.ports import Backend
 from shared.http.transport import Transport
 from shared.kit.plugins import Plugins
 
-BACKENDS: Plugins[Callable[[Transport], Backend]] = Plugins("backend")
+BACKENDS: Plugins[Callable[[Transport], Backend]] = Plugins("backend", __name__)

@@ -48,9 +48,9 @@ def add(
     api: _Api = None,
 ) -> None:
     """Add a provider."""
-    known = BACKENDS.discover("router.backends")
-    if dialect not in known:
-        raise InvalidValue(f"no backend speaks the dialect {dialect!r}; known: {', '.join(known)}")
+    if dialect not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise InvalidValue(f"no backend speaks the dialect {dialect!r}; known: {known}")
     provider = Provider(
         name=name,
         dialect=dialect,

@@ -8,4 +8,4 @@ from random import Random
 from router.ports import RoutingPolicy
 from shared.kit.plugins import Plugins
 
-POLICIES: Plugins[Callable[[Random], RoutingPolicy]] = Plugins("policy")
+POLICIES: Plugins[Callable[[Random], RoutingPolicy]] = Plugins("policy", __name__)

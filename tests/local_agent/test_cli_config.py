@@ -84,6 +84,8 @@ async def test_a_bad_file_is_said_by_reload_ps_and_doctor(
         assert any(
             found["level"] == "problem" and problem in found["message"] for found in findings
         )
+        agent.agent.drain()
+        assert problem in (await beside(agent, "ps")).stderr
         agent.rewrite(entry)
         await beside(agent, "config", "reload")
         assert (await beside(agent, "ps")).stderr == ""
@@ -225,4 +227,4 @@ def test_every_field_is_in_the_schema_with_what_it_means() -> None:
     assert set(entry) == set(ModelConfig.model_fields)
     assert all(field["description"] for field in entry.values())
     engines = entry["engine"]["anyOf"][0]["enum"]
-    assert engines == ["auto", *ENGINES.discover("local_agent.engines")]
+    assert engines == ["auto", *ENGINES]

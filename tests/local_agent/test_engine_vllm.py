@@ -18,7 +18,6 @@ from local_agent.process import LocalProcessLauncher
 from local_agent.settings import load_settings
 from local_agent.weights.store import WeightStore
 
-ENGINES.discover("local_agent.engines")
 FOLDER = Path("/somewhere/models/qwen")
 LINUX = HostFacts(
     platform="linux", arch="x86_64", memory_mb=16_000, environments=frozenset({"vllm"})

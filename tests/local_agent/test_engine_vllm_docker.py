@@ -13,7 +13,6 @@ from local_agent.engines import ENGINES
 from local_agent.ports import ContainerSpec, Launch
 from local_agent.settings import load_settings
 
-ENGINES.discover("local_agent.engines")
 MAC = HostFacts(platform="darwin", arch="arm64", memory_mb=16_000)
 LINUX = HostFacts(
     platform="linux", arch="x86_64", memory_mb=16_000, images=frozenset({"corp/vllm:9"})

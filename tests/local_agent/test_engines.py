@@ -12,7 +12,6 @@ from local_agent.engines import ENGINES, choose_engine, metric
 from local_agent.engines._llama_cpp_server import arguments, parameters
 from shared.contracts.apis import APIS, DEFAULT_APIS
 
-ENGINES.discover("local_agent.engines")
 HOST = HostFacts(
     platform="darwin",
     arch="arm64",

@@ -23,13 +23,21 @@ class Stage:
         self.looked = 0
         self.go = asyncio.Event()
         self.error: Exception | None = None
+        self.clearing = asyncio.Event()
+        self.cleared = 0
+        self.clears: list[ModelId] = []
         self.marks = PullMarks(lambda: None)
         self.jobs = PullJobs(self.pull, self.marks, self.look)
 
     async def pull(self, model: ModelId, on_progress: OnProgress) -> Pulled:
         self.started.append(model)
         on_progress(HALF)
-        await self.go.wait()
+        try:
+            await self.go.wait()
+        finally:
+            if model in self.clears:
+                await self.clearing.wait()
+                self.cleared += 1
         if self.error is not None:
             raise self.error
         return Pulled(place="there", size_bytes=2)
@@ -123,3 +131,53 @@ async def test_an_agent_that_ends_takes_no_more() -> None:
     stage.jobs.start(B)
     assert (await stage.watch(B))[-1].state is JobState.CANCELLED
     assert stage.started == [A]
+
+
+async def test_a_job_that_clears_away_is_waited_for_and_not_cut_short() -> None:
+    stage = Stage()
+    stage.clears = [A]
+    stage.jobs.start(A)
+    await asyncio.sleep(0.01)
+    asks = [asyncio.create_task(stage.jobs.cancel(A)) for _ in range(2)]
+    closing = asyncio.create_task(stage.jobs.aclose())
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in (*asks, closing))
+    stage.clearing.set()
+    views = await asyncio.gather(*asks)
+    await closing
+    assert stage.cleared == 1
+    assert [view and view.state for view in views] == [JobState.CANCELLED] * 2
+
+
+async def test_one_who_no_longer_waits_for_the_end_does_not_stop_the_others() -> None:
+    stage = Stage()
+    stage.clears = [A]
+    stage.jobs.start(A)
+    await asyncio.sleep(0.01)
+    impatient, patient = (asyncio.create_task(stage.jobs.cancel(A)) for _ in range(2))
+    await asyncio.sleep(0.01)
+    impatient.cancel()
+    await asyncio.sleep(0.01)
+    assert not patient.done()
+    stage.clearing.set()
+    view = await patient
+    assert view is not None
+    assert view.state is JobState.CANCELLED
+    assert stage.cleared == 1
+
+
+async def test_the_end_of_a_removed_model_s_job_is_not_that_of_its_next() -> None:
+    stage = Stage()
+    stage.clears = [A]
+    stage.jobs.start(A)
+    await asyncio.sleep(0.01)
+    stage.jobs.keep(())  # removed from the file, and put back
+    stage.jobs.start(A)
+    stage.clearing.set()
+    await asyncio.sleep(0.01)
+    assert stage.cleared == 1
+    assert stage.started == [A, A]
+    assert stage.marks.is_pulling(A)
+    stage.go.set()
+    assert (await stage.watch(A))[-1].state is JobState.DONE
+    assert not stage.marks.is_pulling(A)

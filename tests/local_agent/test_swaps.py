@@ -55,7 +55,7 @@ class World:
             )
             for name, mb in self.sizes.items()
         ]
-        self.entries = catalog(deployments, ENGINES.discover("local_agent.engines"), HOST).entries
+        self.entries = catalog(deployments, ENGINES, HOST).entries
         self.residency = Residency(
             lambda: self.now,
             Ledger(self.budget_mb),

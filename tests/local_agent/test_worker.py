@@ -56,7 +56,7 @@ class Watched:
 async def begun(stage: Stage, deployment: Deployment | None = None) -> AsyncIterator[Watched]:
     deployment = deployment or stage.deployment()
     watched = Watched(stage)
-    engine = ENGINES.discover("local_agent.engines")[deployment.engine]
+    engine = ENGINES[deployment.engine]
     watched.worker.begin(deployment)
     async with anyio.create_task_group() as group:
         group.start_soon(watched.worker.live, deployment, engine)

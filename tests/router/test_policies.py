@@ -46,7 +46,6 @@ def order(*candidates: Candidate, seed: int = 0) -> list[str]:
 
 
 def test_it_is_found_by_its_name() -> None:
-    POLICIES.discover("router.policies")
     assert isinstance(POLICIES["least_in_flight"](Random(0)), LeastInFlight)
 
 
@@ -104,7 +103,6 @@ def test_a_ranking_is_a_permutation(candidates: list[Candidate], seed: int) -> N
 
 
 def ranked(name: str, times: int, *candidates: Candidate) -> list[list[str]]:
-    POLICIES.discover("router.policies")
     policy = POLICIES[name](Random(0))
     orders = [policy.rank(FACTS, candidates) for _ in range(times)]
     return [[one.candidate.deployment.endpoint.id for one in order] for order in orders]

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.kit.plugins import Plugins
 
+EMPTY = "found_plugins"
 
-def test_register_keeps_the_item_under_its_name() -> None:
-    plugins: Plugins[Callable[[], int]] = Plugins("policy")
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Make a package that can be imported, and forget it."""
+    package = tmp_path / EMPTY
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield package
+    for name in [name for name in sys.modules if name.startswith(EMPTY)]:
+        del sys.modules[name]
+
+
+def test_register_keeps_the_item_under_its_name(package: Path) -> None:
+    plugins: Plugins[Callable[[], int]] = Plugins("policy", EMPTY)
 
     @plugins.register("one")
     def one() -> int:
@@ -23,16 +37,16 @@ def test_register_keeps_the_item_under_its_name() -> None:
     assert "two" not in plugins
 
 
-def test_a_name_is_taken_once() -> None:
-    plugins: Plugins[int] = Plugins("engine")
+def test_a_name_is_taken_once(package: Path) -> None:
+    plugins: Plugins[int] = Plugins("engine", EMPTY)
     plugins.register("a")(1)
     with pytest.raises(ValueError, match="engine 'a' is registered twice"):
         plugins.register("a")(2)
     assert plugins["a"] == 1
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    plugins: Plugins[int] = Plugins("backend")
+def test_an_unknown_name_lists_the_known_ones(package: Path) -> None:
+    plugins: Plugins[int] = Plugins("backend", EMPTY)
     for name in ("b", "a"):
         plugins.register(name)(0)
     with pytest.raises(LookupError, match="unknown backend 'c'; known: a, b"):
@@ -40,19 +54,21 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     assert list(plugins) == ["a", "b"]
 
 
-def test_discover_imports_public_modules_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "first_use", [lambda plugins: plugins["mine"], list, lambda plugins: "mine" in plugins]
+)
+def test_the_first_use_imports_public_modules_only(
+    package: Path, first_use: Callable[[Plugins[int]], object]
 ) -> None:
-    package = tmp_path / "found_plugins"
-    package.mkdir()
-    for name in ("__init__", "first", "_private"):
-        (package / f"{name}.py").write_text("")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    plugins: Plugins[int] = Plugins("policy")
-    try:
-        assert plugins.discover("found_plugins") is plugins
-        assert "found_plugins.first" in sys.modules
-        assert "found_plugins._private" not in sys.modules
-    finally:
-        for name in [name for name in sys.modules if name.startswith("found_plugins")]:
-            del sys.modules[name]
+    (package / "__init__.py").write_text(
+        "from shared.kit.plugins import Plugins\nFOUND = Plugins('policy', __name__)\n"
+    )
+    (package / "first.py").write_text(
+        f"from {EMPTY} import FOUND\nFOUND.register('mine')(1)\n",
+    )
+    (package / "_private.py").write_text("raise AssertionError\n")
+    module = __import__(EMPTY)
+    assert f"{EMPTY}.first" not in sys.modules
+    assert first_use(module.FOUND)
+    assert list(module.FOUND) == ["mine"]
+    assert f"{EMPTY}._private" not in sys.modules
