@@ -31,7 +31,8 @@ async def sent(
     path: str, fault: str, body: object = STREAM, persona: Persona = VLLM
 ) -> tuple[bytes, list[bytes]]:
     """Return the head and the events of the answer to a request with this fault."""
-    async with running(SimulatedEngine(EngineOptions(persona=persona))) as base_url:
+    engine = SimulatedEngine(EngineOptions(persona=persona), wall=lambda: 1.8e9)
+    async with running(engine) as base_url:
         headers = {"x-sim-fault": fault, "anthropic-version": "2023-06-01"}
         head, found = split_answer(await call_raw(base_url, path, body, headers=headers))
     return head, [event for event in found.split(b"\n\n") if event]
