@@ -12,7 +12,7 @@ from local_agent.config_file import load_config
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
-from local_agent.domain import HostFacts
+from local_agent.domain import HostFacts, ModelId
 from local_agent.host.facts import host_facts
 from local_agent.ports import ProcessLauncher
 from local_agent.process import LocalProcessLauncher
@@ -20,6 +20,7 @@ from local_agent.process.mask import Mask, secrets_of
 from local_agent.pulls.puller import ModelPuller
 from local_agent.settings import AgentSettings
 from local_agent.weights.job import Puller
+from local_agent.weights.store import WeightStore
 
 if TYPE_CHECKING:
     from local_agent.containers.sdk import DockerClient
@@ -76,6 +77,9 @@ def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> Proce
         log_dir=log_dir,
         secrets=settings.hub_environment,
         mask=mask,
+        is_pulled_elsewhere=lambda model: WeightStore(settings.models_dir).is_being_changed(
+            ModelId(model)
+        ),
     )
     return EitherLauncher(processes, containers)
 

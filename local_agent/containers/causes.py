@@ -16,6 +16,7 @@ _MOST_CHARS = 200
 _NO_SPACE = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 _PORT = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
 _NO_IMAGE = re.compile(r"no such image|manifest unknown|image not known", re.IGNORECASE)
+_NO_PYTHON = re.compile(r"python3.*not found", re.IGNORECASE)
 _NO_GPU = re.compile(r"could not select device driver|nvidia", re.IGNORECASE)
 _PULLS = (
     (
@@ -63,6 +64,25 @@ def refusal(status: int, text: str, spec: ContainerSpec, port: int, model: str) 
         return f"the image {spec.image} is not on this host; pull it: {command}"
     if spec.has_gpus and _NO_GPU.search(text):
         return "the container engine offers no GPU; take the CPU image, or install NVIDIA's toolkit"
+    return _refused(status, text)
+
+
+def program_refusal(status: int, text: str, image: str) -> str:
+    """Say why an engine refused to run the program that pulls weights.
+
+    Args:
+        status: the HTTP status that it answered.
+        text: what it said.
+        image: whose interpreter was to run it.
+    """
+    if _NO_SPACE.search(text):
+        return DISK_FULL
+    if _NO_PYTHON.search(text):
+        return f"the image {image} has no python3, which pulls the weights; choose another image"
+    return _refused(status, text)
+
+
+def _refused(status: int, text: str) -> str:
     return f"the container engine refused ({status}): {cleaned(text)[:_MOST_CHARS]}"
 
 

@@ -37,6 +37,7 @@ WORKER = f"{_PREFIX}.worker"
 CONFIG = f"{_PREFIX}.config"
 LAUNCH = f"{_PREFIX}.launch"
 PORT = f"{_PREFIX}.port"
+PULL = f"{_PREFIX}.pull"
 _ADOPTED_LINES = 50
 _ALL_LINES = 10_000
 
@@ -147,6 +148,7 @@ class ContainerLauncher:
         log_dir: Path,
         secrets: Mapping[str, str],
         mask: Mask | None = None,
+        is_pulled_elsewhere: Callable[[str], bool] = lambda _: False,
         max_log_bytes: int = 5_000_000,
         limit_s: float = 20.0,
         poll_s: float = 1.0,
@@ -160,6 +162,8 @@ class ContainerLauncher:
             log_dir: where the workers' logs lie.
             secrets: goes into each container's environment, and nowhere else.
             mask: hides secrets in what is read from a log.
+            is_pulled_elsewhere: tells whether another process pulls the model of this id, whose
+                container is then left alone.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             limit_s: how long any call to the engine may take.
             poll_s: how often a container is looked at.
@@ -170,6 +174,7 @@ class ContainerLauncher:
         self._log_dir = log_dir
         self._secrets = dict(secrets)
         self._mask = mask
+        self._is_pulled_elsewhere = is_pulled_elsewhere
         self._max_log_bytes = max_log_bytes
         self._limit_s = limit_s
         self._poll_s = poll_s
@@ -220,7 +225,10 @@ class ContainerLauncher:
         ended = []
         for view in await self._own():
             name = view.labels.get(WORKER, "")
-            if view.is_running and name in keep:
+            pulled = view.labels.get(PULL)
+            if view.is_running and (
+                name in keep or (pulled is not None and self._is_pulled_elsewhere(pulled))
+            ):
                 continue
             with suppress(ContainerError):
                 client = await self._connected()

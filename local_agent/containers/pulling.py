@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from local_agent.containers.causes import DISK_FULL
-from local_agent.containers.launcher import AGENT, off_loop
+from local_agent.containers.launcher import AGENT, PULL, off_loop
 from local_agent.containers.layers import Layers
 from local_agent.containers.messages import Messages, reports_of
 from local_agent.domain import ModelId, PulledImage
@@ -33,7 +33,6 @@ from local_agent.weights.errors import (
 from local_agent.weights.progress import Meter, OnProgress, Phase, gigabytes, reported
 from shared.kit.clock import Clock, monotonic
 
-PULL = "io.intelligent-inference-router.pull"
 _PROGRAM = Path(__file__).with_name("_hub_program.py")
 _ALL_LINES = 100_000
 _TAIL_CHARS = 200

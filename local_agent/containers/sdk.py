@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from docker.types import DeviceRequest, LogConfig
 from requests.exceptions import RequestException
 
 from local_agent.containers.address import Address
-from local_agent.containers.causes import image_refusal, refusal
+from local_agent.containers.causes import image_refusal, program_refusal, refusal
 from local_agent.containers.launcher import WORKER
 from local_agent.ports import (
     ContainerError,
@@ -26,7 +25,6 @@ from local_agent.ports import (
 from shared.kit.logs import get_logger
 
 _LOG_BYTES = "10m"
-_NO_PYTHON = re.compile(r"python3.*not found", re.IGNORECASE)
 # a registry may be silent for a while; who waits for the pull has a limit of its own
 _PULL_SILENT_S = 600.0
 
@@ -146,7 +144,9 @@ class DockerClient:
         labels: Mapping[str, str],
     ) -> str:
         """See `ContainerClient.run_program`; a container that does not start is removed."""
-        with self._named(lambda error: _program_refusal(_said(error), spec.image)):
+        with self._named(
+            lambda error: program_refusal(error.status_code or 0, _said(error), spec.image)
+        ):
             made = self._api.create_container(
                 image=spec.image,
                 entrypoint=["python3", "-c", program],
@@ -287,9 +287,3 @@ def _log_config() -> Any:
 def _require_progress(message: Mapping[str, Any], image: str) -> None:
     if "error" in message:
         raise ContainerError(image_refusal(str(message["error"]), image))
-
-
-def _program_refusal(text: str, image: str) -> str:
-    if _NO_PYTHON.search(text):
-        return f"the image {image} has no python3, which pulls the weights; choose another image"
-    return image_refusal(text, image)

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from local_agent.domain import ModelId, PulledImage
-from local_agent.weights.errors import SourceInvalid
+from local_agent.weights.errors import AlreadyPulling, SourceInvalid
 from local_agent.weights.files import disk_errors, locked, write_text
 from local_agent.weights.source import plain_name
 
@@ -145,6 +145,17 @@ class WeightStore:
             (folder / _MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
         return True
+
+    def is_being_changed(self, model: ModelId) -> bool:
+        """Tell whether some process pulls or removes this model now."""
+        path = self.lock_path(model)
+        try:
+            if path.exists():
+                with locked(path, model):
+                    return False
+        except AlreadyPulling:
+            return True
+        return False
 
     def lock_path(self, model: ModelId) -> Path:
         """Return the lock that a pull or a removal of this model holds."""

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from local_agent.containers.causes import DISK_FULL, image_refusal
-from local_agent.containers.launcher import AGENT
+from local_agent.containers.launcher import AGENT, PULL
 from local_agent.containers.layers import Layers
-from local_agent.containers.pulling import PULL, ContainerPuller
+from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import ModelId, PulledImage
 from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
 from local_agent.weights.errors import PullError

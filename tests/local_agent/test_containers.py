@@ -14,8 +14,8 @@ import pytest
 
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
-from local_agent.containers.causes import DISK_FULL, exit_cause, refusal
-from local_agent.containers.launcher import AGENT, CONFIG, LAUNCH, PORT, WORKER, off_loop
+from local_agent.containers.causes import DISK_FULL, exit_cause, program_refusal, refusal
+from local_agent.containers.launcher import AGENT, CONFIG, LAUNCH, PORT, PULL, WORKER, off_loop
 from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
 from tests.local_agent.conftest import FakeLauncher
 
@@ -129,6 +129,21 @@ def test_a_refusal_is_named(text: str, gpus: bool, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            'exec: "python3": executable file not found in $PATH',
+            "the image vllm/x:v1 has no python3",
+        ),
+        ("write /var/lib/docker/x: no space left on device", DISK_FULL),
+        ("cannot start: cgroup pids is not there", "the container engine refused (500): cannot"),
+    ],
+)
+def test_why_a_pull_does_not_start_is_named(text: str, reason: str) -> None:
+    assert program_refusal(500, text, "vllm/x:v1").startswith(reason)
+
+
+@pytest.mark.parametrize(
     ("view", "tail", "cause"),
     [
         (None, [], "the container was removed by somebody else"),
@@ -223,6 +238,7 @@ class Bench:
         self.home = home
         self.client = FakeClient()
         self.connects = 0
+        self.pulled_elsewhere: set[str] = set()
 
     def launcher(self, agent_id: str = "agent-id-1") -> ContainerLauncher:
         return ContainerLauncher(
@@ -231,6 +247,7 @@ class Bench:
             run_dir=self.home / "run",
             log_dir=self.home / "logs",
             secrets={"HF_TOKEN": "s3cret"},
+            is_pulled_elsewhere=lambda model: model in self.pulled_elsewhere,
             poll_s=0.005,
         )
 
@@ -328,6 +345,15 @@ async def test_labels_that_are_not_ours_in_form_are_not_adopted(bench: Bench) ->
     bench.client.add("odd", {AGENT: "agent-id-1", LAUNCH: "?"})
     assert await launcher.left_running({"m": "h"}) == []
     assert await launcher.reap_orphans() == ["", "m"]
+
+
+async def test_a_pull_of_the_command_line_goes_on(bench: Bench) -> None:
+    await bench.launcher().launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.add("theirs", {AGENT: "agent-id-1", PULL: "big"})
+    bench.client.add("left", {AGENT: "agent-id-1", PULL: "small"})
+    bench.pulled_elsewhere.add("big")
+    await bench.launcher().reap_orphans(["m"])
+    assert sorted(bench.client.all) == ["c1", "theirs"]
 
 
 async def test_an_agent_that_never_had_a_container_asks_nobody(bench: Bench) -> None:

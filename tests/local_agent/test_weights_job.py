@@ -323,8 +323,11 @@ async def test_one_pull_per_model(tmp_path: Path) -> None:
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(GGUF)
     store = WeightStore(tmp_path / "models")
+    assert not store.is_being_changed(MODEL)
     await pull(puller(tmp_path), [LocalSource(path=mine)])
+    assert not store.is_being_changed(MODEL)
     with locked(store.lock_path(MODEL), "tiny"):
+        assert store.is_being_changed(MODEL)
         with pytest.raises(AlreadyPulling, match="wait for it"):
             await pull(puller(tmp_path), [LocalSource(path=tmp_path / "other.gguf")])
         with pytest.raises(AlreadyPulling):
