@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from local_agent.containers.causes import DISK_FULL, image_refusal
+from local_agent.containers.causes import DISK_FULL, image_refusal, program_refusal
 from local_agent.containers.launcher import AGENT, PULL
 from local_agent.containers.layers import Layers
 from local_agent.containers.pulling import ContainerPuller
@@ -290,3 +290,18 @@ def test_what_was_pulled_is_noted_per_model_and_forgotten_per_repository(tmp_pat
     assert store.pulled(ModelId("c")) is not None
     (store.folder(ModelId("c")) / "container.json").write_text("{")
     assert store.pulled(ModelId("c")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            'exec: "python3": executable file not found in $PATH',
+            "the image vllm/x:v1 has no python3",
+        ),
+        ("write /var/lib/docker/x: no space left on device", DISK_FULL),
+        ("cannot start: cgroup pids is not there", "the container engine refused (500): cannot"),
+    ],
+)
+def test_why_a_pull_does_not_start_is_named(text: str, reason: str) -> None:
+    assert program_refusal(500, text, "vllm/x:v1").startswith(reason)

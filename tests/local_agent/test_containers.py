@@ -14,7 +14,7 @@ import pytest
 
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
-from local_agent.containers.causes import DISK_FULL, exit_cause, program_refusal, refusal
+from local_agent.containers.causes import DISK_FULL, exit_cause, refusal
 from local_agent.containers.launcher import AGENT, CONFIG, LAUNCH, PORT, PULL, WORKER, off_loop
 from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
 from tests.local_agent.conftest import FakeLauncher
@@ -126,21 +126,6 @@ def test_an_engine_on_another_machine_is_refused(
 )
 def test_a_refusal_is_named(text: str, gpus: bool, reason: str) -> None:
     assert reason in refusal(500, text, replace(SPEC, has_gpus=gpus), 7, "org/m")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (
-            'exec: "python3": executable file not found in $PATH',
-            "the image vllm/x:v1 has no python3",
-        ),
-        ("write /var/lib/docker/x: no space left on device", DISK_FULL),
-        ("cannot start: cgroup pids is not there", "the container engine refused (500): cannot"),
-    ],
-)
-def test_why_a_pull_does_not_start_is_named(text: str, reason: str) -> None:
-    assert program_refusal(500, text, "vllm/x:v1").startswith(reason)
 
 
 @pytest.mark.parametrize(
