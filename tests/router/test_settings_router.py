@@ -93,7 +93,9 @@ def test_another_projects_settings_are_none_of_an_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(home, "_ROOT", tmp_path / "site-packages")
-    Path(".env").write_text("DATABASE_URL=postgresql://theirs\nLOG_LEVEL=LOUD\nTHEIR_KEY=sk-theirs\n")
+    Path(".env").write_text(
+        "DATABASE_URL=postgresql://theirs\nLOG_LEVEL=LOUD\nTHEIR_KEY=sk-theirs\n"
+    )
     monkeypatch.setenv("IIR_HOME", str(tmp_path / "state"))
     settings = load_settings()
     assert settings.database_url is None
