@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,45 +21,61 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _by_pip(wheel: Path, folder: Path) -> Path:
-    python = folder / "venv" / "bin" / "python"
-    _run([sys.executable, "-m", "venv", str(folder / "venv")], {})
-    _run([str(python), "-m", "pip", "install", "--quiet", f"{wheel}[llama]"], {})
-    return python.parent
+NAME = "intelligent-inference-router"
+TOOLS = ("pipx", "uv")
 
 
-def _by_pipx(wheel: Path, folder: Path) -> Path:
-    programs = folder / "bin"
-    env = {"PIPX_HOME": str(folder / "pipx"), "PIPX_BIN_DIR": str(programs)}
-    tool = _installer("pipx", folder)
-    _run([str(tool), "install", "--python", sys.executable, f"{wheel}[llama]"], env)
-    return programs
+@dataclass(frozen=True, slots=True)
+class Installer:
+    """A way to install the wheel below a folder: `pip` into an environment, or a tool."""
 
+    name: str
+    folder: Path
 
-def _by_uv(wheel: Path, folder: Path) -> Path:
-    programs = folder / "bin"
-    env = {"UV_TOOL_DIR": str(folder / "uv"), "UV_TOOL_BIN_DIR": str(programs)}
-    tool = _installer("uv", folder)
-    _run([str(tool), "tool", "install", "--python", sys.executable, f"{wheel}[llama]"], env)
-    return programs
+    @property
+    def programs(self) -> Path:
+        """Return the folder that has `iir` and `iir-agent` then."""
+        return self.folder / ("venv/bin" if self.name == "pip" else "bin")
 
+    def install(self, wheel: Path, *, again: bool = False) -> None:
+        """Install the wheel with its extra; `again`: over what is there, as for an upgrade."""
+        wanted = f"{wheel}[llama]"
+        if self.name == "pip":
+            _run([sys.executable, "-m", "venv", str(self.folder / "venv")], {})
+            _run([str(self.programs / "pip"), "install", "--quiet", wanted], {})
+            return
+        if not again:
+            self._bring_tool()
+        force = ["--force"] if again else []
+        self._tool("install", *force, "--python", sys.executable, wanted)
 
-INSTALLERS: Mapping[str, Callable[[Path, Path], Path]] = {
-    "pip": _by_pip,
-    "pipx": _by_pipx,
-    "uv": _by_uv,
-}
+    def uninstall(self) -> None:
+        """Remove the programs, by a tool."""
+        self._tool("uninstall", NAME)
 
+    def _tool(self, *arguments: str) -> None:
+        command = [str(self._environment / "bin" / self.name)]
+        command += ["tool", *arguments] if self.name == "uv" else arguments
+        home = str(self.folder / "home")
+        bins = str(self.programs)
+        env = {
+            "pipx": {"PIPX_HOME": home, "PIPX_BIN_DIR": bins},
+            "uv": {"UV_TOOL_DIR": home, "UV_TOOL_BIN_DIR": bins},
+        }
+        _run(command, env[self.name])
 
-def _installer(name: str, folder: Path) -> Path:
-    """Return the program, from the package index, in an environment of its own."""
-    environment = folder / f"{name}-itself"
-    _run([sys.executable, "-m", "venv", str(environment)], {})
-    try:
-        _run([str(environment / "bin" / "pip"), "install", "--quiet", name], {})
-    except AssertionError as error:
-        missing(f"{name} from the package index: {str(error)[-300:]}")
-    return environment / "bin" / name
+    def _bring_tool(self) -> None:
+        """Bring the tool, from the package index, in an environment of its own."""
+        _run([sys.executable, "-m", "venv", str(self._environment)], {})
+        try:
+            pip = str(self._environment / "bin" / "pip")
+            _run([pip, "install", "--quiet", "--only-binary", ":all:", self.name], {})
+        except AssertionError as error:
+            missing(f"{self.name} from the package index: {str(error)[-300:]}")
+
+    @property
+    def _environment(self) -> Path:
+        return self.folder / "tool"
 
 
 def _run(command: Sequence[str], env: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.installs import INSTALLERS, Installed, build_wheel
+from tests.integration.installs import TOOLS, Installed, Installer, build_wheel
 from tests.integration.stack import ANSWER, MESSAGES, MODEL, until
 
 pytestmark = pytest.mark.integration
@@ -22,21 +22,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_wheel(tmp_path_factory.mktemp("dist"))
 
 
-@pytest.fixture(scope="session", params=sorted(INSTALLERS))
-def programs(
+@pytest.fixture(scope="session", params=["pip", *TOOLS])
+def installer(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Return the folder with `iir` and `iir-agent`, installed in each of the ways."""
-    folder = tmp_path_factory.mktemp(f"by-{request.param}")
-    return INSTALLERS[request.param](wheel, folder)
+) -> Installer:
+    """Install the wheel in each of the ways."""
+    found = Installer(request.param, tmp_path_factory.mktemp(f"by-{request.param}"))
+    found.install(wheel)
+    return found
 
 
 @pytest.fixture
-def installed(programs: Path, tmp_path: Path) -> Iterator[Installed]:
+def installed(installer: Installer, tmp_path: Path) -> Iterator[Installed]:
     """Hand out the programs, and end what they started."""
     home = tmp_path / "home of mine"  # on a Mac the state's folder has a space in its name
     home.mkdir()
-    found = Installed(programs=programs, home=home)
+    found = Installed(programs=installer.programs, home=home)
     try:
         yield found
     finally:
@@ -104,7 +105,7 @@ def test_a_first_answer_without_a_clone(installed: Installed, empty: Path, proje
     assert list(empty.iterdir()) == []
     (state,) = (installed.home / name for name in STATE if (installed.home / name).is_dir())
     assert (state / "models.db").is_file()
-    assert [path.name for path in (state / "models").iterdir()] == [MODEL]
+    assert list((state / "models" / MODEL).glob("*.gguf"))
 
 
 def test_several_processes_start_where_others_modules_lie(
@@ -115,3 +116,19 @@ def test_several_processes_start_where_others_modules_lie(
     router.terminate()
     assert router.wait(20) == 0
     assert "another project" not in installed.log("iir").read_text()
+
+
+def test_an_upgrade_keeps_what_is_there_and_an_uninstall_does_too(
+    installed: Installed, installer: Installer, wheel: Path, empty: Path
+) -> None:
+    """Comes last: it takes the programs away."""
+    if installer.name not in TOOLS:
+        pytest.skip("an environment of one's own is removed by hand")
+    installed.run("iir", "migrate", cwd=empty)
+    installed.run("iir", "keys", "create", "--name", "laptop", cwd=empty)
+    installer.install(wheel, again=True)
+    installed.run("iir", "migrate", cwd=empty)
+    assert "laptop" in installed.run("iir", "keys", "list", cwd=empty)
+    installer.uninstall()
+    assert list(installer.programs.iterdir()) == []
+    assert list(installed.home.rglob("models.db"))
