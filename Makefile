@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down test test-integration soak bench lint format migrate seed docs clean
+.PHONY: help setup setup-dev dev up down test test-integration soak bench lint format migrate seed docs dist clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -51,13 +51,17 @@ soak: setup-dev ## the router under random faults for 30 minutes (SOAK_ARGS="--m
 bench: setup-dev ## measure the data plane, write docs/performance.md (BENCH_ARGS="--quick" in a minute)
 	@"$(BIN)/python" -m benchmarks $(BENCH_ARGS)
 
-lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs
+# .pre-commit-config.yaml has the same checks; a test compares them.
+lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs, shell scripts, workflows
 	@"$(BIN)/python" -m ruff check .
 	@"$(BIN)/python" -m black --check --quiet . || { "$(BIN)/python" -m black --check .; exit 1; }
 	@"$(BIN)/python" -m mypy
 	@"$(BIN)/lint-imports"
 	@"$(BIN)/python" -m scripts.check_sizes
 	@"$(BIN)/python" -m scripts.gen_config_docs --check
+	@"$(BIN)/shellcheck" scripts/*.sh .ci/run
+	@"$(BIN)/actionlint" -shellcheck "$(BIN)/shellcheck" .github/workflows/*.yml
+	@"$(BIN)/zizmor" --offline --quiet .github
 
 format: setup-dev ## let black and ruff rewrite what they can
 	@"$(BIN)/python" -m black --quiet .
@@ -73,6 +77,11 @@ docs: setup-dev ## build the documentation into site/
 	@"$(BIN)/python" -m scripts.gen_config_docs
 	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+dist: setup-dev ## build wheel and sdist into dist/
+	@rm -rf dist
+	@"$(BIN)/python" -m build --no-isolation >"$(VENV)/dist.log" 2>&1 || { cat "$(VENV)/dist.log"; exit 1; }
+	@ls dist
 
 clean: ## remove caches and built files; keeps .venv and data
 	@rm -rf benchmarks/.cache build dist site .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache \

@@ -39,7 +39,7 @@ soak:
 bench:
     @make bench
 
-# ruff, black, mypy, import-linter, sizes, generated docs
+# ruff, black, mypy, import-linter, sizes, generated docs, shell scripts, workflows
 lint:
     @make lint
 
@@ -58,6 +58,10 @@ seed:
 # build the documentation into site/
 docs:
     @make docs
+
+# build wheel and sdist into dist/
+dist:
+    @make dist
 
 # remove caches and built files
 clean:

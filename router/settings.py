@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from shared.http.transports import TransportName
 from shared.kit.environment import BaseServiceSettings
+from shared.kit.home import env_file
 
 
 class Settings(BaseServiceSettings):
@@ -161,7 +162,8 @@ class Settings(BaseServiceSettings):
 
     def credential(self, variable: str) -> str | None:
         """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
-        value = os.environ.get(variable) or dotenv_values(".env").get(variable)
+        file = env_file(os.environ.get("IIR_HOME"))
+        value = os.environ.get(variable) or dotenv_values(file).get(variable)
         return value.strip() or None if value else None
 
 

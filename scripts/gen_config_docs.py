@@ -44,16 +44,18 @@ HEAD = """\
 
 <!-- Written by `make docs` from the settings; edit the descriptions there. -->
 
-Precedence: a flag on the command line, then the environment, then `.env` in the working directory,
-then the default. A value that does not fit is refused at the start, by name. `.env.example` lists
-every variable; copy it to `.env` and uncomment what you need. An empty value counts as unset.
+Precedence: a flag on the command line, then the environment, then `.env`, then the default. In a
+checkout that is the working directory's `.env`; [installed](install.md) programs read
+`$IIR_HOME/.env`, wherever they are called. A value that does not fit is refused at the start, by
+name. `.env.example` lists every variable; copy it to `.env` and uncomment what you need. An empty
+value counts as unset.
 
 Which models an agent serves is a YAML file, not a variable: see [The local agent](agents.md).
 """
 
 EXAMPLE_HEAD = """\
-# Copy to .env and uncomment what you need. Every line shows the default.
-# The environment beats this file. Written by `make docs` from the settings.
+# Copy to .env (installed without a checkout: to $IIR_HOME/.env) and uncomment what you need.
+# Every line shows the default. The environment beats this file. Written by `make docs` from the settings.
 """
 
 

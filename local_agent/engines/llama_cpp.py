@@ -28,8 +28,8 @@ class LlamaCpp:
         """Ask for the module, a GGUF file and options that exist."""
         if "xllamacpp" not in host.modules:
             return (
-                "llama.cpp is not installed; install it with:"
-                ' pip install "intelligent-inference-router[llama]"'
+                "llama.cpp is not installed; install this program again with its extra `llama`"
+                " (in a checkout: make setup)"
             )
         if deployment.weights is None or deployment.weights.suffix.lower() != ".gguf":
             return "llama.cpp loads GGUF weights only; use a source with a .gguf file"

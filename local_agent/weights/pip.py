@@ -27,7 +27,7 @@ _REASONS: tuple[tuple[str, type[PullError], str], ...] = (
     (
         r"No module named pip",
         SourceFailed,
-        "pip is missing in this Python: run `python -m ensurepip`",
+        "pip is missing beside this program: install it again with its extra `llama`, which has it",
     ),
     (r"DO NOT MATCH THE HASHES", ChecksumMismatch, "the package's checksum is wrong"),
     (r"No space left on device", WriteFailed, "the disk is full: free some space and pull again"),

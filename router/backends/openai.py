@@ -156,7 +156,7 @@ def _named(error: UpstreamUnreachable, deployment: Deployment) -> ApiError:
         return error
     return AgentUnavailable(
         "The agent that has this model does not answer. It comes back by itself once it runs "
-        "again (make dev, or iir-agent serve).",
+        "again (iir-agent serve; in a checkout: make dev).",
         retry_after_s=3,
     )
 

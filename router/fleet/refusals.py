@@ -47,7 +47,7 @@ def unsupported(name: str, path: str) -> UnsupportedApi:
 def no_agent() -> AgentUnavailable:
     """Return the error for a model whose agents are away."""
     return AgentUnavailable(
-        "The agent that has this model is not connected. Start it (make dev, or iir-agent serve); "
+        "The agent that has this model is not connected. Start it (iir-agent serve; in a checkout: make dev); "
         "it comes back by itself.",
         retry_after_s=5,
     )

@@ -183,7 +183,7 @@ def test_auto_picks_by_what_is_there(fields: dict[str, object], engine: str) -> 
 @pytest.mark.parametrize(
     ("host", "weights", "options", "words"),
     [
-        (BARE, WEIGHTS, {}, 'pip install "intelligent-inference-router[llama]"'),
+        (BARE, WEIGHTS, {}, "its extra `llama`"),
         (HOST, None, {}, "GGUF"),
         (HOST, Path("m.safetensors"), {}, "GGUF"),
         (HOST, WEIGHTS, {"gpu_layers": "many"}, "gpu_layers of engine llama_cpp must be a whole"),

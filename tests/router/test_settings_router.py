@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from router.settings import load_settings
+from shared.kit import home
 
 
 def test_the_defaults_are_for_this_machine_alone() -> None:
@@ -86,3 +87,20 @@ def test_credentials_come_from_the_environment_or_the_file(
     monkeypatch.setenv("EXTERNAL_OPENAI_KEY", "  ")
     assert settings.credential("EXTERNAL_OPENAI_KEY") is None
     assert "from-file" not in repr(settings)
+
+
+def test_another_projects_settings_are_none_of_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "_ROOT", tmp_path / "site-packages")
+    Path(".env").write_text(
+        "DATABASE_URL=postgresql://theirs\nLOG_LEVEL=LOUD\nTHEIR_KEY=sk-theirs\n"
+    )
+    monkeypatch.setenv("IIR_HOME", str(tmp_path / "state"))
+    settings = load_settings()
+    assert settings.database_url is None
+    assert settings.credential("THEIR_KEY") is None
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".env").write_text("ROUTER_PORT=8123\nOUR_KEY=sk-ours\n")
+    assert load_settings().router_port == 8123
+    assert settings.credential("OUR_KEY") == "sk-ours"

@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 MAKEFILE = Path("Makefile").read_text()
 PROMISED = {
     "help", "setup", "dev", "up", "down", "test", "test-integration", "soak", "bench", "lint", "format", "migrate",
-    "seed", "docs",
+    "seed", "docs", "dist",
 }  # fmt: skip
 
 
@@ -89,3 +90,18 @@ def test_a_change_without_a_changelog_entry_fails(tmp_path: Path) -> None:
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n- a thing\n")
     git("commit", "-qam", "three")
     assert run_check(tmp_path, "main").returncode == 0
+
+
+def test_pre_commit_checks_what_make_lint_checks() -> None:
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert recipe
+    lines = recipe[1].replace('"$(BIN)/', '".venv/bin/').replace('"', "").splitlines()
+    made = {line.split(" || ")[0].strip().removeprefix("@") for line in lines}
+    hooks = yaml.safe_load(Path(".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {re.sub(r"^sh -c '(.*)'$", r"\1", hook["entry"]) for hook in hooks} == made
+
+
+def test_pre_commit_fetches_nothing() -> None:
+    (repo,) = yaml.safe_load(Path(".pre-commit-config.yaml").read_text())["repos"]
+    assert repo["repo"] == "local"
+    assert {hook["language"] for hook in repo["hooks"]} == {"system"}
