@@ -37,6 +37,7 @@ WORKER = f"{_PREFIX}.worker"
 CONFIG = f"{_PREFIX}.config"
 LAUNCH = f"{_PREFIX}.launch"
 PORT = f"{_PREFIX}.port"
+_LOOPBACK = "127.0.0.1"
 _ADOPTED_LINES = 50
 _ALL_LINES = 10_000
 
@@ -63,6 +64,7 @@ class ContainerProcess:
         view: ContainerView,
         spec: ContainerSpec,
         *,
+        host: str,
         port: int,
         log: WorkerLog,
         follower: Thread,
@@ -73,6 +75,7 @@ class ContainerProcess:
         self._id = view.id
         self._pid = view.pid
         self._spec = spec
+        self._host = host
         self._port = port
         self._log = log
         self._follower = follower
@@ -86,8 +89,13 @@ class ContainerProcess:
         return self._pid
 
     @property
+    def host(self) -> str:
+        """Return 127.0.0.1, or its address on the network that the agent shares with it."""
+        return self._host
+
+    @property
     def port(self) -> int:
-        """Return its port on 127.0.0.1."""
+        """Return its port there."""
         return self._port
 
     @property
@@ -146,6 +154,7 @@ class ContainerLauncher:
         run_dir: Path,
         log_dir: Path,
         secrets: Mapping[str, str],
+        network: str = "",
         mask: Mask | None = None,
         max_log_bytes: int = 5_000_000,
         limit_s: float = 20.0,
@@ -159,6 +168,7 @@ class ContainerLauncher:
             run_dir: where a mark lies once there may be containers.
             log_dir: where the workers' logs lie.
             secrets: goes into each container's environment, and nowhere else.
+            network: on which containers are reached; empty: on 127.0.0.1.
             mask: hides secrets in what is read from a log.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             limit_s: how long any call to the engine may take.
@@ -169,6 +179,7 @@ class ContainerLauncher:
         self._mark = run_dir / "containers"
         self._log_dir = log_dir
         self._secrets = dict(secrets)
+        self._network = network
         self._mask = mask
         self._max_log_bytes = max_log_bytes
         self._limit_s = limit_s
@@ -193,7 +204,7 @@ class ContainerLauncher:
             AGENT: self._agent_id,
             WORKER: name,
             CONFIG: config_hash,
-            LAUNCH: _digest(launch),
+            LAUNCH: _digest(launch, self._network),
         }
         try:
             view = await self._adopted(client, labels)
@@ -288,11 +299,14 @@ class ContainerLauncher:
             daemon=True,
         )
         follower.start()
+        # one that has ended by now has no address; its end is noticed at once
+        host = view.addresses.get(self._network) or _LOOPBACK
         return ContainerProcess(
             client,
             view,
             spec,
-            port=port,
+            host=host,
+            port=spec.port if self._network else port,
             log=log,
             follower=follower,
             limit_s=self._limit_s,
@@ -348,8 +362,8 @@ def _port(view: ContainerView) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _digest(launch: Launch) -> str:
+def _digest(launch: Launch, network: str) -> str:
     """Name a launch: two with one digest need no restart between them."""
-    return hashlib.sha256(
-        repr((launch.argv, sorted(launch.env.items()), launch.container)).encode()
-    ).hexdigest()[:16]
+    parts = (launch.argv, sorted(launch.env.items()), launch.container)
+    named = (*parts, network) if network else parts
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
