@@ -33,9 +33,13 @@ kind() { # native or container: where the agent runs
 up() {
     agent=$(kind)
     need_docker
-    scale=1
-    [ "$agent" = container ] || scale=0
-    docker compose up --detach --build --wait --scale agent=$scale --remove-orphans || {
+    services= # all of the profiles that are on
+    if [ "$agent" = native ]; then
+        services=$(docker compose config --services | grep -vx agent)
+        docker compose rm --stop --force agent >/dev/null 2>&1 || true
+    fi
+    # shellcheck disable=SC2086 # one service a word
+    docker compose up --detach --build --wait --remove-orphans $services || {
         docker compose logs --tail 15 router agent >&2 || true
         fail "It did not start; above is why. A port that is taken: ROUTER_PORT=8010 make docker-dev"
     }
@@ -45,7 +49,8 @@ up() {
     fi
     # shellcheck disable=SC2016 # the container's shell reads it
     key=$(docker compose exec -T router sh -c 'cat "$ROUTER_KEY_FILE"' 2>/dev/null) || key=YOUR_KEY
-    if [ "$key" != YOUR_KEY ]; then
+    pulled=$(docker compose exec -T agent printenv AGENT_PULL 2>/dev/null) || pulled=${AGENT_PULL-yes}
+    if [ "$key" != YOUR_KEY ] && [ -n "$pulled" ]; then
         docker compose exec -T router python - <scripts/docker_wait.py || {
             docker compose logs --tail 15 agent >&2
             fail "The router runs, but the embedded model does not answer yet; above is what the agent says."

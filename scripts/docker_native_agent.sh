@@ -41,6 +41,12 @@ start() {
     IIR_JOIN_TOKEN=$token "$venv/bin/iir-agent" join "$ROUTER_URL" --name local >/dev/null
     nohup "$venv/bin/iir-agent" serve >>"$log" 2>&1 </dev/null &
     echo $! >"$pid_file"
+    sleep 2
+    running >/dev/null || {
+        tail -n 5 "$log" >&2
+        echo "The agent did not start; above is the end of $log" >&2
+        exit 1
+    }
 }
 
 wait_gone() {

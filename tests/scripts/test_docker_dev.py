@@ -23,6 +23,7 @@ case "$*" in
   *"${STAND_IN_FAILS:-nothing}"*) echo "it failed" >&2; exit 1 ;;
   "compose port router 8000") echo 127.0.0.1:8123 ;;
   *ROUTER_KEY_FILE*) echo "$STAND_IN_KEY" ;;
+  *"printenv AGENT_PULL") echo "$STAND_IN_PULL" ;;
   "compose config") echo "name: mine" ;;
   *"python -") cat >/dev/null ;;
   "ps "*) echo left-over ;;
@@ -45,6 +46,7 @@ class Stage:
             "PATH": f"{self.bin}:{os.defpath}",
             "STAND_IN_LOG": str(self.log),
             "STAND_IN_KEY": KEY,
+            "STAND_IN_PULL": "smollm2-135m",
             "IIR_HOME": str(folder / "home"),
             "DOCKER_AGENT": "container",
         }
@@ -77,7 +79,7 @@ def test_it_ends_with_the_address_and_a_line_that_works_with_the_key(stage: Stag
     assert f"ready: {url}/v1" in lines
     assert curl(url, needs_key=True).replace("YOUR_KEY", KEY) in lines
     assert snippet(url, needs_key=True).replace("YOUR_KEY", KEY) in done.stdout
-    assert any("up --detach --build --wait --scale agent=1" in call for call in stage.asked)
+    assert any("up --detach --build --wait" in call for call in stage.asked)
 
 
 def test_a_start_that_fails_says_why_and_what_helps(stage: Stage) -> None:
@@ -93,6 +95,16 @@ def test_a_model_that_does_not_come_is_no_success(stage: Stage) -> None:
     assert done.returncode == 1
     assert "ready:" not in done.stdout
     assert "does not answer yet" in done.stderr
+
+
+def test_nobody_waits_for_a_model_that_is_not_pulled(stage: Stage) -> None:
+    assert stage.run("up").returncode == 0
+    assert any(call.endswith("python -") for call in stage.asked)
+    stage.log.write_text("")
+    done = stage.run("up", STAND_IN_PULL="")
+    assert done.returncode == 0
+    assert "ready:" in done.stdout
+    assert not any(call.endswith("python -") for call in stage.asked)
 
 
 def test_without_the_first_keys_file_it_asks_for_a_key_of_yours(stage: Stage) -> None:
