@@ -45,7 +45,7 @@ def test_a_ready_service_is_healthy(
     service: tuple[type[Service], int], tmp_path: Path, host: str
 ) -> None:
     with announced(tmp_path / "run.json", host=host, port=service[1]):
-        assert problem(tmp_path / "run.json") is None
+        assert problem(str(tmp_path / "run.json")) is None
 
 
 def test_one_that_drains_or_starts_is_not(
@@ -53,16 +53,16 @@ def test_one_that_drains_or_starts_is_not(
 ) -> None:
     service[0].status = 503
     with announced(tmp_path / "run.json", host="127.0.0.1", port=service[1]):
-        assert problem(tmp_path / "run.json") == "/readyz answers 503"
+        assert problem(str(tmp_path / "run.json")) == "/readyz answers 503"
 
 
 def test_neither_is_one_that_is_gone_or_never_was(tmp_path: Path) -> None:
-    assert problem(tmp_path / "run.json") == "it does not run"
+    assert problem(str(tmp_path / "run.json")) == "it does not run"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with announced(tmp_path / "run.json", host="127.0.0.1", port=port):
-        assert "does not answer" in (problem(tmp_path / "run.json") or "")
+        assert "does not answer" in (problem(str(tmp_path / "run.json")) or "")
 
 
 def test_the_command_says_why_and_exits_with_1(tmp_path: Path) -> None:
