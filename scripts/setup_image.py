@@ -40,7 +40,7 @@ def main() -> int:
 
 def install_packages(into: Path, image: str) -> None:
     """Make the environment and install what is locked for the image."""
-    venv.create(into, with_pip=_KEEPS_PIP[image])
+    venv.create(into, symlinks=True, with_pip=_KEEPS_PIP[image])
     _install_locked(into, image)
 
 
@@ -48,7 +48,7 @@ def install_project(into: Path) -> None:
     """Build the project's wheel with the locked build tools and install it."""
     with tempfile.TemporaryDirectory() as scratch:
         tools, wheels = Path(scratch, "tools"), Path(scratch, "wheels")
-        venv.create(tools, with_pip=False)
+        venv.create(tools, symlinks=True, with_pip=False)
         _install_locked(tools, "build")
         _pip(tools, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT))
         _pip(into, "install", "--no-deps", *(str(wheel) for wheel in wheels.glob("*.whl")))

@@ -22,9 +22,7 @@ def problem(path: str) -> str | None:
         path: of the file in which it says where it listens (`shared.kit.run_file`).
     """
     try:
-        with open(
-            path, encoding="utf-8"
-        ) as file:  # noqa: PTH123 - pathlib is half of what this loads
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slow to load
             found = json.load(file)
         host, port = str(found.get("host") or "127.0.0.1"), int(found["port"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

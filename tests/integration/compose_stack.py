@@ -141,8 +141,8 @@ class Compose:
     def crash(self, service: str) -> None:
         """End a container as a crash does: the engine was not asked to, and starts it again."""
         pid = str(self.state(service)["State"]["Pid"])
-        as_root = ("run", "--rm", "--pid", "host", "--user", "0", "--entrypoint", "kill")
-        docker(*as_root, ROUTER_IMAGE, "-9", pid)
+        as_root = ("run", "--rm", "--pid", "host", "--user", "0", "--entrypoint", "sh")
+        docker(*as_root, ROUTER_IMAGE, "-c", f"kill -9 {pid}")
 
     def left(self) -> dict[str, list[str]]:
         """Return what Docker still has of this project."""
