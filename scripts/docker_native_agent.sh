@@ -35,10 +35,10 @@ start() {
     AGENT_HOST=$(gateway)
     export AGENT_HOST AGENT_PORT="$port" AGENT_URL="http://host.docker.internal:$port"
     export AGENT_PULL="${AGENT_PULL-smollm2-135m}"
-    # each time anew: the router's registry may be another one by now
-    token=$(docker compose exec -T router iir agents invite --quiet --name local)
+    # each time anew: the router's registry may be another one by now. `local` is the agent in a container
+    token=$(docker compose exec -T router iir agents invite --quiet --name native)
     rm -f "$AGENT_TOKEN_FILE"
-    IIR_JOIN_TOKEN=$token "$venv/bin/iir-agent" join "$ROUTER_URL" --name local >/dev/null
+    IIR_JOIN_TOKEN=$token "$venv/bin/iir-agent" join "$ROUTER_URL" --name native >/dev/null
     nohup "$venv/bin/iir-agent" serve >>"$log" 2>&1 </dev/null &
     echo $! >"$pid_file"
     sleep 2

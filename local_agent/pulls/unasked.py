@@ -12,8 +12,9 @@ from local_agent.domain import ModelId
 from local_agent.pulls.jobs import JobState, PullJobs
 from shared.kit.logs import get_logger
 
-# A hub or an index that fails is not asked again at once.
-_AGAIN_S = 30.0
+# A hub or an index that fails is not asked again at once, and ever more rarely.
+_FIRST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 600.0
 
 
 class KnownModels(Protocol):
@@ -61,6 +62,7 @@ class UnaskedPulls:
         unknown = [name for name in left if self._find(name) is None]
         if unknown:
             get_logger("agent").warning("pull_of_unknown_models", names=unknown)
+        pause_s = _FIRST_PAUSE_S
         while left:
             entries = {name: entry for name in left if (entry := self._find(name)) is not None}
             for entry in entries.values():
@@ -68,7 +70,8 @@ class UnaskedPulls:
                     self._jobs.start(entry.deployment.model)
             left = [name for name in left if not await self._is_done(entries.get(name))]
             if left:
-                await self._sleep(_AGAIN_S)
+                await self._sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _find(self, name: str) -> Entry | None:
         model = self._models.resolve(name)
