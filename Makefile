@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down test test-integration soak bench lint format migrate seed docs dist clean
+.PHONY: help setup setup-dev dev up down docker-dev docker-down lock test test-integration soak bench lint format migrate seed docs dist clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,12 @@ down: ## stop what `make up` (or `make dev`) started
 	@if [ -x "$(BIN)/python" ]; then exec "$(BIN)/python" -m scripts.dev down; \
 	else echo "nothing runs: there is no $(VENV) yet"; fi
 
+docker-dev: ## router and agent as containers, back when the model answers (needs Docker only)
+	@sh scripts/docker_dev.sh up
+
+docker-down: ## stop those; VOLUMES=1 removes their data too
+	@sh scripts/docker_dev.sh down
+
 test: setup-dev ## unit, property and contract tests, with branch coverage (PYTEST_ARGS=… some of them)
 	@if [ -n "$(PYTEST_ARGS)" ]; then exec "$(BIN)/python" -m pytest -n auto $(PYTEST_ARGS); fi; \
 	"$(BIN)/python" -m pytest -n auto --dist worksteal --cov --cov-branch --cov-report=term \
@@ -52,7 +58,7 @@ bench: setup-dev ## measure the data plane, write docs/performance.md (BENCH_ARG
 	@"$(BIN)/python" -m benchmarks $(BENCH_ARGS)
 
 # .pre-commit-config.yaml has the same checks; a test compares them.
-lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs, shell scripts, workflows
+lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs, shell scripts, workflows, Dockerfiles
 	@"$(BIN)/python" -m ruff check .
 	@"$(BIN)/python" -m black --check --quiet . || { "$(BIN)/python" -m black --check .; exit 1; }
 	@"$(BIN)/python" -m mypy
@@ -62,10 +68,14 @@ lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs, shel
 	@"$(BIN)/shellcheck" scripts/*.sh .ci/run
 	@"$(BIN)/actionlint" -shellcheck "$(BIN)/shellcheck" .github/workflows/*.yml
 	@"$(BIN)/zizmor" --offline --quiet .github
+	@"$(BIN)/hadolint" router/Dockerfile local_agent/Dockerfile
 
 format: setup-dev ## let black and ruff rewrite what they can
 	@"$(BIN)/python" -m black --quiet .
 	@"$(BIN)/python" -m ruff check --fix .
+
+lock: ## write requirements/*.txt, which the images install (UPGRADE=1 takes the newest versions)
+	@sh scripts/lock.sh
 
 migrate: setup ## bring the registry to the newest schema
 	@"$(BIN)/iir" migrate

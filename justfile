@@ -23,6 +23,14 @@ up:
 down:
     @make down
 
+# router and agent as containers, back when the model answers
+docker-dev:
+    @make docker-dev
+
+# stop those; VOLUMES=1 removes their data too
+docker-down:
+    @make docker-down
+
 # unit, property and contract tests, with branch coverage
 test:
     @make test
@@ -39,13 +47,17 @@ soak:
 bench:
     @make bench
 
-# ruff, black, mypy, import-linter, sizes, generated docs, shell scripts, workflows
+# ruff, black, mypy, import-linter, sizes, generated docs, shell scripts, workflows, Dockerfiles
 lint:
     @make lint
 
 # let black and ruff rewrite what they can
 format:
     @make format
+
+# write requirements/*.txt, which the images install
+lock:
+    @make lock
 
 # bring the registry to the newest schema
 migrate:

@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import httpx
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
@@ -32,7 +31,7 @@ from local_agent.control.credential import is_exposed, is_same_router, load_cred
 from local_agent.control.identity import IdentityTaken, hold_identity, load_identity
 from local_agent.control.lease import LeaseClient
 from local_agent.control.subject import AgentSubject
-from local_agent.control.trust import CaFileUnusable, router_trust
+from local_agent.control.trust import CaFileUnusable
 from local_agent.domain import ModelId, WorkerEvent
 from local_agent.engines import ENGINES
 from local_agent.host.prober import TransportProber
@@ -43,6 +42,7 @@ from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
 from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Needed, Pulled, needed
+from local_agent.pulls.unasked import UnaskedPulls
 from local_agent.reloading import Changes, Reloader, Taken, compare
 from local_agent.settings import AgentSettings
 from local_agent.supervisor import Supervisor
@@ -50,6 +50,7 @@ from local_agent.this_host import (
     drain_limit_s,
     model_puller,
     read_config,
+    router_client,
     secret_mask,
     this_host,
     worker_launcher,
@@ -106,6 +107,7 @@ class Agent:
         self.intake = Intake(self.supervisor.notify)
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
+        self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
         self._use_taken()
         self._reloader = Reloader(
             settings.config_path, read=partial(read_config, settings), take=self._take
@@ -119,7 +121,7 @@ class Agent:
             engines=tuple(ENGINES),
             labels=lambda: self._taken.config.labels,
         )
-        self._router = _router_client(settings)
+        self._router = router_client(settings)
         self.lease = LeaseClient(
             client=self._router,
             agent_id=self.identity.agent_id,
@@ -156,6 +158,7 @@ class Agent:
                     tasks.start_soon(self._hold_lease)
                     tasks.start_soon(self._meter.run)
                     tasks.start_soon(self._reloader.run)
+                    tasks.start_soon(self._unasked.run)
                     self._is_ready = True
                     yield
                     self._is_ready = False
@@ -272,7 +275,7 @@ class Agent:
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
-        rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
+        rules = OriginRules(self.settings.agent_host, "AGENT_URL", self.settings.own_hosts)
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
             BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
@@ -376,15 +379,6 @@ def serve(settings: AgentSettings) -> None:
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
         run(agent.asgi(), listener, drain_s=lambda: agent.drain_s, on_exit=agent.drain)
-
-
-def _router_client(settings: AgentSettings) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=settings.router_url.rstrip("/"),
-        timeout=5.0,
-        trust_env=False,
-        verify=router_trust(settings.router_ca_file),
-    )
 
 
 def _refuse_unreachable(settings: AgentSettings) -> None:

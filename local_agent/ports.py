@@ -13,7 +13,7 @@ from local_agent.domain import Deployment, EngineLoad, HostFacts
 class ContainerSpec:
     """What a container gets beside arguments and environment: all of it from an engine's description.
 
-    `port` is the one inside, published on 127.0.0.1 only. `volumes` are named ones by their place
+    `port` is the one inside, published on 127.0.0.1 at most. `volumes` are named ones by their place
     inside: no folder of the host gets in. `repo` is what has to be pulled into them before the start:
     a repository of the hub.
     """
@@ -102,8 +102,13 @@ class Process(Protocol):
         ...
 
     @property
+    def host(self) -> str:
+        """Return 127.0.0.1 but for a container beside an agent that is in one itself."""
+        ...
+
+    @property
     def port(self) -> int:
-        """Return its port on 127.0.0.1: an adopted one has its own, not the one asked for."""
+        """Return its port there: an adopted one has its own, not the one asked for."""
         ...
 
     @property
@@ -179,6 +184,8 @@ class ContainerView:
     pid: int = 0
     exit_code: int = 0
     is_out_of_memory: bool = False
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Its IP address in each of its networks."""
 
 
 class ContainerError(OSError):
@@ -218,7 +225,10 @@ class ContainerClient(Protocol):
         labels: Mapping[str, str],
         port: int,
     ) -> str:
-        """Make and start a container, published on 127.0.0.1:`port`; return its id."""
+        """Make and start a container and return its id.
+
+        It is published on 127.0.0.1:`port`, unless workers are reached on a network of theirs.
+        """
         ...
 
     def run_program(

@@ -79,6 +79,17 @@ class AgentSettings(BaseServiceSettings):
         description="Images that workers in containers may use beside vLLM's own, as `NAME:TAG`, "
         "separated by commas. They run as vLLM's do: only name what you trust.",
     )
+    agent_pull: str = Field(
+        default="",
+        description="Models, separated by commas, whose weights the agent pulls by itself after its "
+        "start, if they are not there.",
+    )
+    agent_worker_network: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$",
+        description="Network of the container engine on which an agent that runs in a container reaches "
+        "workers in other containers. Unset: they are published on the host's 127.0.0.1.",
+    )
     agent_vllm_python: Path | None = Field(
         default=None,
         description="Interpreter of the Python environment that has vLLM, for the engine `vllm`. "
@@ -152,6 +163,17 @@ class AgentSettings(BaseServiceSettings):
     def images(self) -> frozenset[str]:
         """Return the images that are allowed beside the known ones."""
         return frozenset(name.strip() for name in self.agent_images.split(",") if name.strip())
+
+    @property
+    def own_hosts(self) -> frozenset[str]:
+        """Return the name in `AGENT_URL`, under which requests arrive."""
+        host = urlsplit(self.agent_url or "").hostname
+        return frozenset({host} if host else ())
+
+    @property
+    def pulled(self) -> tuple[str, ...]:
+        """Return the models that the agent pulls by itself."""
+        return tuple(name.strip() for name in self.agent_pull.split(",") if name.strip())
 
     def show(self, path: Path) -> str:
         """Return a path for people, without the folders above the installation."""

@@ -1,4 +1,4 @@
-"""What the settings say of this host: its container engine, its hub, and how models are pulled."""
+"""What the settings say of this host: its router, container engine and hub, and how models are pulled."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
+
 from local_agent.config import AgentConfig
 from local_agent.config_file import load_config
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
+from local_agent.control.trust import router_trust
 from local_agent.domain import HostFacts, ModelId
 from local_agent.host.facts import host_facts
 from local_agent.ports import ProcessLauncher
@@ -47,9 +50,24 @@ def container_engine(
     def connect() -> DockerClient:
         from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
 
-        return sdk.connect(candidates(settings.environment(), Path.home()), timeout_s=timeout_s)
+        addresses = candidates(settings.environment(), Path.home())
+        return sdk.connect(addresses, timeout_s=timeout_s, network=settings.agent_worker_network)
 
     return connect
+
+
+def router_client(settings: AgentSettings) -> httpx.AsyncClient:
+    """Return the client of the agent's router.
+
+    Raises:
+        CaFileUnusable: `ROUTER_CA_FILE` holds no certificates.
+    """
+    return httpx.AsyncClient(
+        base_url=settings.router_url.rstrip("/"),
+        timeout=5.0,
+        trust_env=False,
+        verify=router_trust(settings.router_ca_file),
+    )
 
 
 def secret_mask(settings: AgentSettings, access_token: str) -> Mask:
@@ -76,6 +94,7 @@ def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> Proce
         run_dir=run_dir,
         log_dir=log_dir,
         secrets=settings.hub_environment,
+        network=settings.agent_worker_network,
         mask=mask,
         is_pulled_elsewhere=lambda model: WeightStore(settings.models_dir).is_being_changed(
             ModelId(model)

@@ -227,7 +227,7 @@ class Worker:
                 self._end = Event.HELD_UP
             return f"the engine can't be started: {error.strerror or 'unknown error'}"
         self._process = process
-        questions = self._questions(_root(deployment, process.port), deployment, engine)
+        questions = self._questions(_root(deployment, process), deployment, engine)
         if not self._try(Event.SPAWNED):
             return None
         causes: list[str] = []
@@ -331,8 +331,8 @@ class Worker:
         self._observe(self.model, before, self._status, request_id)
 
 
-def _root(deployment: Deployment, port: int | None) -> str:
-    """Return the address below which `/v1` lies; without a port it is the configured one."""
-    if port is not None:
-        return f"http://127.0.0.1:{port}"
+def _root(deployment: Deployment, process: Process | None) -> str:
+    """Return the address below which `/v1` lies; without a process it is the configured one."""
+    if process is not None:
+        return f"http://{process.host}:{process.port}"
     return (deployment.external_url or "").rstrip("/").removesuffix("/v1")

@@ -40,7 +40,8 @@ from router.fleet.sync import RegistrySync
 from router.policies import POLICIES
 from router.settings import Settings
 from router.store.bridge import StoredCredentials, StoredLeases, StoredRegistry
-from router.store.errors import StoreError
+from router.store.errors import Refusal, StoreError
+from router.store.first_secrets import admit_local_agent, make_first_key
 from router.store.ledger import UsageLedger
 from router.store.prepare import prepare
 from router.store.reader import RegistryReader
@@ -309,6 +310,7 @@ def serve(settings: Settings) -> None:
     configure_logs(level=settings.log_level, json=settings.log_json)
     try:
         prepare(settings.store_url)
+        _make_first_secrets(settings)
         _refuse_open_network(settings)
         listener = bind(settings.router_host, settings.router_port)
     except StoreError as exc:
@@ -344,6 +346,19 @@ def _worker_app(settings: Settings, epoch: str) -> ASGIApp:
     app = create_app(settings, epoch=epoch)
     settle()
     return app
+
+
+def _make_first_secrets(settings: Settings) -> None:
+    """Make the key and the agent's credential that the settings ask for."""
+    log = get_logger("router")
+    key_file, token_file = settings.router_key_file, settings.router_agent_token_file
+    if key_file is not None and make_first_key(settings.store_url, key_file):
+        log.info("first_key_made", next_step="it lies in ROUTER_KEY_FILE")
+    if token_file is not None:
+        try:
+            admit_local_agent(settings.store_url, token_file)
+        except Refusal as refusal:
+            log.warning("local_agent_refused", reason=str(refusal))
 
 
 def _refuse_open_network(settings: Settings) -> None:

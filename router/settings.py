@@ -52,8 +52,19 @@ class Settings(BaseServiceSettings):
     )
     router_agent_hosts: str = Field(
         default="",
-        description="IP addresses, separated by commas, that agents may give as theirs although "
-        "they call from another one.",
+        description="IP addresses and names, separated by commas, that agents may give as theirs "
+        "although they call from another address.",
+    )
+    router_key_file: Path | None = Field(
+        default=None,
+        description="File for a first API key (scope `inference`), readable by its owner only. A router "
+        "that starts and never had a key makes it, which ends open mode. Unset: none is made.",
+    )
+    router_agent_token_file: Path | None = Field(
+        default=None,
+        description="File for the credential of the agent `local`, which reads the same file by its "
+        "`AGENT_TOKEN_FILE`. A router that starts makes it unless it is there, and lets that agent in. "
+        "Unset: agents are invited.",
     )
     router_max_body_mb: int = Field(
         default=32, ge=1, le=1024, description="Largest request body, in MiB."

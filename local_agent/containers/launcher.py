@@ -38,6 +38,7 @@ CONFIG = f"{_PREFIX}.config"
 LAUNCH = f"{_PREFIX}.launch"
 PORT = f"{_PREFIX}.port"
 PULL = f"{_PREFIX}.pull"
+_LOOPBACK = "127.0.0.1"
 _ADOPTED_LINES = 50
 _ALL_LINES = 10_000
 
@@ -64,6 +65,7 @@ class ContainerProcess:
         view: ContainerView,
         spec: ContainerSpec,
         *,
+        host: str,
         port: int,
         log: WorkerLog,
         follower: Thread,
@@ -74,6 +76,7 @@ class ContainerProcess:
         self._id = view.id
         self._pid = view.pid
         self._spec = spec
+        self._host = host
         self._port = port
         self._log = log
         self._follower = follower
@@ -87,8 +90,13 @@ class ContainerProcess:
         return self._pid
 
     @property
+    def host(self) -> str:
+        """Return 127.0.0.1, or its address on the network that the agent shares with it."""
+        return self._host
+
+    @property
     def port(self) -> int:
-        """Return its port on 127.0.0.1."""
+        """Return its port there."""
         return self._port
 
     @property
@@ -147,6 +155,7 @@ class ContainerLauncher:
         run_dir: Path,
         log_dir: Path,
         secrets: Mapping[str, str],
+        network: str = "",
         mask: Mask | None = None,
         is_pulled_elsewhere: Callable[[str], bool] = lambda _: False,
         max_log_bytes: int = 5_000_000,
@@ -161,6 +170,7 @@ class ContainerLauncher:
             run_dir: where a mark lies once there may be containers.
             log_dir: where the workers' logs lie.
             secrets: goes into each container's environment, and nowhere else.
+            network: on which containers are reached; empty: on 127.0.0.1.
             mask: hides secrets in what is read from a log.
             is_pulled_elsewhere: tells whether another process pulls the model of this id, whose
                 container is then left alone.
@@ -173,6 +183,7 @@ class ContainerLauncher:
         self._mark = run_dir / "containers"
         self._log_dir = log_dir
         self._secrets = dict(secrets)
+        self._network = network
         self._mask = mask
         self._is_pulled_elsewhere = is_pulled_elsewhere
         self._max_log_bytes = max_log_bytes
@@ -198,7 +209,7 @@ class ContainerLauncher:
             AGENT: self._agent_id,
             WORKER: name,
             CONFIG: config_hash,
-            LAUNCH: _digest(launch),
+            LAUNCH: _digest(launch, self._network),
         }
         try:
             view = await self._adopted(client, labels)
@@ -296,11 +307,14 @@ class ContainerLauncher:
             daemon=True,
         )
         follower.start()
+        # one that has ended by now has no address; its end is noticed at once
+        host = view.addresses.get(self._network) or _LOOPBACK
         return ContainerProcess(
             client,
             view,
             spec,
-            port=port,
+            host=host,
+            port=spec.port if self._network else port,
             log=log,
             follower=follower,
             limit_s=self._limit_s,
@@ -356,8 +370,8 @@ def _port(view: ContainerView) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _digest(launch: Launch) -> str:
+def _digest(launch: Launch, network: str) -> str:
     """Name a launch: two with one digest need no restart between them."""
-    return hashlib.sha256(
-        repr((launch.argv, sorted(launch.env.items()), launch.container)).encode()
-    ).hexdigest()[:16]
+    parts = (launch.argv, sorted(launch.env.items()), launch.container)
+    named = (*parts, network) if network else parts
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]

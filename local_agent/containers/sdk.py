@@ -29,14 +29,19 @@ _LOG_BYTES = "10m"
 _PULL_SILENT_S = 600.0
 
 
-def connect(addresses: Sequence[Address], timeout_s: float) -> DockerClient:
+def connect(addresses: Sequence[Address], timeout_s: float, network: str = "") -> DockerClient:
     """Return a client of the first engine that answers.
+
+    Args:
+        addresses: where to ask, in order.
+        timeout_s: how long any call may take.
+        network: on which containers are reached; empty: they are published on 127.0.0.1.
 
     Raises:
         ContainerError: none does.
     """
     for address in addresses:
-        if (client := _answering(address, timeout_s)) is not None:
+        if (client := _answering(address, timeout_s, network)) is not None:
             return client
     tried = ", ".join(dict.fromkeys(address.source for address in addresses))
     raise ContainerError(
@@ -49,7 +54,7 @@ def connect(addresses: Sequence[Address], timeout_s: float) -> DockerClient:
     )
 
 
-def _answering(address: Address, timeout_s: float) -> DockerClient | None:
+def _answering(address: Address, timeout_s: float, network: str) -> DockerClient | None:
     if address.url.startswith("unix://") and not _listens(address.url[7:], timeout_s):
         return None
     try:
@@ -58,7 +63,7 @@ def _answering(address: Address, timeout_s: float) -> DockerClient | None:
     except (DockerException, RequestException):
         return None
     get_logger("agent").info("container_engine", found=address.source, api=api.api_version)
-    return DockerClient(api, address, timeout_s)
+    return DockerClient(api, address, timeout_s, network)
 
 
 def _listens(path: str, timeout_s: float) -> bool:
@@ -75,8 +80,9 @@ def _listens(path: str, timeout_s: float) -> bool:
 class DockerClient:
     """`ContainerClient` over the SDK."""
 
-    def __init__(self, api: Any, address: Address, timeout_s: float) -> None:
+    def __init__(self, api: Any, address: Address, timeout_s: float, network: str) -> None:
         self._api = api
+        self._network = network
         self._address = address
         self._timeout_s = timeout_s
 
@@ -103,6 +109,7 @@ class DockerClient:
             pid=state.get("Pid", 0),
             exit_code=state.get("ExitCode", 0),
             is_out_of_memory=state.get("OOMKilled", False),
+            addresses=_addresses(data),
         )
 
     def start(
@@ -232,7 +239,8 @@ class DockerClient:
         spec = launch.container
         assert spec is not None  # noqa: S101 - see `start`
         return self._api.create_host_config(
-            port_bindings={spec.port: ("127.0.0.1", port)},
+            port_bindings=None if self._network else {spec.port: ("127.0.0.1", port)},
+            network_mode=self._network or None,
             binds=_binds(spec),
             shm_size=spec.shm_bytes,
             mem_limit=spec.memory_bytes,
@@ -274,6 +282,12 @@ class DockerClient:
 
 def _said(error: APIError) -> str:
     return str(error.explanation or "")
+
+
+def _addresses(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return a container's address in each of its networks, from what the engine says of it."""
+    networks = (data.get("NetworkSettings") or {}).get("Networks") or {}
+    return {name: str(one.get("IPAddress") or "") for name, one in networks.items()}
 
 
 def _binds(spec: ContainerSpec) -> dict[str, dict[str, str]]:

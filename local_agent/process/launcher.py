@@ -65,6 +65,11 @@ class LocalProcess:
         return self._pid
 
     @property
+    def host(self) -> str:
+        """Return this host's own address: it is no other's business."""
+        return "127.0.0.1"
+
+    @property
     def port(self) -> int:
         """Return the port that it was told to listen on."""
         return self._port

@@ -11,14 +11,16 @@ from router.cli.joining import invite
 from router.cli.listing import agent_models, agent_state
 from router.cli.output import AsJson, date, write_json, write_table
 from router.cli.session import read, write
-from router.cli.token_file import read_credential, write_credential
 from router.settings import load_settings
 from router.store import agents, joining
 from router.store.database import Connection
 from router.store.errors import NameTaken, UnknownName
 from router.store.keys import make_key
 from router.store.names import label
+from router.store.secret_file import read_secret, write_secret
 from shared.kit.clock import wall_time
+
+_FILE = "token file"
 
 app = typer.Typer(help="Agents, their credentials and their leases.", no_args_is_help=True)
 app.command()(invite)
@@ -40,7 +42,7 @@ def add(
     Doing it again changes nothing; a registry that lost the credential gets it back.
     """
     label(name, "agent's name")
-    credential = read_credential(token_file)
+    credential = read_secret(token_file, _FILE)
     if credential is None:
         if not renew and write(lambda c: agents.is_in_force(c, name)):
             raise NameTaken(
@@ -49,7 +51,7 @@ def add(
             )
         credential, _, _ = make_key()
         # The file first: should the registry fail, the next run takes up what the file holds.
-        write_credential(token_file, credential)
+        write_secret(token_file, credential, _FILE)
     known_as = write(lambda c: agents.ensure_agent(c, name, credential))
     typer.echo(f"agent {known_as} may register")
 

@@ -16,12 +16,12 @@ def check_agent_url(url: str, caller: str, allowed: frozenset[str]) -> str:
     Args:
         url: what the agent gave.
         caller: the address that it calls from.
-        allowed: further addresses that the operator listed (`ROUTER_AGENT_HOSTS`).
+        allowed: further addresses and names that the operator listed (`ROUTER_AGENT_HOSTS`).
 
     Raises:
         AgentAddressRefused: not a plain `http://IP:PORT`, an address that no agent may have, or
             neither the caller's own nor a listed one. Names are refused, since what they point to
-            can change after the check.
+            can change after the check, but for those that the operator listed and so vouches for.
     """
     try:
         parts = urlsplit(url)
@@ -34,10 +34,15 @@ def check_agent_url(url: str, caller: str, allowed: frozenset[str]) -> str:
     odd = "@" in parts.netloc or "\\" in url or ("[" in parts.netloc) is not is_v6
     if not bare or odd or not port:
         raise _refused("Give http://ADDRESS:PORT and nothing else.")
+    name = parts.hostname or ""
     try:
-        address = ipaddress.ip_address(parts.hostname or "")
+        address = ipaddress.ip_address(name)
     except ValueError:
-        raise _refused("Give an IP address, not a name.") from None
+        if name in allowed:
+            return f"{parts.scheme}://{name}:{port}"
+        raise _refused(
+            "Give an IP address; a name has to be listed in ROUTER_AGENT_HOSTS."
+        ) from None
     address = plain(address)
     odd = address.is_link_local or address.is_multicast or address.is_unspecified
     if odd or is_metadata(address):

@@ -31,6 +31,10 @@ class NewerRegistry(StoreError):
     """A newer version of the program has migrated the registry."""
 
 
+class SecretFileUnusable(StoreError):
+    """A file for a key or a credential can't be read or written, or holds something else."""
+
+
 class Refusal(Exception):
     """The registry works, but what was asked for is not valid or contradicts it."""
 

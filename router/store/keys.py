@@ -56,21 +56,26 @@ def digest(key: str) -> str:
 
 
 def create_key(
-    connection: Connection, name: str, scopes: Collection[Scope], *, now: Clock = wall_time
+    connection: Connection,
+    name: str,
+    scopes: Collection[Scope],
+    *,
+    key: str | None = None,
+    now: Clock = wall_time,
 ) -> str:
-    """Make a key and return it; only now can it be seen.
+    """Make a key and return it; only now can it be seen. `key` is one of `make_key`, if there is one.
 
     Raises:
         InvalidValue: the name has a form that is not taken, or the scopes are not a key's.
     """
     if not scopes or Scope.AGENT in scopes:
         raise InvalidValue("a key has the scopes inference, admin or both; agents have credentials")
-    key, prefix, key_digest = make_key()
+    key = key or make_key()[0]
     connection.execute(
         insert(api_keys).values(
             name=label(name, "key's name"),
-            prefix=prefix,
-            digest=key_digest,
+            prefix=parse_prefix(key),
+            digest=digest(key),
             scopes=sorted(scope.value for scope in scopes),
             created_at=int(now()),
         )

@@ -110,7 +110,7 @@ def test_every_option_in_the_command_page_exists() -> None:
 
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
-    planned = {"docker-dev", "k3s-up"}
+    planned = {"k3s-up"}
     named = {
         target
         for _, span in code_spans()

@@ -35,6 +35,7 @@ class FakeClock:
 class FakeProcess:
     def __init__(self, pid: int, port: int) -> None:
         self.pid = pid
+        self.host = "127.0.0.1"
         self.port = port
         self.exit_cause: str | None = None
         self.code: int | None = None

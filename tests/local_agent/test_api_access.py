@@ -89,8 +89,8 @@ async def test_programs_on_this_machine_are_served(start_agent: StartAgent) -> N
 class Stage:
     """The agent's application as it is called for connections from anywhere."""
 
-    def __init__(self) -> None:
-        settings = load_settings(agent_host="192.168.1.5")
+    def __init__(self, **settings_: str) -> None:
+        settings = load_settings(**{"agent_host": "192.168.1.5", **settings_})
         self.agent = Agent(settings, load_config(None, {}), 5000)
         self.app = self.agent.asgi()
         self.token = self.agent.identity.access_token
@@ -102,9 +102,10 @@ class Stage:
         *,
         client: tuple[str, int] | None = ("192.168.1.9", 40000),
         token: str | None = None,
+        host: str = "192.168.1.5:5000",
     ) -> int:
         """Return the status of a request from `client`."""
-        headers = [(b"host", b"192.168.1.5:5000"), (b"content-type", b"application/json")]
+        headers = [(b"host", host.encode()), (b"content-type", b"application/json")]
         if token is not None:
             headers.append((b"authorization", f"Bearer {token}".encode()))
         scope: Scope = {
@@ -210,3 +211,11 @@ async def test_a_route_without_a_mark_is_open_to_nobody() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get("/forgotten")).status_code == 403
+
+
+async def test_the_name_in_its_url_is_the_agents_own_and_no_other() -> None:
+    stage = Stage(agent_host="0.0.0.0", agent_url="http://agent:5000")
+    for host, status in (("agent:5000", 200), ("agent.evil.example:5000", 403), ("other", 403)):
+        assert await stage.status("GET", "/health", host=host) == status, host
+        answered = await stage.status("GET", "/v1/models", token=stage.token, host=host)
+        assert answered == status, host

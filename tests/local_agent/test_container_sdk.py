@@ -124,6 +124,22 @@ def test_a_container_is_made_as_the_spec_says(engine: Engine, client: sdk.Docker
     assert not host.get("DeviceRequests")
 
 
+def test_on_a_network_nothing_is_published(engine: Engine, tmp_path: Path) -> None:
+    engine.answers |= {"create": (201, {"Id": "c1"}), "start": (204, b"")}
+    address = Address(f"unix://{engine.server_address}", "Colima")
+    client = sdk.connect([address], 5, "workers")
+    client.start("n", LAUNCH, env={}, labels={}, port=4321)
+    host = next(body for _, path, body in engine.asked if path == "/create")["HostConfig"]
+    assert host["NetworkMode"] == "workers"
+    assert not host.get("PortBindings")
+    networks = {"workers": {"IPAddress": "172.30.0.9"}, "odd": {"IPAddress": None}}
+    engine.answers["json"] = (200, {**RUNNING, "NetworkSettings": {"Networks": networks}})
+    view = client.look("c1")
+    assert view is not None
+    assert view.addresses == {"workers": "172.30.0.9", "odd": ""}
+    client.close()
+
+
 def test_a_container_that_does_not_start_is_removed(
     engine: Engine, client: sdk.DockerClient
 ) -> None:

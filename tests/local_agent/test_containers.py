@@ -180,7 +180,13 @@ class FakeClient:
             raise self.refused
         self.started.append((name, dict(env), port))
         made = f"c{len(self.started)}"
-        self.all[made] = ContainerView(id=made, labels=dict(labels), is_running=True, pid=77)
+        self.all[made] = ContainerView(
+            id=made,
+            labels=dict(labels),
+            is_running=True,
+            pid=77,
+            addresses={"workers": "172.30.0.9"},
+        )
         return made
 
     def stop(self, container: str, grace_s: float) -> None:
@@ -225,9 +231,10 @@ class Bench:
         self.connects = 0
         self.pulled_elsewhere: set[str] = set()
 
-    def launcher(self, agent_id: str = "agent-id-1") -> ContainerLauncher:
+    def launcher(self, agent_id: str = "agent-id-1", network: str = "") -> ContainerLauncher:
         return ContainerLauncher(
             agent_id=agent_id,
+            network=network,
             connect=self.connect,
             run_dir=self.home / "run",
             log_dir=self.home / "logs",
@@ -319,6 +326,16 @@ async def test_a_later_agent_takes_over_what_still_fits(bench: Bench) -> None:
     process = await later.launch("kept", other, config_hash="h", port=9)
     assert process.port == 9
     assert sorted(bench.client.all) == ["c5", "other", "plain"]
+
+
+async def test_on_a_network_of_theirs_workers_are_reached_by_their_address(bench: Bench) -> None:
+    process = await bench.launcher().launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    assert (process.host, process.port) == ("127.0.0.1", 7)
+    for _ in range(2):  # started, and then taken over
+        later = bench.launcher(network="workers")
+        process = await later.launch("m", LAUNCH_SPEC, config_hash="h", port=8)
+        assert (process.host, process.port) == ("172.30.0.9", SPEC.port)
+    assert list(bench.client.all) == ["c2"]  # a published one is replaced
 
 
 async def test_labels_that_are_not_ours_in_form_are_not_adopted(bench: Bench) -> None:

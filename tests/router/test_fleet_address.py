@@ -110,3 +110,33 @@ def test_the_operator_may_list_an_address_but_not_a_dangerous_one() -> None:
     assert check_agent_url("http://192.168.1.8:5000", "127.0.0.1", allowed)
     with pytest.raises(AgentAddressRefused):
         check_agent_url("http://169.254.169.254:80", "127.0.0.1", allowed)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://agent:5000", "http://agent:5000"),
+        ("http://AGENT:5000/", "http://agent:5000"),
+        ("https://host.docker.internal:5055", "https://host.docker.internal:5055"),
+    ],
+)
+def test_the_operator_may_list_a_name(url: str, expected: str) -> None:
+    allowed = frozenset({"agent", "host.docker.internal"})
+    assert check_agent_url(url, "172.18.0.3", allowed) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://agent.evil.example:5000",
+        "http://agent@evil.example:5000",
+        "http://evil.example:5000#agent",
+        "http://agent:5000/v1",
+        "http://agent",
+        "http://agent.:5000",
+        "http://other:5000",
+    ],
+)
+def test_a_listed_name_lets_no_other_in(url: str) -> None:
+    with pytest.raises(AgentAddressRefused):
+        check_agent_url(url, "172.18.0.3", frozenset({"agent"}))

@@ -1,0 +1,72 @@
+#!/bin/sh
+# The agent of make docker-dev where it runs beside the engine and not in it: on a Mac, for its GPU.
+#   sh scripts/docker_native_agent.sh start ROUTER_URL | stop
+# The router reaches it as host.docker.internal. Its credential is its own; one for make dev stays.
+set -eu
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+home=${IIR_HOME:-data}
+port=${AGENT_PORT:-5055} # 5000 is AirPlay's on a Mac
+pid_file=$home/run/docker-agent.pid
+log=$home/logs/docker-agent.log
+
+running() { # the id of our agent, if it lives
+    pid=$(cat "$pid_file" 2>/dev/null) || return 1
+    ps -p "$pid" -o command= 2>/dev/null | grep -q 'iir-agent serve' || return 1
+    echo "$pid"
+}
+
+gateway() { # the address of this host that containers call host.docker.internal
+    if [ "$(uname -s)" = Darwin ]; then
+        echo 127.0.0.1 # the engine's virtual machine hands it on
+    else
+        docker network inspect bridge --format '{{(index .IPAM.Config 0).Gateway}}'
+    fi
+}
+
+start() {
+    if pid=$(running); then
+        kill "$pid"
+        wait_gone "$pid"
+    fi
+    VENV="$venv" sh scripts/setup.sh run
+    mkdir -p "$home/run" "$home/logs"
+    export IIR_HOME="$home" ROUTER_URL="$1" AGENT_TOKEN_FILE="$home/agent/docker-credential"
+    AGENT_HOST=$(gateway)
+    export AGENT_HOST AGENT_PORT="$port" AGENT_URL="http://host.docker.internal:$port"
+    export AGENT_PULL="${AGENT_PULL-smollm2-135m}"
+    # each time anew: the router's registry may be another one by now. `local` is the agent in a container
+    token=$(docker compose exec -T router iir agents invite --quiet --name native)
+    rm -f "$AGENT_TOKEN_FILE"
+    IIR_JOIN_TOKEN=$token "$venv/bin/iir-agent" join "$ROUTER_URL" --name native >/dev/null
+    nohup "$venv/bin/iir-agent" serve >>"$log" 2>&1 </dev/null &
+    echo $! >"$pid_file"
+    sleep 2
+    running >/dev/null || {
+        tail -n 5 "$log" >&2
+        echo "The agent did not start; above is the end of $log" >&2
+        exit 1
+    }
+}
+
+wait_gone() {
+    n=0
+    while kill -0 "$1" 2>/dev/null && [ $n -lt 70 ]; do
+        sleep 1
+        n=$((n + 1))
+    done
+}
+
+stop() {
+    if pid=$(running); then
+        kill "$pid"
+        wait_gone "$pid"
+    fi
+    rm -f "$pid_file"
+}
+
+case ${1:-} in
+    start) start "$2" ;;
+    stop) stop ;;
+    *) exit 2 ;;
+esac

@@ -1,0 +1,58 @@
+"""Wait until the router serves its default model; runs in its container, fed to `python -`.
+
+Standard library only. Says what it waits for, and exits with 1 if it does not come.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = 900.0  # a slow line pulls the weights once
+FAILED_S = 120.0  # an agent tries again by itself
+PORT = 8000
+
+
+def status(key: str) -> str:
+    """Return the default model's status, or why there is none."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+    try:
+        connection.request("GET", "/v1/models/default", headers={"authorization": f"Bearer {key}"})
+        answer = connection.getresponse()
+        body: Any = json.loads(answer.read())
+    except (OSError, ValueError, http.client.HTTPException):
+        return "the router does not answer"
+    finally:
+        connection.close()
+    if answer.status == http.client.OK:
+        return str(body.get("status", {}).get("value"))
+    return "no agent has it yet" if answer.status == http.client.NOT_FOUND else "refused"
+
+
+def main() -> int:
+    """Wait; 0 once the model is loaded."""
+    key = Path(os.environ["ROUTER_KEY_FILE"]).read_text(encoding="utf-8").strip()
+    started = time.monotonic()
+    shown, since = "", started
+    while True:
+        now = time.monotonic()
+        found = status(key)
+        if found == "loaded":
+            return 0
+        if found == "refused":  # the key was revoked: nothing to be learnt
+            return 0
+        if found != shown:
+            print(f"the embedded model: {found} ({now - started:.0f} s)", flush=True)
+            shown, since = found, now
+        if now - started > LIMIT_S or (found == "failed" and now - since > FAILED_S):
+            return 1
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
