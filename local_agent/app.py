@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from local_agent.api.access import AgentAccess
 from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
+from local_agent.api.errors import error_routes
 from local_agent.api.events import event_routes
 from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
@@ -275,7 +276,7 @@ class Agent:
         rules = OriginRules(self.settings.agent_host, "AGENT_HOST")
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
+            BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,
@@ -289,7 +290,7 @@ class Agent:
         )
         return Guard(routes, rules=rules, clock=monotonic, origin="agent")
 
-    def _control_app(self, access: AgentAccess) -> FastAPI:
+    def control_app(self, access: AgentAccess) -> FastAPI:
         @asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
             async with self.running():
@@ -321,6 +322,7 @@ class Agent:
         app.include_router(residency_routes(self.supervisor))
         app.include_router(capacity_routes(self.intake, self._subject))
         app.include_router(event_routes(self.supervisor, self.intake))
+        app.include_router(error_routes())
         logs = self.settings.iir_home / "logs"
         app.include_router(log_routes(self.supervisor, self.intake, logs, self._mask))
         return app
