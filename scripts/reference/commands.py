@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer.main
 
@@ -130,8 +130,10 @@ def _spelling(one: Any) -> str:
 
 def _choices(one: Any) -> list[str]:
     kind = getattr(getattr(one, "type_descriptor", None), "annotation", None)
-    is_choice = isinstance(kind, type) and issubclass(kind, Enum)
-    return [member.value for member in kind] if is_choice else []  # type: ignore[union-attr] # a type by now
+    for each in (*get_args(kind), kind):  # an option that may be repeated is a list
+        if isinstance(each, type) and issubclass(each, Enum):
+            return [str(member.value) for member in each]
+    return []
 
 
 def _meaning(one: Any) -> str:

@@ -23,6 +23,7 @@ class Explanation(NamedTuple):
 
 _CLIENT = "The request's."
 _OPERATOR = "The operator's: who runs the router."
+_AGENTS_OPERATOR = "The operator's: who runs the agent."
 _LOAD = "Nobody's: there is more work than room."
 _PASSING = "Nobody's: it passes by itself."
 _UPSTREAM = "The upstream's: the provider, or the engine behind an agent."
@@ -117,7 +118,7 @@ _TABLE: dict[str, Explanation] = {
     ),
     "model_not_pulled": Explanation(
         "The model is known, but its weights are not on the agent's machine, or are on their way.",
-        _OPERATOR,
+        _AGENTS_OPERATOR,
         "Run the command in the message on that machine: `iir-agent pull MODEL`.",
     ),
     "unsupported_api": Explanation(
@@ -134,7 +135,7 @@ _TABLE: dict[str, Explanation] = {
     ),
     "insufficient_memory": Explanation(
         "The model does not fit into the agent's memory beside what is pinned.",
-        "The operator's: who runs the agent.",
+        _AGENTS_OPERATOR,
         "`iir-agent plan MODEL` shows what would have to go (`error.plan` too): unpin or unload it, "
         "give the model less `context`, or raise `memory_budget`.",
     ),
@@ -163,7 +164,7 @@ _TABLE: dict[str, Explanation] = {
     # nothing can serve it now
     "agent_unavailable": Explanation(
         "The model is on an agent that is not connected, or that fell silent while the request waited.",
-        "The operator's: who runs the agent.",
+        _AGENTS_OPERATOR,
         "Start it (`make dev`, `iir-agent serve`); it comes back by itself. `iir agents list` shows "
         "when it was heard last, `iir-agent doctor` on its machine why.",
     ),
@@ -259,7 +260,7 @@ _TABLE: dict[str, Explanation] = {
     ),
     "agent_address_refused": Explanation(
         "An agent gave an address that is not its own, or none that is taken (a name, a metadata address).",
-        "The operator's: who runs the agent.",
+        _AGENTS_OPERATOR,
         "Give `AGENT_URL` an IP address of its machine. If it calls from another one (NAT), list it "
         "in the router's `ROUTER_AGENT_HOSTS`.",
     ),

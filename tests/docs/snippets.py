@@ -6,7 +6,7 @@
     <!-- prints -->             its lines stand in what the block before it printed; `…` is anything
     <!-- agent.yaml -->         an agent takes it as its file
     <!-- tested: PATH -->       a test or script elsewhere runs it
-    <!-- needs: WHAT -->        nothing here can run it: it needs a Mac, a GPU, a cloud, …
+    <!-- needs: WHAT -->        nothing here can run it: it begins with one of `NEEDS`
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 SPOKEN = frozenset({"sh", "bash", "shell", "console", "python", "py", "js", "javascript", "yaml"})
 """The languages whose blocks must say how they are tested."""
 
-NEEDS = ("a Mac", "a GPU", "a cloud", "the network", "another machine", "Kubernetes")
+NEEDS = ("a Mac", "a GPU", "a cloud", "the network", "another machine", "a newer release")
 
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- (?P<how>runs|prints|tested|needs|agent\.yaml)(?:: (?P<what>[^\n]*?))? -->\n\s*)?"
