@@ -291,6 +291,8 @@ class Agent:
         return Guard(routes, rules=rules, clock=monotonic, origin="agent")
 
     def control_app(self, access: AgentAccess) -> FastAPI:
+        """Return what is not on the hot path: health, models, and what the agent is told to do."""
+
         @asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
             async with self.running():
@@ -308,13 +310,8 @@ class Agent:
         )
         install_error_handlers(app, invalid=RequestValidationError)
         app.include_router(model_routes(self.supervisor, self.identity.incarnation // 1000))
-        app.include_router(
-            health_routes(
-                self._status,
-                self._standing,
-                agent_metrics(self.supervisor),
-            )
-        )
+        metrics = agent_metrics(self.supervisor)
+        app.include_router(health_routes(self._status, self._standing, metrics))
         app.include_router(
             control_routes(self.supervisor, self._reloader.reload, self._examine, self.pulls)
         )

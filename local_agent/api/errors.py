@@ -23,7 +23,9 @@ def error_routes() -> APIRouter:
     async def explain_code(code: str) -> str:
         text = explain(code)
         if text is None:
-            raise NotFound("There is no such error code here. An upstream's own codes pass as they are.")
+            raise NotFound(
+                "There is no such error code here. An upstream's own codes pass as they are."
+            )
         return text
 
     return routes

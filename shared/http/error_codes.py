@@ -291,6 +291,4 @@ def explain(code: str) -> str | None:
     found = EXPLANATIONS.get(code)
     if found is None:
         return None
-    return (
-        f"{code}\n\n{found.meaning}\n\nWhose fault: {found.fault}\n\nWhat to do: {found.next_step}\n"
-    )
+    return f"{code}\n\n{found.meaning}\n\nWhose fault: {found.fault}\n\nWhat to do: {found.next_step}\n"

@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+from typing_extensions import Self
 
 from local_agent.process import free_port
+from shared.kit.clock import monotonic
 from tests.router.harness import install
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +109,7 @@ class Playground:
             "ROUTER_DRAIN_S": "0",
         }
 
-    def __enter__(self) -> Playground:
+    def __enter__(self) -> Self:
         done = self.run(f"iir agents add my-mac --token-file {self.home}/agent/credential")
         assert done.code == 0, done.output
         for words in ("iir serve", "iir-agent serve"):
@@ -124,7 +126,7 @@ class Playground:
         self._client.close()
 
     def _serve(self, words: str) -> None:
-        with (self.folder / f"{words.split()[0]}.log").open("wb") as log:
+        with (self.folder / f"{words.split(maxsplit=1)[0]}.log").open("wb") as log:
             self._services.append(
                 subprocess.Popen(
                     ["/bin/sh", "-c", f"exec {words}"],
@@ -148,10 +150,10 @@ class Playground:
             return None
 
     def _until(self, is_true: Callable[[], bool], what: str) -> None:
-        ends = time.monotonic() + PATIENCE_S
+        ends = monotonic() + PATIENCE_S
         while not is_true():
             logs = "".join(path.read_text() for path in self.folder.glob("*.log"))
-            assert time.monotonic() < ends, f"{what} did not come: {logs}"
+            assert monotonic() < ends, f"{what} did not come: {logs}"
             time.sleep(0.01)
 
     def catch_up(self) -> None:

@@ -1,12 +1,12 @@
 """The fenced blocks of the documents, each with the comment before it that says how it is tested.
 
-    <!-- runs -->               it runs, in the order of the page, against a router and an agent
-    <!-- runs: until Ctrl-C --> the same for one command that goes on by itself
-    <!-- runs: and fails -->    the same for what ends with an error
-    <!-- prints -->             its lines stand in what the block before it printed; `…` is anything
-    <!-- agent.yaml -->         an agent takes it as its file
-    <!-- tested: PATH -->       a test or script elsewhere runs it
-    <!-- needs: WHAT -->        nothing here can run it: it begins with one of `NEEDS`
+<!-- runs -->               it runs, in the order of the page, against a router and an agent
+<!-- runs: until Ctrl-C --> the same for one command that goes on by itself
+<!-- runs: and fails -->    the same for what ends with an error
+<!-- prints -->             its lines stand in what the block before it printed; `…` is anything
+<!-- agent.yaml -->         an agent takes it as its file
+<!-- tested: PATH -->       a test or script elsewhere runs it
+<!-- needs: WHAT -->        nothing here can run it: it begins with one of `NEEDS`
 """
 
 from __future__ import annotations

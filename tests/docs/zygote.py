@@ -47,7 +47,7 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(16)
-        print("listening", flush=True)
+        os.write(1, b"listening\n")
         while True:
             readable, _, _ = select.select([listener, sys.stdin], [], [])
             if sys.stdin in readable:
@@ -123,7 +123,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> NoReturn:
         sys.excepthook(*sys.exc_info())
         code = 1
     if isinstance(code, str):
-        print(code, file=sys.stderr)
+        sys.stderr.write(f"{code}\n")
     sys.stdout.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
