@@ -42,7 +42,7 @@ _TABLE: dict[str, Explanation] = {
         "Send a JSON object. From a shell, put the body in single quotes.",
     ),
     "request_timeout": Explanation(
-        "The request's head or body did not come in time, or the upstream says that of its own.",
+        "The request's head or body did not come in time.",
         "The client's, or its network's.",
         "Send it again; large bodies need a connection that does not stall.",
     ),

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-from typing_extensions import Self
 
 from local_agent.process import free_port
 from shared.kit.clock import monotonic
@@ -27,6 +26,8 @@ from tests.router.harness import install
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
+PROGRAMS = {"iir": "router", "iir-agent": "local_agent", "python": None}
+CAN_FORK = sys.platform != "darwin"  # Apple's frameworks do not survive a fork without an exec
 MODELS = {
     "models": [
         {"id": "smollm2-135m", "engine": "simulated", "preload": False},
@@ -37,21 +38,26 @@ MODELS = {
 
 @contextmanager
 def zygote() -> Iterator[Path]:
-    """Run the process that becomes the programs; yield the folder with its socket and the shims."""
+    """Yield a folder whose `bin` holds the programs, and run the process that becomes them.
+
+    Where a process must not fork, each program is a process of its own: the same, and slower.
+    """
     with tempfile.TemporaryDirectory(prefix="iir") as folder:  # a socket's path must be short
         place = Path(folder)
         address = str(place / "socket")
-        for program in ("iir", "iir-agent", "python"):
-            words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("shim.py"))]
-            path = place / "bin" / program
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(f'#!/bin/sh\nexec {shlex.join([*words, address, program])} "$@"\n')
-            path.chmod(0o755)
+        (place / "bin").mkdir()
         curl = shutil.which("curl")
         assert curl is not None, "the documents' commands need curl"
-        path = place / "bin" / "curl"
-        path.write_text(f'#!/bin/sh\nexec {curl} --fail-with-body --max-time 15 "$@"\n')
-        path.chmod(0o755)
+        _write_program(place, "curl", [curl, "--fail-with-body", "--max-time", "15"])
+        for program, module in PROGRAMS.items():
+            words = [sys.executable, *(["-m", module] if module else [])]
+            if CAN_FORK:
+                shim = str(Path(__file__).with_name("shim.py"))
+                words = [sys.executable, "-I", "-S", shim, address, program]
+            _write_program(place, program, words)
+        if not CAN_FORK:
+            yield place
+            return
         with subprocess.Popen(
             [sys.executable, "-m", "tests.docs.zygote", address],
             cwd=ROOT,
@@ -65,6 +71,12 @@ def zygote() -> Iterator[Path]:
             assert process.stdin is not None
             process.stdin.close()
             process.wait(PATIENCE_S)
+
+
+def _write_program(place: Path, name: str, words: list[str]) -> None:
+    path = place / "bin" / name
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,7 @@ class Playground:
         """Return what a command sees: no setting but where both services are."""
         return {
             "PATH": f"{self.bin}:{os.defpath}",
+            "PYTHONPATH": str(ROOT),
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
             "COLUMNS": "200",
@@ -109,7 +122,8 @@ class Playground:
             "ROUTER_DRAIN_S": "0",
         }
 
-    def __enter__(self) -> Self:
+    # nobody derives from it, and Python 3.10 has no Self
+    def __enter__(self) -> Playground:  # noqa: PYI034
         done = self.run(f"iir agents add my-mac --token-file {self.home}/agent/credential")
         assert done.code == 0, done.output
         for words in ("iir serve", "iir-agent serve"):
@@ -152,8 +166,9 @@ class Playground:
     def _until(self, is_true: Callable[[], bool], what: str) -> None:
         ends = monotonic() + PATIENCE_S
         while not is_true():
-            logs = "".join(path.read_text() for path in self.folder.glob("*.log"))
-            assert monotonic() < ends, f"{what} did not come: {logs}"
+            if monotonic() > ends:
+                logs = "".join(path.read_text() for path in self.folder.glob("*.log"))
+                raise AssertionError(f"{what} did not come: {logs}")
             time.sleep(0.01)
 
     def catch_up(self) -> None:
@@ -174,10 +189,10 @@ class Playground:
 
     def run(self, script: str, program: str = "sh") -> Done:
         """Run a snippet to its end; a line that fails ends it."""
-        words = ["/bin/sh", "-eu"] if program == "sh" else [str(self.bin / program)]
+        shell = ["/bin/sh"] if program == "sh" else [str(self.bin / program)]
         done = subprocess.run(
-            words,
-            input=self.here(script),
+            [*shell, "-euc" if program == "sh" else "-c", self.here(script)],
+            stdin=subprocess.DEVNULL,
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,

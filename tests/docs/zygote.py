@@ -134,8 +134,8 @@ def _run(program: str, arguments: list[str]) -> None:
     elif program == "iir-agent":
         local_agent.__main__.main()
     else:
-        source = arguments[1] if arguments[:1] == ["-c"] else sys.stdin.read()
-        exec(compile(source, "snippet", "exec"), {"__name__": "__main__"})
+        assert arguments[0] == "-c"
+        exec(compile(arguments[1], "snippet", "exec"), {"__name__": "__main__"})
 
 
 if __name__ == "__main__":
