@@ -65,6 +65,7 @@ lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs, shel
 	@"$(BIN)/lint-imports"
 	@"$(BIN)/python" -m scripts.check_sizes
 	@"$(BIN)/python" -m scripts.gen_config_docs --check
+	@"$(BIN)/python" -m scripts.gen_reference_docs --check
 	@"$(BIN)/shellcheck" scripts/*.sh .ci/run
 	@"$(BIN)/actionlint" -shellcheck "$(BIN)/shellcheck" .github/workflows/*.yml
 	@"$(BIN)/zizmor" --offline --quiet .github
@@ -85,6 +86,7 @@ seed: setup ## write the known providers and prefix rules; changes nothing that 
 
 docs: setup-dev ## build the documentation into site/
 	@"$(BIN)/python" -m scripts.gen_config_docs
+	@"$(BIN)/python" -m scripts.gen_reference_docs
 	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from local_agent.api.access import AgentAccess
 from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
+from local_agent.api.errors import error_routes
 from local_agent.api.events import event_routes
 from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
@@ -278,7 +279,7 @@ class Agent:
         rules = OriginRules(self.settings.agent_host, "AGENT_URL", self.settings.own_hosts)
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
+            BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,
@@ -292,7 +293,9 @@ class Agent:
         )
         return Guard(routes, rules=rules, clock=monotonic, origin="agent")
 
-    def _control_app(self, access: AgentAccess) -> FastAPI:
+    def control_app(self, access: AgentAccess) -> FastAPI:
+        """Return what is not on the hot path: health, models, and what the agent is told to do."""
+
         @asynccontextmanager
         async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
             async with self.running():
@@ -310,13 +313,8 @@ class Agent:
         )
         install_error_handlers(app, invalid=RequestValidationError)
         app.include_router(model_routes(self.supervisor, self.identity.incarnation // 1000))
-        app.include_router(
-            health_routes(
-                self._status,
-                self._standing,
-                agent_metrics(self.supervisor),
-            )
-        )
+        metrics = agent_metrics(self.supervisor)
+        app.include_router(health_routes(self._status, self._standing, metrics))
         app.include_router(
             control_routes(self.supervisor, self._reloader.reload, self._examine, self.pulls)
         )
@@ -324,6 +322,7 @@ class Agent:
         app.include_router(residency_routes(self.supervisor))
         app.include_router(capacity_routes(self.intake, self._subject))
         app.include_router(event_routes(self.supervisor, self.intake))
+        app.include_router(error_routes())
         logs = self.settings.iir_home / "logs"
         app.include_router(log_routes(self.supervisor, self.intake, logs, self._mask))
         return app

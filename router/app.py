@@ -21,6 +21,7 @@ from router.api.access import Access
 from router.api.agents import agent_routes
 from router.api.cors import Pages
 from router.api.docs import docs_routes
+from router.api.errors import error_routes
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -232,7 +233,7 @@ class Router:
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
         routes: ASGIApp = InferenceRoutes(
-            BodyLimit(self._control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
+            BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             access=access,
             dispatcher=self.dispatcher(),
             metrics=self.metrics,
@@ -242,7 +243,7 @@ class Router:
         guarded = Guard(routes, rules=rules, clock=self.clock)
         return Pages(guarded, rules) if rules.allowed_origins else guarded
 
-    def _control_app(self, access: Access) -> FastAPI:
+    def control_app(self, access: Access) -> FastAPI:
         """Return what is not on the hot path: health, models, agents, documentation."""
 
         @asynccontextmanager
@@ -264,6 +265,7 @@ class Router:
         app.include_router(health_routes(self.fleet, self.readiness, self.metrics.registry))
         app.include_router(model_routes(self.fleet))
         app.include_router(agent_routes(self.desk, self.joins, access))
+        app.include_router(error_routes())
         app.include_router(docs_routes(app))
         return app
 

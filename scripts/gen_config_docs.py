@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from local_agent.settings import AgentSettings
 from router.settings import Settings
+from scripts.reference.writing import write_or_check
 from shared.kit.environment import BaseServiceSettings
 
 REFERENCE = Path("docs/configuration.md")
@@ -113,15 +114,7 @@ def example() -> str:
 def main() -> int:
     """Write both files, or compare them."""
     wanted = {REFERENCE: reference(), EXAMPLE: example()}
-    is_check = "--check" in sys.argv[1:]
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    if is_check:
-        for path in stale:
-            print(f"{path} is out of date: run `make docs`")
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(wanted[path])
-    return 0
+    return write_or_check(wanted, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from shared.http.errors import ApiError
 from shared.http.origin import OriginRules
 
 EXPOSED_HEADERS = (
+    "link",
     "retry-after",
     "retry-after-ms",
     "request-id",

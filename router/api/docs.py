@@ -14,13 +14,21 @@ from router.domain import Scope
 from shared.http.errors import NotFound
 
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-_SUMMARIES = {
-    "/chat/completions": "Answer a chat (stream or not)",
-    "/completions": "Continue a text (stream or not)",
-    "/embeddings": "Embed texts",
-    "/responses": "Create a response (OpenAI's Responses; stream or not)",
-    "/messages": "Create a message (Anthropic's Messages; stream or not)",
-    "/messages/count_tokens": "Count a message's tokens (Anthropic's Messages)",
+_QUESTION = "What is the capital of France?"
+_MESSAGES = {"messages": [{"role": "user", "content": _QUESTION}]}
+_INFERENCE: dict[str, tuple[str, dict[str, Any]]] = {
+    "/chat/completions": ("Answer a chat (stream or not)", _MESSAGES),
+    "/completions": ("Continue a text (stream or not)", {"prompt": "The capital of France is"}),
+    "/embeddings": ("Embed texts", {"input": _QUESTION}),
+    "/responses": (
+        "Create a response (OpenAI's Responses; stream or not)",
+        {"input": _QUESTION},
+    ),
+    "/messages": (
+        "Create a message (Anthropic's Messages; stream or not)",
+        {"max_tokens": 100, **_MESSAGES},
+    ),
+    "/messages/count_tokens": ("Count a message's tokens (Anthropic's Messages)", _MESSAGES),
 }
 
 
@@ -31,8 +39,8 @@ def docs_routes(app: FastAPI) -> APIRouter:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            for path, summary in _SUMMARIES.items():
-                schema["paths"][f"/v1{path}"] = {"post": _operation(summary)}
+            for path, (summary, example) in _INFERENCE.items():
+                schema["paths"][f"/v1{path}"] = {"post": _operation(summary, example)}
             # for the page's button: a browser sends no key by itself
             bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "sk-iir-…"}
             schema.setdefault("components", {})["securitySchemes"] = {"key": bearer}
@@ -69,18 +77,12 @@ def docs_routes(app: FastAPI) -> APIRouter:
     return routes
 
 
-def _operation(summary: str) -> dict[str, Any]:
-    example = {
-        "model": "default",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    }
+def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:
+    body = {"schema": {"type": "object"}, "example": {"model": "default", **example}}
     return {
         "tags": ["inference"],
         "summary": summary,
-        "description": "As in OpenAI's API; unknown fields are passed on to the model's endpoint.",
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"type": "object"}, "example": example}},
-        },
-        "responses": {"200": {"description": "As in OpenAI's API: JSON, or an event stream."}},
+        "description": "As in the API itself; unknown fields are passed on to the model's endpoint.",
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {"200": {"description": "As in the API itself: JSON, or an event stream."}},
     }

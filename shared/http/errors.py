@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from shared.http.error_codes import EXPLANATIONS, page_of
+
 Origin = Literal["router", "agent", "upstream", "client"]
 
 
@@ -57,11 +59,16 @@ class ApiError(Exception):
         return b"data: " + self.body() + b"\n\n"
 
     def response_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers of the answer, without `content-length`."""
+        """Return the headers of the answer, without `content-length`.
+
+        A code of ours links to its page (RFC 8288; the relation `help` is HTML's).
+        """
         found = [
             (b"content-type", b"application/json"),
             (b"x-iir-error-origin", self.origin.encode()),
         ]
+        if self.code in EXPLANATIONS:  # an upstream's own code may be anything
+            found.append((b"link", f'<{page_of(self.code)}>; rel="help"'.encode()))
         if self.retry_after_s is not None:
             found.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
         found.extend(
@@ -190,6 +197,20 @@ class BodyTooLarge(ApiError):
     type = "invalid_request_error"
     code = "request_too_large"
     origin = "client"
+
+
+class UrlTooLong(BadRequest):
+    """The URL is over the limit."""
+
+    status = 414
+    code = "url_too_long"
+
+
+class HeadersTooLarge(BadRequest):
+    """The request's head is over the limit."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class UnsupportedMediaType(ApiError):

@@ -22,17 +22,14 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from shared.http.asgi import BY_NAME, WHOLE_BODY
 from shared.http.cycle import Cycle
-from shared.http.errors import error_body
+from shared.http.errors import ApiError, BadRequest, BodyTimeout, HeadersTooLarge, UrlTooLong
 from shared.http.relay import CONNECTION
 
-_REFUSALS = {
-    408: ("request_timeout", "The request's head did not arrive in time."),
-    414: ("url_too_long", "The request's URL is too long."),
-    431: ("headers_too_large", "The request's head is too large."),
-}
-
-
-_NO_UPGRADE = "Upgrades are not taken here. Leave out the header `upgrade`."
+_INVALID: ApiError = BadRequest("The request is not valid HTTP.")
+_NO_UPGRADE = BadRequest("Upgrades are not taken here. Leave out the header `upgrade`.")
+_HEAD_LATE = BodyTimeout("The request's head did not arrive in time.")
+_URL_TOO_LONG = UrlTooLong("The request's URL is too long.")
+_HEAD_TOO_LARGE = HeadersTooLarge("The request's head is too large.")
 
 
 class _Refused(Exception):
@@ -70,14 +67,14 @@ class GuardedProtocol(HttpToolsProtocol):
     _body_came = False
     _discard_timer: TimerHandle | None = None
     _discarded = 0
-    _refusal: tuple[int, str, str] = (400, "invalid_request", "The request is not valid HTTP.")
+    _refusal = _INVALID
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's
         """Start to wait for the first head."""
         super().connection_made(transport)
         self._watchers: set[Callable[[], None]] = set()
         self._is_in_head = True
-        self._head_timer = self.loop.call_later(self.head_s, self._refuse, 408)
+        self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers, and tell who watches."""
@@ -123,7 +120,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)  # trailers and chunk extensions, which are nobody's body
             if self._head_bytes > self.max_head_bytes:
                 self._is_in_head = True
-                self._refuse(431)
+                self._refuse(_HEAD_TOO_LARGE)
                 return
         if cycle is not None and cycle.response_complete and cycle.more_body:
             self._discard(len(data))
@@ -131,9 +128,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > self.max_head_bytes:
-            self._refuse(431)
+            self._refuse(_HEAD_TOO_LARGE)
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_s, self._refuse, 408)
+            self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
 
     def _discard(self, size: int) -> None:
         """Let a client finish a body that was refused, so that it reads the answer; to a limit."""
@@ -168,7 +165,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Take a piece of the URL."""
         super().on_url(url)
         if len(self.url) > self.max_url_bytes:
-            raise self._refused(414)
+            raise self._refused(_URL_TOO_LONG)
 
     def on_headers_complete(self) -> None:
         """Judge the head, then serve the request."""
@@ -178,11 +175,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_timer = None
         if self.parser.should_upgrade():
             # the parser would take the body for another request
-            self._refusal = (400, "invalid_request", _NO_UPGRADE)
+            self._refusal = _NO_UPGRADE
             raise _Refused
         headers = self.headers
         if len(headers) > self.max_headers or self._is_head_large():
-            raise self._refused(431)
+            raise self._refused(_HEAD_TOO_LARGE)
         by_name = dict(reversed(headers))
         self.scope[BY_NAME] = by_name  # type: ignore[literal-required] # a key of ours
         self.expect_100_continue = by_name.get(b"expect", b"").lower() == b"100-continue"
@@ -309,28 +306,31 @@ class GuardedProtocol(HttpToolsProtocol):
             # it is refused: what serves it shall stop, and not answer behind the refusal
             cycle.disconnected = True
             cycle.message_event.set()
-        status, code, text = self._refusal
-        body = error_body(text, type_="invalid_request_error", code=code)
-        head = (
-            b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-            b"x-iir-error-origin: client\r\nx-request-id: req_%s\r\n\r\n"
-        ) % (len(body), secrets.token_hex(12).encode())
-        self.transport.write(STATUS_LINE[status] + head + body)
+        refusal = self._refusal
+        body = refusal.body()
+        headers = [
+            *refusal.response_headers(),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            (b"x-request-id", b"req_" + secrets.token_hex(12).encode()),
+        ]
+        head = b"".join(b"%s: %s\r\n" % pair for pair in headers)
+        self.transport.write(STATUS_LINE[refusal.status] + head + b"\r\n" + body)
         # closing at once would reset the connection under what the client still sends, and with it
         # the answer
         self.transport.write_eof()
         self._head_timer = self.loop.call_later(self.linger_s, self.transport.close)
 
-    def _refused(self, status: int) -> _Refused:
-        self._refusal = (status, *_REFUSALS[status])
+    def _refused(self, refusal: ApiError) -> _Refused:
+        self._refusal = refusal
         return _Refused()
 
-    def _refuse(self, status: int) -> None:
+    def _refuse(self, refusal: ApiError) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         if not self._is_over and not self.transport.is_closing():
-            self._refused(status)
+            self._refused(refusal)
             self.send_400_response("")
 
     def _cancel_timers(self) -> None:

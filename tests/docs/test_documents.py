@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import typer.main
 
+import local_agent
 import local_agent.cli.app
 import local_agent.errors
+import router
 import router.cli
 import router.errors
+import shared
 from scripts.devstack.text import curl, snippet
 from scripts.gen_config_docs import example, reference
-from shared.http.errors import ApiError
+from scripts.reference import commands, errors, routes
+from shared.http.error_codes import EXPLANATIONS
+from shared.http.errors import UpstreamAnswer
 
 DOCUMENTS = sorted([*Path().glob("*.md"), *Path("docs").rglob("*.md")])
 TEXTS = {path: path.read_text() for path in DOCUMENTS}
@@ -91,21 +98,24 @@ def all_commands(command: Any, name: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
-def test_every_command_is_documented(program: str) -> None:
-    page = TEXTS[Path("docs/cli.md")]
+def test_every_command_has_a_section_with_all_that_it_takes(program: str) -> None:
+    assert TEXTS[Path("docs/cli.md")] == commands.page(), "run `make docs`"
+    sections = dict(SECTION.findall(TEXTS[Path("docs/cli.md")]))
     found = list(all_commands(PROGRAMS[program], program))
-    assert [name for name in found if f"`{name}" not in page] == []
+    assert [name for name in found if name not in sections] == []
+    for name in found:
+        for option in options(program, name):
+            assert f"`{option}" in sections[name] or f", {option}" in sections[name], (name, option)
 
 
-def test_every_option_in_the_command_page_exists() -> None:
-    for usage in re.findall(r"^\| `(iir[^`]*)`", TEXTS[Path("docs/cli.md")], re.MULTILINE):
-        words = shlex.split(re.sub(r"[\[\]]", " ", usage))
-        command: Any = PROGRAMS[words[0]]
-        for word in words[1:]:
-            command = getattr(command, "commands", {}).get(word, command)
-        options = command.params
-        known = {name for one in options for name in (*one.opts, *one.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= known, usage
+SECTION = re.compile(r"^### `(iir[^`]*)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def options(program: str, name: str) -> list[str]:
+    command: Any = PROGRAMS[program]
+    for word in name.split()[1:]:
+        command = command.commands[word]
+    return [name for one in command.params for name in one.opts if name.startswith("--")]
 
 
 def test_every_make_target_that_is_named_exists() -> None:
@@ -170,18 +180,51 @@ def test_no_example_holds_a_secret() -> None:
         assert not re.match(r"#(EXTERNAL_OPENAI_KEY|HF_TOKEN)=.+", line)
 
 
-def kinds(error: type[ApiError]) -> Iterator[type[ApiError]]:
-    yield error
-    for kind in error.__subclasses__():
-        yield from kinds(kind)
+def loaded(package: ModuleType) -> Iterator[ModuleType]:
+    """Load and yield all modules of a package; none does anything by being loaded but `main`."""
+    yield package
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if info.name.rpartition(".")[2] not in {"main", "__main__", "env"}:
+            yield importlib.import_module(info.name)
 
 
-def test_every_error_code_is_documented() -> None:
-    page = TEXTS[Path("docs/api.md")]
-    codes = {kind.code for kind in kinds(ApiError) if kind.__module__.endswith("errors")}
-    assert router.errors.NoEndpoint.code in codes
-    assert local_agent.errors.WorkerGone.code in codes
-    assert sorted(code for code in codes if f"`{code}`" not in page) == []
+def test_every_error_code_is_explained_and_every_explanation_is_of_a_code() -> None:
+    modules = {module.__name__ for root in (router, local_agent, shared) for module in loaded(root)}
+    codes = {kind.code for kind in errors.kinds() if kind.__module__ in modules}
+    assert {router.errors.NoEndpoint.code, local_agent.errors.WorkerGone.code} <= codes
+    codes.add(UpstreamAnswer("", status=500, type_="", code=None, is_retryable=False).code)
+    assert codes == set(EXPLANATIONS)
+    assert set(errors.statuses()) == codes
+
+
+def test_no_error_code_is_made_up_where_it_is_answered() -> None:
+    places = [
+        f"{path}: {code}"
+        for root in ("router", "local_agent", "shared")
+        for path in Path(root).rglob("*.py")
+        if path.parts[:2] != ("shared", "testing")
+        for code in re.findall(r'\bcode="([a-z_]+)"', path.read_text())
+    ]
+    assert places == []
+
+
+def test_every_error_code_has_a_section_that_says_what_to_do() -> None:
+    page = TEXTS[Path("docs/errors.md")]
+    assert page == errors.page(), "run `make docs`"
+    for code, entry in EXPLANATIONS.items():
+        _, section = page.split(f"\n## `{code}`\n")
+        section = section.partition("\n## ")[0]
+        for part in entry:
+            assert len(part) > 5
+            assert part in section
+
+
+def test_every_route_is_documented() -> None:
+    page = TEXTS[Path("docs/routes.md")]
+    assert page == routes.page(), "run `make docs`"
+    for _, document in routes.documents():
+        for path, methods in document["paths"].items():
+            assert all(f"`{method.upper()} {path}`" in page for method in methods), path
 
 
 def test_the_first_screen_of_the_readme_has_what_a_newcomer_needs() -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.snippets import snippets
 from tests.integration.stack import (
     ANSWER,
     MODEL,
     QUESTION,
+    ROOT,
     Stack,
     command,
     machine_environment,
@@ -68,6 +70,23 @@ def test_openai_s_npm_package(served: Stack, node_sdk: Path) -> None:
         "code": "model_not_found",
         "hasRequestId": True,
     }
+
+
+def test_the_javascript_of_the_documents(served: Stack, node_sdk: Path) -> None:
+    path = ROOT / "docs" / "quickstart.md"
+    (found,) = [one for one in snippets(path, path.read_text()) if one.language == "javascript"]
+    script = node_sdk / "quickstart.mjs"
+    script.write_text(found.text.replace("http://127.0.0.1:8000/v1", served.base_url))
+    done = subprocess.run(
+        [command("node"), script],
+        cwd=node_sdk,
+        env=machine_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == ANSWER, done.stderr
 
 
 def curl(*arguments: str) -> str:

@@ -192,7 +192,7 @@ def every_route(routes: Iterable[Any]) -> Iterator[APIRoute]:
 
 def test_every_route_says_what_it_needs() -> None:
     stage = Stage()
-    app = stage.agent._control_app(AgentAccess(RULES, stage.token))
+    app = stage.agent.control_app(AgentAccess(RULES, stage.token))
     routes = list(every_route(app.routes))
     assert len(routes) >= 8
     for route in routes:
@@ -201,7 +201,7 @@ def test_every_route_says_what_it_needs() -> None:
 
 async def test_a_route_without_a_mark_is_open_to_nobody() -> None:
     stage = Stage()
-    app = stage.agent._control_app(AgentAccess(RULES, stage.token))
+    app = stage.agent.control_app(AgentAccess(RULES, stage.token))
 
     @app.get("/forgotten")
     async def forgotten() -> str:

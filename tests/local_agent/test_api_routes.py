@@ -212,3 +212,13 @@ async def test_reload_takes_a_good_file_and_keeps_the_old_for_a_bad_one(
         assert (answer.json()["models"], answer.json()["removed"]) == (["tiny"], ["second"])
         answer = await agent.client.post(CHAT, json=body)
         check_envelope(answer, 404, "model_not_found")
+
+
+async def test_an_error_links_to_what_its_code_means(start_agent: StartAgent) -> None:
+    async with start_agent() as agent:
+        answer = await agent.client.post(CHAT, json={"model": "unknown", "messages": MESSAGES})
+        check_envelope(answer, 404, "model_not_found")
+        page = await agent.client.get(answer.links["help"]["url"])
+        assert page.status_code == 200
+        assert page.text.startswith("model_not_found\n")
+        assert "What to do:" in page.text

@@ -29,6 +29,7 @@ from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, bearer, chat, error_of, key, one_engine
 
 OPEN = ("/health", "/livez", "/readyz")
+STATIC = "/errors/{code}"  # the same text everywhere
 OPEN_IN_OPEN_MODE = ("/metrics", "/docs", "/openapi.json", "/docs/swagger-ui.css", "/v1/models")
 RULES = OriginRules("127.0.0.1", "X")
 
@@ -184,7 +185,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_every_route_says_who_may_use_it(start_router: StartRouter) -> None:
     router = Router(load_settings())
     access = Access(router.fleet, RULES, frozenset())
-    app = router._control_app(access)
+    app = router.control_app(access)
     routes = [route for route in walk(app.routes) if isinstance(route, APIRoute)]
     assert len(routes) >= 12
     for route in routes:
@@ -194,7 +195,7 @@ async def test_every_route_says_who_may_use_it(start_router: StartRouter) -> Non
         if route.path == "/internal/v1/agents/join":  # a token is what it takes
             assert needed is None
             continue
-        assert needed is not None or route.path in OPEN, route.path
+        assert needed is not None or route.path in {*OPEN, STATIC}, route.path
         assert needed is Scope.AGENT or not route.path.startswith("/internal"), route.path
 
 
@@ -213,7 +214,7 @@ def walk(routes: Any) -> Any:
 async def test_a_route_that_declares_nothing_is_refused() -> None:
     router = Router(load_settings())
     access = Access(router.fleet, RULES, frozenset())
-    app = router._control_app(access)
+    app = router.control_app(access)
 
     @app.get("/forgotten")
     async def forgotten() -> str:

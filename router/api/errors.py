@@ -1,0 +1,31 @@
+"""`/errors/CODE`: what an error code means; every error that has one of ours links to it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+
+from router.api.access import allow
+from shared.http.error_codes import explain
+from shared.http.errors import NotFound
+
+
+def error_routes() -> APIRouter:
+    """Return the route, open to everybody: who is refused may read why, and it tells nothing else."""
+    routes = APIRouter(tags=["operation"])
+
+    @routes.get(
+        "/errors/{code}",
+        summary="What an error code means, whose fault it is, and what to do",
+        response_class=PlainTextResponse,
+    )
+    @allow(None)
+    async def explain_code(code: str) -> str:
+        text = explain(code)
+        if text is None:
+            raise NotFound(
+                "There is no such error code here. An upstream's own codes pass as they are."
+            )
+        return text
+
+    return routes

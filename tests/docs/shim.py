@@ -1,0 +1,33 @@
+"""What stands for a program in a snippet's PATH; see `tests/docs/zygote.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+
+def main() -> int:
+    """Have the program run; return its exit code."""
+    address, program, *arguments = sys.argv[1:]
+    order = {
+        "program": program,
+        "arguments": arguments,
+        "folder": os.getcwd(),  # noqa: PTH109 - starts in a few milliseconds: no pathlib
+        "environment": dict(os.environ),  # noqa: TID251 - handed on
+    }
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        socket.send_fds(connection, [json.dumps(order).encode()], [0, 1, 2])
+        answer = connection.makefile()
+        child = int(answer.readline())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda which, _: os.kill(child, which))
+        code = int(answer.readline())
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
