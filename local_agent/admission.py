@@ -15,11 +15,12 @@ import anyio
 
 from local_agent import refusals
 from local_agent.catalog import Entry
-from local_agent.domain import ModelId, Upstream
+from local_agent.domain import ModelId, Upstream, WorkerState
 from local_agent.journal import Journal
 from local_agent.lifecycle import ALIVE
 from local_agent.line import Waiter
 from local_agent.memory.residency import Residency
+from local_agent.weights.progress import Progress
 from local_agent.worker import Worker
 from shared.http.errors import ApiError, ModelLoading
 from shared.kit.clock import Clock
@@ -67,6 +68,7 @@ class Admission:
         *,
         workers: Mapping[ModelId, Worker],
         residency: Residency,
+        pulling: Callable[[ModelId], Progress | None],
         journal: Journal,
         clock: Clock,
         wake: Callable[[], None],
@@ -76,12 +78,14 @@ class Admission:
         Args:
             workers: the workers, each with its line.
             residency: who may be in memory.
+            pulling: tells how far the pull of a model is.
             journal: tells of changes.
             clock: the agent's monotonic clock.
             wake: makes the supervisor's loop look at everything.
         """
         self._workers = workers
         self._residency = residency
+        self._pulling = pulling
         self._journal = journal
         self._clock = clock
         self._wake = wake
@@ -278,6 +282,8 @@ class Admission:
         worker = self._workers[model]
         if worker.upstream is not None:
             return None
+        if worker.status.state is WorkerState.PULLING:
+            return refusals.pulling(model, self._pulling(model))
         refused = refusals.refusal(entry, worker.status, self._clock())
         if refused is not None:
             return refused

@@ -42,7 +42,7 @@ from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
 from local_agent.pulls.jobs import PullJobs
-from local_agent.pulls.puller import Needed, Pulled, needed
+from local_agent.pulls.puller import Needed, Pulled, needed, to_remove
 from local_agent.pulls.unasked import UnaskedPulls
 from local_agent.reloading import Changes, Reloader, Taken, compare
 from local_agent.settings import AgentSettings
@@ -253,14 +253,13 @@ class Agent:
         self._taken = Taken(config, to_deployments(config, self._weights))
         self.supervisor.set_desired(self._taken.deployments)
 
-    def _needed(self, model: ModelId) -> Needed:
-        return needed(self._taken.config, self._weights, self._host, model)
-
     async def _pull(self, model: ModelId, on_progress: OnProgress) -> Pulled:
-        return await self._puller.pull(self._needed(model), on_progress)
+        wanted = needed(self._taken.config, self._weights, self._host, model)
+        return await self._puller.pull(wanted, on_progress)
 
     async def _remove(self, model: ModelId) -> bool:
-        is_removed = await self._puller.remove(self._needed(model))
+        wanted = to_remove(self._taken.config, self._weights, self._host, model)
+        is_removed = await self._puller.remove(wanted)
         self._look_again()
         return is_removed
 

@@ -123,7 +123,7 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
         engine = engines[deployment.engine]
     except LookupError as error:
         return Entry(deployment=deployment, engine=None, is_pulled=True, problem=str(error))
-    if engine.needs_weights and not is_pulled(deployment, engine):
+    if engine.needs_weights(deployment) and not is_pulled(deployment, engine):
         problem = f"its weights are not on this host; pull them: {pull_command(deployment.model)}"
         return Entry(deployment=deployment, engine=engine, is_pulled=False, problem=problem)
     problem_here = engine.unsupported_reason(host, deployment)

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from local_agent.domain import REPOSITORY
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
 from local_agent.queue_config import QueueFields, SwapFields
@@ -131,6 +132,12 @@ class ModelConfig(_Entry, QueueFields):
         """Tell whether a server that runs already serves it."""
         return self.engine == "external" or (self.engine == AUTO and self.url is not None)
 
+    @property
+    def repository(self) -> str | None:
+        """Return the repository of the hub that is pulled for it into the cache of this host, if one is."""
+        repo = self.options.get("repo", "") if self.engine == "vllm" else ""
+        return repo if REPOSITORY.fullmatch(repo) else None
+
     @field_validator("engine")
     @classmethod
     def _is_known(cls, value: str) -> str:
@@ -166,6 +173,8 @@ class ModelConfig(_Entry, QueueFields):
             raise ValueError(f"`apis` is for engine external, not for {self.engine}")
         if self.engine in WITHOUT_WEIGHTS - {"vllm"} and self.source:
             raise ValueError(f"engine {self.engine} takes no `source`")
+        if self.engine == "vllm" and self.source and "repo" in self.options:
+            raise ValueError("engine vllm takes a `source` or the option `repo`, not both")
         if not self.source and not self.is_external and self.engine not in WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
         if self.sha256 is not None and len(self.source) != 1:

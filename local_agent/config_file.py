@@ -143,6 +143,8 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
 
 
 def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
+    if model.repository is not None:
+        return weights.hub.find(model.repository)
     if not model.sources:
         return None
     found = model_folder(model.sources) if model.engine == "vllm" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import NewType
 
 ModelId = NewType("ModelId", str)
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""What a repository of the hub is called."""
 
 MAX_QUEUE = 64
 QUEUE_MAX_WAIT_S = 120.0
@@ -48,8 +52,8 @@ class PulledImage:
 class Deployment:
     """A model with its engine and options on this host.
 
-    `weights` is a file below `$IIR_HOME/models`, a model's folder where it lies, or None while they are
-    not pulled (or when the engine needs none); `pulled` says the same of an engine in a container. `apis`
+    `weights` is a file below `$IIR_HOME/models`, the folder of a repository there, a model's folder where it
+    lies, or None while they are not pulled (or when the engine needs none); `pulled` says the same of an engine in a container. `apis`
     are those of `APIS` that a server speaks which runs already (None: what
     most do). `options` are the engine's own, already validated. `memory_mb` is what it takes (None:
     it is estimated), `ttl_s` after how many idle seconds it goes (None: never), `weight` how dear its

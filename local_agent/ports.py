@@ -37,7 +37,7 @@ class Launch:
 
     `cwd` keeps host paths out of the engine's own log: weights are given relative to it. With a
     `container`, `argv` are the arguments of its entry point; with an `environment`, which is one of
-    `HostFacts.environments`, those of its interpreter. One that `uses_hub` gets the hub's token.
+    `HostFacts.environments`, those of its interpreter.
     """
 
     argv: tuple[str, ...]
@@ -45,7 +45,6 @@ class Launch:
     cwd: str | None = None
     container: ContainerSpec | None = None
     environment: str | None = None
-    uses_hub: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,8 @@ class HttpProbe:
 class Engine(Protocol):
     """Describes an inference program. Pure, no I/O: every method is a table test."""
 
-    @property
-    def needs_weights(self) -> bool:
-        """Tell whether it can't run without weights on this host."""
+    def needs_weights(self, deployment: Deployment) -> bool:
+        """Tell whether it can't run before something was pulled."""
         ...
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:

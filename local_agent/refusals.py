@@ -5,6 +5,7 @@ from __future__ import annotations
 from local_agent.catalog import Entry
 from local_agent.domain import ModelId, WorkerState, WorkerStatus
 from local_agent.errors import ModelOnItsWay, ModelUnavailable, WorkerGone
+from local_agent.weights.progress import Progress, numbers, shown
 from shared.http.errors import (
     ApiError,
     ModelNotFound,
@@ -70,6 +71,23 @@ def _on_its_way(text: str, phase: str, elapsed_s: float, expected_s: float) -> M
     return error
 
 
+def pulling(model: ModelId, progress: Progress | None) -> ModelNotPulled:
+    """Return the error for a model that is being pulled.
+
+    Args:
+        model: its id.
+        progress: how far that is; None while it waits for other pulls.
+    """
+    far = "its pull waits for others"
+    if progress is not None:
+        far = ", ".join((progress.phase.value, *numbers(progress)))
+    text = f"model {model} is being pulled ({far}); ask again when that is done"
+    error = ModelNotPulled(text)
+    values = None if progress is None else shown(progress)
+    error.reshape(error_body(text, type_=error.type, code=error.code, progress=values))
+    return error
+
+
 def busy(model: ModelId, expected_s: float) -> QueueTimeout:
     """Return the error for who waited for a slot for too long, or would not wait.
 
@@ -103,10 +121,6 @@ def refusal(entry: Entry, status: WorkerStatus, now: float) -> ApiError | None:
         now: seconds of the agent's monotonic clock.
     """
     model = entry.deployment.model
-    if status.state is WorkerState.PULLING:
-        return ModelNotPulled(
-            f"model {model} is being pulled; `iir-agent ps` shows how far it is, then ask again"
-        )
     if not entry.is_pulled:
         return ModelNotPulled(f"model {model} is not pulled; run: {entry.pull_command}")
     if entry.problem is not None:

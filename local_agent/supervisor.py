@@ -90,6 +90,7 @@ class Supervisor:
         self.admission = Admission(
             workers=self._workers,
             residency=self.residency,
+            pulling=self.pull_marks.progress,
             journal=self._journal,
             clock=around.clock,
             wake=self._wake,

@@ -21,7 +21,9 @@ from local_agent.ports import ProcessLauncher
 from local_agent.process import LocalProcessLauncher
 from local_agent.process.mask import Mask, secrets_of
 from local_agent.pulls.puller import ModelPuller
+from local_agent.pulls.repository import RepositoryPuller
 from local_agent.settings import AgentSettings
+from local_agent.weights.hub_cache import users_cache
 from local_agent.weights.job import Puller
 from local_agent.weights.store import WeightStore
 
@@ -85,7 +87,6 @@ def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> Proce
         log_dir=log_dir,
         env=settings.environment(),
         interpreters=settings.interpreters,
-        hub=settings.hub_environment,
         mask=mask,
     )
     containers = ContainerLauncher(
@@ -105,14 +106,20 @@ def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> Proce
 
 def model_puller(settings: AgentSettings, agent_id: str) -> ModelPuller:
     """Return what pulls models; `agent_id` is whose containers it starts."""
-    token = settings.hf_token
+    token, env = settings.hf_token, settings.environment()
     return ModelPuller(
         settings.models_dir,
         files=Puller(
             settings.models_dir,
-            env=settings.environment(),
+            env=env,
             hub_endpoint=settings.hf_endpoint,
             hub_token=None if token is None else token.get_secret_value(),
+        ),
+        repositories=RepositoryPuller(
+            WeightStore(settings.models_dir).hub,
+            users=users_cache(env),
+            env=env,
+            secrets=settings.hub_environment,
         ),
         containers=ContainerPuller(
             agent_id=agent_id,

@@ -12,11 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from local_agent.api.access import Need, allow
 from local_agent.config_file import ConfigError
-from local_agent.domain import WorkerState, WorkerView
+from local_agent.domain import ModelId, WorkerState, WorkerView
 from local_agent.pulls.jobs import PullJobs
 from local_agent.reloading import Changes
 from local_agent.supervisor import Supervisor
-from local_agent.weights.progress import as_line
+from local_agent.weights.progress import as_line, shown
 from shared.contracts.agents import AgentModel
 from shared.http.errors import BadRequest, ModelNotFound
 
@@ -28,7 +28,7 @@ def model_routes(supervisor: Supervisor, started_at: int) -> APIRouter:
     @routes.get("/models", summary="List all models, loaded or not")
     @allow(Need.DATA)
     async def list_models() -> dict[str, Any]:
-        data = [_shown(model, started_at) for model in supervisor.models()]
+        data = [_shown(model, started_at, supervisor) for model in supervisor.models()]
         return {"object": "list", "data": data}
 
     @routes.get("/models/{model_id:path}", summary="Describe one model")
@@ -37,7 +37,7 @@ def model_routes(supervisor: Supervisor, started_at: int) -> APIRouter:
         found = supervisor.resolve(model_id)
         for model in supervisor.models():
             if model.id == found:
-                return _shown(model, started_at)
+                return _shown(model, started_at, supervisor)
         raise ModelNotFound(
             f"This agent does not know the model {model_id[:256]!r}. GET /v1/models lists what it has.",
             param="model",
@@ -46,14 +46,18 @@ def model_routes(supervisor: Supervisor, started_at: int) -> APIRouter:
     return routes
 
 
-def _shown(model: AgentModel, created: int) -> dict[str, Any]:
+def _shown(model: AgentModel, created: int, supervisor: Supervisor) -> dict[str, Any]:
+    status: dict[str, Any] = {"value": model.status}
+    progress = supervisor.pull_marks.progress(ModelId(model.id))
+    if progress is not None:
+        status["progress"] = shown(progress)
     return {
         "id": model.id,
         "object": "model",
         "created": created,
         "owned_by": model.engine or "agent",
         "aliases": list(model.aliases),
-        "status": {"value": model.status},
+        "status": status,
         "is_pulled": model.is_pulled,
         "pull_command": model.pull_command,
         "context_length": model.context_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -89,19 +90,23 @@ async def _events(jobs: PullJobs, model: ModelId) -> AsyncIterator[bytes]:
 
 
 def _require_unused(supervisor: Supervisor, jobs: PullJobs, model: ModelId) -> None:
-    """Refuse to take weights from under a worker or a pull; containers may share a repository."""
+    """Refuse to take weights from under a worker or a pull; models may share a repository."""
     view = jobs.view(model)
     if view is not None and not view.is_over:
         raise Conflict(f"The model {model} is being pulled. Stop that first, with Ctrl-C.")
-    repo = _repo(supervisor, model)
+    weights = _weights(supervisor, model)
     for worker in supervisor.workers():
-        is_same = worker.model == model or (repo and repo == _repo(supervisor, worker.model))
+        is_same = worker.model == model or (
+            weights and weights == _weights(supervisor, worker.model)
+        )
         if is_same and worker.state in ALIVE:
             command = f"iir-agent unload {worker.model}"
             raise Conflict(f"The model {worker.model} is loaded. Unload it first: {command}")
 
 
-def _repo(supervisor: Supervisor, model: ModelId) -> str | None:
+def _weights(supervisor: Supervisor, model: ModelId) -> Path | str | None:
+    """Return where the weights of the model lie, or for a container which repository it is."""
     entry = supervisor.entry(model)
-    pulled = None if entry is None else entry.deployment.pulled
-    return None if pulled is None else pulled.repo
+    if entry is None or entry.deployment.pulled is None:
+        return None if entry is None else entry.deployment.weights
+    return entry.deployment.pulled.repo

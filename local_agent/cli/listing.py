@@ -63,7 +63,7 @@ def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> 
 
 def _row(model: ModelConfig, deployment: Deployment, status: str | None) -> ModelRow:
     engine = ENGINES[choose_engine(deployment)]
-    is_here = not engine.needs_weights or is_pulled(deployment, engine)
+    is_here = not engine.needs_weights(deployment) or is_pulled(deployment, engine)
     size = weights_bytes(deployment)
     return ModelRow(
         id=model.id,

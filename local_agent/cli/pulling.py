@@ -15,7 +15,7 @@ from local_agent.config import AgentConfig
 from local_agent.config_file import ConfigError, parse_config
 from local_agent.control.identity import load_agent_id
 from local_agent.domain import ModelId
-from local_agent.pulls.puller import ModelPuller, Needed, Pulled, needed
+from local_agent.pulls.puller import ModelPuller, Needed, Pulled, needed, to_remove
 from local_agent.this_host import model_puller, this_host
 from local_agent.weights.files import disk_errors, write_text
 from local_agent.weights.progress import OnProgress
@@ -111,7 +111,7 @@ def remove(context: Context, name: str) -> ModelId:
     if found is None or found.sources:
         is_removed = context.store.remove(model)
     else:
-        wanted = _needed(context, config, model)
+        wanted = to_remove(config, context.store, this_host(context.settings), model)
         is_removed = asyncio.run(_puller(context, wanted).remove(wanted))
     if not is_removed:
         raise CommandFailed(f"there are no weights of {model} to remove")

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import anyio
 
 from local_agent.containers.causes import DISK_FULL
 from local_agent.containers.launcher import AGENT, PULL, off_loop
 from local_agent.containers.layers import Layers
-from local_agent.containers.messages import Messages, reports_of
+from local_agent.containers.messages import reports_of
 from local_agent.domain import ModelId, PulledImage
 from local_agent.ports import ContainerClient, ContainerError, ContainerSpec
 from local_agent.process.log import cleaned
 from local_agent.process.records import file_stem
-from local_agent.weights.errors import (
-    AccessDenied,
-    ChecksumMismatch,
-    NotEnoughSpace,
-    PullError,
-    SourceFailed,
-    SourceNotFound,
-    SourceUnreachable,
-    WriteFailed,
-)
-from local_agent.weights.progress import Meter, OnProgress, Phase, gigabytes, reported
+from local_agent.weights.errors import SourceFailed, SourceNotFound
+from local_agent.weights.following import PROGRAM, Disk, Follower, Result, unless_stalled
+from local_agent.weights.progress import Meter, OnProgress, Phase, reported
 from shared.kit.clock import Clock, monotonic
 
-_PROGRAM = Path(__file__).with_name("_hub_program.py")
 _ALL_LINES = 100_000
 _TAIL_CHARS = 200
-_Result = tuple[int, bool]
-"""Bytes, and whether they were compared with what the hub tells."""
 
 
 class ContainerPuller:
@@ -108,7 +93,7 @@ class ContainerPuller:
             PullError: by cause.
         """
 
-        async def remove(client: ContainerClient) -> _Result:
+        async def remove(client: ContainerClient) -> Result:
             if not await self._has_image(client, spec):
                 volumes = " ".join(spec.volumes)
                 raise SourceNotFound(
@@ -120,7 +105,7 @@ class ContainerPuller:
         size, _ = await self._with_engine(remove)
         return size
 
-    async def _with_engine(self, work: Callable[[ContainerClient], Awaitable[_Result]]) -> _Result:
+    async def _with_engine(self, work: Callable[[ContainerClient], Awaitable[Result]]) -> Result:
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
         try:
@@ -134,7 +119,7 @@ class ContainerPuller:
 
     async def _pull(
         self, model: ModelId, spec: ContainerSpec, meter: Meter, client: ContainerClient
-    ) -> _Result:
+    ) -> Result:
         if not await self._has_image(client, spec):
             await self._pull_image(client, spec.image, meter)
         meter.name_source(f"hf:{spec.repo}")
@@ -148,7 +133,9 @@ class ContainerPuller:
         phase = Phase.DOWNLOADING
         meter.begin(phase)
         with reports_of(partial(client.pull_image, image)) as messages:
-            while (message := await self._next(messages, meter)) is not None:
+            while (
+                message := await unless_stalled(messages.next, meter, self._stall_s)
+            ) is not None:
                 layers.take(message)
                 if layers.is_downloaded and phase is Phase.DOWNLOADING:
                     phase = Phase.UNPACKING
@@ -159,7 +146,7 @@ class ContainerPuller:
 
     async def _run(
         self, client: ContainerClient, model: ModelId, spec: ContainerSpec, task: str, meter: Meter
-    ) -> _Result:
+    ) -> Result:
         """Run the program to its end, and return what it tells."""
         labels = {AGENT: self._agent_id, PULL: model}
         for left in await off_loop(partial(client.find, labels), self._limit_s):
@@ -168,7 +155,7 @@ class ContainerPuller:
             client.run_program,
             f"iir-{self._agent_id[:8]}-pull-{file_stem(model)}",
             spec,
-            _PROGRAM.read_text(encoding="utf-8"),
+            PROGRAM.read_text(encoding="utf-8"),
             env={"IIR_TASK": task, "IIR_REPO": spec.repo, **self._secrets},
             labels=labels,
         )
@@ -183,110 +170,23 @@ class ContainerPuller:
 
     async def _follow(
         self, client: ContainerClient, container: str, spec: ContainerSpec, meter: Meter
-    ) -> _Result:
-        tail = ""
+    ) -> Result:
+        follower = Follower(spec.repo, meter, _DISK, self._stall_s)
         with reports_of(partial(client.follow, container, _ALL_LINES)) as chunks:
-            async for line in self._lines(chunks, meter):
-                values = _values(line)
-                if "result" in values:
-                    return int(values["result"]["size"]), bool(values["result"]["is_checked"])
-                _show(meter, values, spec)
-                tail = tail if values else cleaned(line.decode("utf-8", "replace")) or tail
+            found = await follower.result(chunks.next)
+        if found is not None:
+            return found
         view = await off_loop(partial(client.look, container), self._limit_s)
         if view is None:
             raise SourceFailed("the container that pulled was removed by somebody else; pull again")
-        raise SourceFailed(f"the container that pulled has failed: {tail[:_TAIL_CHARS]}")
-
-    async def _lines(self, chunks: Messages[bytes], meter: Meter) -> AsyncIterator[bytes]:
-        rest = b""
-        while (chunk := await self._next(chunks, meter)) is not None:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                yield line
-
-    async def _next(self, messages: Messages[Any], meter: Meter) -> Any:
-        """Return the next message; give up once no byte has come for too long."""
-        while True:
-            left_s = meter.moved_at + self._stall_s - self._clock()
-            with anyio.move_on_after(max(0.0, left_s)):
-                return await messages.next()
-            if self._clock() - meter.moved_at >= self._stall_s:
-                raise SourceUnreachable(
-                    f"no byte has come for {self._stall_s / 60:g} min: check the network; the same"
-                    " command goes on from what is there"
-                )
+        tail = cleaned(follower.last_line)[:_TAIL_CHARS]
+        raise SourceFailed(f"the container that pulled has failed: {tail}")
 
 
-def _values(line: bytes) -> dict[str, Any]:
-    """Read a line of the program; other lines are of the interpreter, and empty here."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _show(meter: Meter, values: Mapping[str, Any], spec: ContainerSpec) -> None:
-    """Show what the program says, or raise what it has failed of."""
-    if "error" in values:
-        raise _failure(values["error"], spec)
-    if not values:
-        return
-    phase, before = Phase(values["phase"]), meter.progress()
-    if "done" not in values:
-        meter.show(phase)
-        return
-    if before.phase not in {phase, Phase.WAITING} or before.bytes_total != values["total"]:
-        meter.begin(phase, total=values["total"], done=values["done"])
-    meter.show(phase)
-    meter.reach(values["done"])
-
-
-def _failure(error: Mapping[str, Any], spec: ContainerSpec) -> PullError:
-    """Put what the program found into words."""
-    kind, text = _FAILURES.get(
-        str(error.get("kind")), (SourceFailed, "the hub's answer makes no sense")
-    )
-    sizes = {name: gigabytes(int(error.get(name, 0))) for name in ("needed", "free")}
-    kept = "; what is there is kept, the same command goes on from it"
-    is_resumable = error.get("is_resumable")
-    values = {**error, **sizes, "repo": spec.repo, "kept": kept if is_resumable else ""}
-    return kind(text.format_map(values))
-
-
-_FAILURES: Mapping[str, tuple[type[PullError], str]] = {
-    "denied": (
-        AccessDenied,
-        (
-            "{repo} is gated or private (or there is no such repository): accept the licence at"
-            " https://huggingface.co/{repo} and set HF_TOKEN"
-        ),
+_DISK = Disk(
+    small=(
+        "not enough disk space in the container engine: {needed} needed, {free} free; free some:"
+        " docker system df"
     ),
-    "not_found": (
-        SourceNotFound,
-        "the hub has no such repository: {repo}; check the option repo",
-    ),
-    "no_weights": (SourceNotFound, "{repo} holds no weights that this engine loads"),
-    "unreachable": (
-        SourceUnreachable,
-        (
-            "the hub can't be reached or breaks off ({cause}): check the network, or set HF_ENDPOINT to"
-            " a mirror{kept}"
-        ),
-    ),
-    "space": (
-        NotEnoughSpace,
-        (
-            "not enough disk space in the container engine: {needed} needed, {free} free; free some:"
-            " docker system df"
-        ),
-    ),
-    "full": (WriteFailed, DISK_FULL),
-    "disk": (WriteFailed, "can't write the weights: {reason}"),
-    "checksum": (
-        ChecksumMismatch,
-        "the checksum of {file} is wrong; the file was removed: pull again",
-    ),
-    "status": (SourceFailed, "the hub answered with status {status}"),
-    "unencrypted": (SourceFailed, "the hub redirects to an unencrypted address: refused"),
-}
+    full=DISK_FULL,
+)

@@ -98,7 +98,7 @@ def _examine(plan: Plan, budget: int) -> Iterator[Finding]:
 
 def _plan(model: ModelConfig, deployment: Deployment, host: HostFacts) -> Plan:
     engine = ENGINES[deployment.engine]
-    is_here = not engine.needs_weights or is_pulled(deployment, engine)
+    is_here = not engine.needs_weights(deployment) or is_pulled(deployment, engine)
     size = weights_bytes(deployment) if is_here else _promised(model.sources)
     as_pulled = deployment
     if not is_here and model.sources:

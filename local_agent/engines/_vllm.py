@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from local_agent.domain import Deployment, EngineLoad
+from local_agent.domain import REPOSITORY, Deployment, EngineLoad
 from local_agent.engines import metric, unknown_options
 from local_agent.ports import HttpProbe
 from shared.contracts.apis import APIS
 
 NUMBER = (re.compile(r"[1-9]\d{0,3}"), "a whole number over 0")
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _KV_CACHE_GIB = "4"
 
@@ -23,7 +22,7 @@ OPTIONS: Options = {
     "dtype": (re.compile("|".join(_DTYPES)), f"one of: {', '.join(_DTYPES)}"),
     "enforce_eager": (re.compile(r"true|false"), "true or false"),
     "kv_cache_gib": NUMBER,
-    "repo": (_REPO, "a repository of the hub, like ORG/NAME"),
+    "repo": (REPOSITORY, "a repository of the hub, like ORG/NAME"),
     "tool_parser": (
         re.compile(r"[a-z][a-z0-9_]{0,40}"),
         "the name of one of vLLM's tool parsers, like hermes",
@@ -33,11 +32,6 @@ OPTIONS: Options = {
 
 class VllmServer:
     """The part of an engine's description that does not depend on how vLLM is run."""
-
-    @property
-    def needs_weights(self) -> bool:
-        """VLLM can fetch them itself."""
-        return False
 
     def readiness(self) -> HttpProbe:
         """`/health` refuses connections until the weights are loaded."""
@@ -78,7 +72,7 @@ def wrong_option(deployment: Deployment, known: Options) -> str | None:
 
 def is_repo(text: str) -> bool:
     """Tell whether the text names a repository of the hub."""
-    return _REPO.fullmatch(text) is not None
+    return REPOSITORY.fullmatch(text) is not None
 
 
 def kv_cache_gib(deployment: Deployment) -> int:

@@ -14,9 +14,9 @@ _WAITING = ("vllm:num_requests_waiting", "llamacpp:requests_deferred")
 class External:
     """Attaches to `deployment.external_url`, with or without `/v1` at its end."""
 
-    @property
-    def needs_weights(self) -> bool:
+    def needs_weights(self, deployment: Deployment) -> bool:
         """Weights are the other server's business."""
+        del deployment
         return False
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:

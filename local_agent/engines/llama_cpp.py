@@ -19,9 +19,9 @@ _SERVER = "local_agent.engines._llama_cpp_server"
 class LlamaCpp:
     """Runs our small server program on xllamacpp, in a process of its own."""
 
-    @property
-    def needs_weights(self) -> bool:
+    def needs_weights(self, deployment: Deployment) -> bool:
         """It loads a GGUF file."""
+        del deployment
         return True
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:

@@ -28,9 +28,9 @@ _PERSONAS: dict[str, Persona] = {persona.name: persona for persona in PERSONAS}
 class Simulated:
     """Runs `shared.testing.simulated_engine` in a process of its own."""
 
-    @property
-    def needs_weights(self) -> bool:
+    def needs_weights(self, deployment: Deployment) -> bool:
         """It has no model at all."""
+        del deployment
         return False
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:

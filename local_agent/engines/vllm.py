@@ -37,7 +37,11 @@ _ON_A_MAC = (
 
 
 class Vllm(VllmServer):
-    """Runs vLLM's API server on a folder of this host, or on a repository that it fetches itself."""
+    """Runs vLLM's API server on a folder of this host: one of the user's, or a pulled repository."""
+
+    def needs_weights(self, deployment: Deployment) -> bool:
+        """A repository is pulled; a folder is used where it is."""
+        return "repo" in deployment.options
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:
         """Ask for good options, one model to load, and the environment."""
@@ -47,31 +51,26 @@ class Vllm(VllmServer):
         return _ON_A_MAC if host.platform == "darwin" else _MISSING.format(package=_PACKAGES)
 
     def launch(self, deployment: Deployment, port: int) -> Launch:
-        """Return the server's command line; a folder is named relative to where it lies."""
-        folder = deployment.weights
-        model = deployment.options["repo"] if folder is None else f"./{folder.name}"
+        """Return the server's command line; the folder is named relative to where it lies."""
+        # before its pull a repository is described, and not started
+        folder = deployment.weights or Path("/", deployment.options["repo"])
         env = {
             **QUIET,
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib(deployment)),
             "VLLM_HOST_IP": _LOOPBACK,  # else its processes meet at an address of the network
+            "HF_HUB_OFFLINE": "1",  # all that it needs is there
         }
-        if folder is not None:
-            env["HF_HUB_OFFLINE"] = "1"
         flags = serve_flags(deployment, host=_LOOPBACK, port=port, dtype="auto")
         return Launch(
-            argv=(*_PROGRAM, "--model", model, *flags),
+            argv=(*_PROGRAM, "--model", f"./{folder.name}", *flags),
             env=env,
-            # a repository's name must not be found as a folder of wherever the agent runs
-            cwd=str(Path("/") if folder is None else folder.parent),
+            cwd=str(folder.parent),
             environment=_ENVIRONMENT,
-            uses_hub=folder is None,
         )
 
 
 def _wrong_model(deployment: Deployment) -> str | None:
     has_repo, folder = "repo" in deployment.options, deployment.weights
-    if folder is not None and has_repo:
-        return "engine vllm takes a source or the option repo, not both"
     if folder is None and not has_repo:
         return (
             "engine vllm needs as source a folder of this host with a Hugging Face model"

@@ -44,9 +44,9 @@ _OPTIONS: Options = {
 class VllmDocker(VllmServer):
     """Runs `vllm serve` from an allowed image; the weights come from the hub into a named volume."""
 
-    @property
-    def needs_weights(self) -> bool:
+    def needs_weights(self, deployment: Deployment) -> bool:
         """They are pulled into the volume that all its containers share, as is its image."""
+        del deployment
         return True
 
     def unsupported_reason(self, host: HostFacts, deployment: Deployment) -> str | None:

@@ -129,7 +129,6 @@ class LocalProcessLauncher:
         log_dir: Path,
         env: Mapping[str, str],
         interpreters: Mapping[str, str] | None = None,
-        hub: Mapping[str, str] | None = None,
         mask: Mask | None = None,
         max_log_bytes: int = 5_000_000,
         log_check_s: float = 1.0,
@@ -143,7 +142,6 @@ class LocalProcessLauncher:
             log_dir: where the workers' logs lie.
             env: the agent's environment; children get little of it.
             interpreters: of the engines that have a Python environment of their own.
-            hub: goes into the environment of what uses the model hub, and nowhere else.
             mask: hides secrets in what is read from a log.
             max_log_bytes: a log over this is moved aside; one older part is kept.
             log_check_s: how often a log's size is looked at.
@@ -154,7 +152,6 @@ class LocalProcessLauncher:
         self._log_dir = log_dir
         self._env = env
         self._interpreters = interpreters or {}
-        self._hub = hub or {}
         self._mask = mask
         self._max_log_bytes = max_log_bytes
         self._log_check_s = log_check_s
@@ -217,7 +214,6 @@ class LocalProcessLauncher:
     async def _spawn(
         self, launch: Launch, log: WorkerLog, marker: str
     ) -> asyncio.subprocess.Process:
-        own = {**launch.env, **self._hub} if launch.uses_hub else launch.env
         program = (self._interpreters[launch.environment],) if launch.environment else ()
         output = log.open()
         try:
@@ -227,7 +223,7 @@ class LocalProcessLauncher:
                 stdout=output,
                 stderr=STDOUT,
                 cwd=launch.cwd,
-                env=child_env(self._env, own, marker),
+                env=child_env(self._env, launch.env, marker),
                 start_new_session=True,
             )
         finally:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from local_agent.desired import PullMarks
 from local_agent.domain import ModelId
@@ -175,7 +176,7 @@ class PullJobs:
         try:
             async with self._slots:
                 job.show(JobView(model=model, state=JobState.RUNNING))
-                result = await self._pull(model, job.report)
+                result = await self._pull(model, partial(self._report, job))
         except PullError as error:
             self._end(job, JobState.FAILED, error=str(error))
         except Exception:  # noqa: BLE001 - whatever it is, it must not be silent
@@ -184,6 +185,11 @@ class PullJobs:
         else:
             self._on_pulled()
             self._end(job, JobState.DONE, result=result)
+
+    def _report(self, job: _Job, progress: Progress) -> None:
+        job.report(progress)
+        if self._jobs.get(job.view.model) is job:
+            self._marks.report(job.view.model, progress)
 
     def _ended(self, job: _Job) -> None:
         """Tell that it was cancelled: a task that never took its first step can't say so itself."""

@@ -1,4 +1,4 @@
-"""Gives a model what it needs: a file of weights, or a container's image and repository."""
+"""Gives a model what it needs: a file of weights, a repository, or a container's image and repository."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import HostFacts, ModelId
 from local_agent.engines import ENGINES, choose_engine
 from local_agent.ports import ContainerSpec
+from local_agent.pulls.repository import RepositoryPuller
 from local_agent.weights.errors import NoSource, PullError
 from local_agent.weights.files import disk_errors, locked
 from local_agent.weights.job import Puller
@@ -23,16 +24,17 @@ from shared.kit.clock import Clock, wall_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
-    """What a model needs: one of these sources or, in a container, an image and a repository."""
+    """What a model needs: one of these sources, a repository or, in a container, an image and a repository."""
 
     model: ModelId
     sources: tuple[Source, ...] = ()
+    repo: str | None = None
     container: ContainerSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """What a pull gave. `place` is for people: a file below `$IIR_HOME`, or a volume.
+    """What a pull gave. `place` is for people: a file or a folder below `$IIR_HOME`, or a volume.
 
     `is_checked` says whether there was a checksum to compare with, None where that was not noted;
     `is_link` whether it is a file of the user's, used where it is.
@@ -67,15 +69,30 @@ def needed(config: AgentConfig, store: WeightStore, host: HostFacts, model: Mode
     (deployment,) = (each for each in to_deployments(config, store) if each.model == model)
     name = choose_engine(deployment)
     engine = ENGINES[name]
-    if not engine.needs_weights:
+    if not engine.needs_weights(deployment):
         raise NoSource(f"{model} needs no weights (engine {name})")
     if found.sources:
         return Needed(model=model, sources=found.sources)
     problem = engine.unsupported_reason(host, deployment)
     if problem is not None:
         raise NotToPull(problem)
+    if found.repository is not None:
+        return Needed(model=model, repo=found.repository)
     launch = engine.launch(deployment, 0)
     return Needed(model=model, container=None if launch is None else launch.container)
+
+
+def to_remove(config: AgentConfig, store: WeightStore, host: HostFacts, model: ModelId) -> Needed:
+    """Return what may have been pulled for a model; like `needed`, but what lies here needs no engine.
+
+    Raises:
+        NoSource: it needs no weights, or nobody knows it.
+        NotToPull: its engine can't run it here, and is needed for that.
+    """
+    found = config.find(model)
+    if found is not None and found.repository is not None:
+        return Needed(model=model, repo=found.repository)
+    return needed(config, store, host, model)
 
 
 class ModelPuller:
@@ -86,6 +103,7 @@ class ModelPuller:
         root: Path,
         *,
         files: Puller,
+        repositories: RepositoryPuller,
         containers: ContainerPuller,
         now: Clock = wall_time,
     ) -> None:
@@ -94,12 +112,14 @@ class ModelPuller:
         Args:
             root: the weight store's folder.
             files: pulls files of weights.
+            repositories: pulls repositories for processes of this host.
             containers: pulls into the container engine.
             now: wall clock, for what is noted.
         """
         self._store = WeightStore(root)
         self._root = root
         self._files = files
+        self._repositories = repositories
         self._containers = containers
         self._now = now
 
@@ -113,10 +133,14 @@ class ModelPuller:
         """
         if wanted.container is not None:
             return await self._pull_container(wanted.model, wanted.container, on_progress)
+        if wanted.repo is not None:
+            size, is_checked = await self._repositories.pull(wanted.repo, on_progress)
+            place = self._shown(self._store.hub.folder(wanted.repo))
+            return Pulled(place=place, size_bytes=size, is_checked=is_checked)
         path = await self._files.pull(wanted.model, wanted.sources, on_progress)
         manifest = self._store.manifest(wanted.model)
         return Pulled(
-            place=f"$IIR_HOME/{path.relative_to(self._root.parent)}",
+            place=self._shown(path),
             size_bytes=path.stat().st_size,
             is_checked=None if manifest is None else manifest.is_checked,
             is_link=path.is_symlink() and any(isinstance(s, LocalSource) for s in wanted.sources),
@@ -131,6 +155,8 @@ class ModelPuller:
             PullError: by cause.
         """
         model, spec = wanted.model, wanted.container
+        if wanted.repo is not None:
+            return await self._repositories.remove(wanted.repo) > 0
         if spec is None:
             return self._store.remove(model)
         with disk_errors(), locked(self._store.lock_path(model), model):
@@ -138,6 +164,9 @@ class ModelPuller:
             removed = await self._containers.remove(model, spec)
             self._store.forget_repo(spec.repo)
         return removed > 0 or is_noted
+
+    def _shown(self, path: Path) -> str:
+        return f"$IIR_HOME/{path.relative_to(self._root.parent)}"
 
     async def _pull_container(
         self, model: ModelId, spec: ContainerSpec, on_progress: OnProgress

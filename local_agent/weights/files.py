@@ -150,8 +150,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[int]:
     """Hold a lock file; it is free again when the process ends, however it ends.
+
+    The number of the open file is given: a child that inherits it holds the lock as well.
 
     Raises:
         AlreadyPulling: somebody else holds it.
@@ -167,7 +169,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
             raise AlreadyPulling(
                 f"the weights of {what} are being pulled or removed by another process: wait for it"
             ) from None
-        yield
+        yield file
     finally:
         os.close(file)
 

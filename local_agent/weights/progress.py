@@ -63,10 +63,9 @@ class Meter:
         """Return the bytes of the present phase."""
         return self._done
 
-    @property
-    def moved_at(self) -> float:
-        """Return when the last byte came, or the phase began."""
-        return self._moved_at
+    def still_s(self) -> float:
+        """Return for how long no byte has come in the present phase."""
+        return self._clock() - self._moved_at
 
     def begin(self, phase: Phase, *, total: int | None = None, done: int = 0) -> None:
         """Enter a phase; `done` bytes of it are there already and do not count for the rate."""
@@ -127,7 +126,12 @@ def gigabytes(count: int) -> str:
 
 def as_line(progress: Progress) -> str:
     """Return a report as one line of text."""
-    parts = [progress.phase.value, progress.source]
+    return "  ".join((progress.phase.value, progress.source, *numbers(progress)))
+
+
+def numbers(progress: Progress) -> list[str]:
+    """Return what is known of bytes, rate and time left, each as a text."""
+    parts = []
     if progress.bytes_total:
         percent = 100 * progress.bytes_done / progress.bytes_total
         parts.append(f"{percent:.0f} % of {gigabytes(progress.bytes_total)}")
@@ -137,7 +141,18 @@ def as_line(progress: Progress) -> str:
         parts.append(f"{gigabytes(int(progress.rate_bps))}/s")
     if progress.eta_s is not None:
         parts.append(f"{_duration(progress.eta_s)} left")
-    return "  ".join(parts)
+    return parts
+
+
+def shown(progress: Progress) -> dict[str, object]:
+    """Return a report for clients, who are not told from where it comes."""
+    return {
+        "phase": progress.phase.value,
+        "bytes_done": progress.bytes_done,
+        "bytes_total": progress.bytes_total,
+        "rate_bps": None if progress.rate_bps is None else round(progress.rate_bps),
+        "eta_s": None if progress.eta_s is None else round(progress.eta_s, 1),
+    }
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Where pulled weights lie: `<root>/<folder of the model>/<file>` and a `weights.json` beside it.
 
-Weights count as pulled when the manifest is there and the file has the size that it records. Of a model
-that runs in a container there is only a `container.json`: its weights lie in the container engine's
+Weights count as pulled when the manifest is there and the file has the size that it records. Whole
+repositories lie in `<root>/.hub`, for all models that share them. Of a model that runs in a container there is only a `container.json`: its weights lie in the container engine's
 volume, which is not asked on the way of requests.
 """
 
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from local_agent.domain import ModelId, PulledImage
 from local_agent.weights.errors import AlreadyPulling, SourceInvalid
 from local_agent.weights.files import disk_errors, locked, write_text
+from local_agent.weights.hub_cache import HubCache
 from local_agent.weights.source import plain_name
 
 _MANIFEST = "weights.json"
@@ -64,6 +65,7 @@ class WeightStore:
     def __init__(self, root: Path) -> None:
         """Look below `root`, usually `$IIR_HOME/models`; it need not exist."""
         self._root = root
+        self.hub = HubCache(root / ".hub")
 
     def folder(self, model: ModelId) -> Path:
         """Return the model's folder; two ids never share one, on any file system."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from router.domain import Provider, Zone
 from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, ZoneRefused
+from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotPulled, UnsupportedApi
 
 
@@ -27,12 +28,13 @@ def outside_zone(zone: Zone | None) -> ZoneRefused:
     )
 
 
-def not_pulled(model: str, command: str) -> ModelNotPulled:
-    """Return the error for a model without weights; `command` pulls them."""
-    return ModelNotPulled(
-        f"The weights of {model!r} are not on this machine yet. Pull them with: {command}",
-        param="model",
-    )
+def not_pulled(model: AgentModel) -> ModelNotPulled:
+    """Return the error for a model of an agent that has not its weights, or not yet."""
+    command = model.pull_command or f"iir-agent pull {model.id}"
+    text = f"are not on this machine yet. Pull them with: {command}"
+    if model.status == "downloading":
+        text = "are being pulled. `iir-agent ps` on the agent's machine shows how far that is."
+    return ModelNotPulled(f"The weights of {model.id!r} {text}", param="model")
 
 
 def unsupported(name: str, path: str) -> UnsupportedApi:

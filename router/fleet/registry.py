@@ -361,8 +361,7 @@ class Fleet:
             if member is None or not state.is_routable:
                 problems.append(no_agent())
             elif not model.is_pulled:
-                command = model.pull_command or f"iir-agent pull {model.id}"
-                problems.insert(0, not_pulled(model.id, command))
+                problems.insert(0, not_pulled(model))
             else:
                 deployment = self._deployments.of_agent(member, model, priority, limits)
                 load = Load(self._in_flight.get(deployment.endpoint.id, 0), member.queued)

@@ -1,4 +1,4 @@
-"""The program that pulls inside a container, run as a process against a small hub."""
+"""The program that pulls a repository, run as a process against a small hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from local_agent.containers import _hub_program as program
+from local_agent.weights.following import PROGRAM
 from shared.kit.clock import monotonic
 from tests.local_agent.repo_hub import COMMIT, TINY, TOKEN, WEIGHTS, FakeHub
 
@@ -38,7 +38,7 @@ class Pull:
 
     def start(self, task: str = "pull", **env: str) -> subprocess.Popen[bytes]:
         env = {"PATH": os.defpath, **self._env, "IIR_TASK": task, **env}
-        text = Path(program.__file__).read_text()
+        text = PROGRAM.read_text()
         return subprocess.Popen([sys.executable, "-c", text], env=env, stdout=subprocess.PIPE)
 
     def __call__(self, task: str = "pull", **env: str) -> list[dict[str, Any]]:
@@ -173,3 +173,14 @@ def test_removed_is_removed(pull: Pull) -> None:
     assert pull("remove")[-1]["result"]["size"] >= SIZE
     assert not pull.folder.exists()
     assert pull("remove")[-1]["result"]["size"] == 0
+
+
+def test_one_that_nobody_listens_to_ends(pull: Pull, hub: FakeHub) -> None:
+    hub.hold = 1_500_000
+    child = pull.start()
+    assert child.stdout is not None
+    while b"downloading" not in child.stdout.readline():
+        pass
+    child.stdout.close()  # as when the agent was killed
+    hub.release()
+    assert child.wait(timeout=20) == 1

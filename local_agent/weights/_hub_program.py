@@ -1,7 +1,7 @@
-"""Pulls a repository of the hub into its cache, or removes it: runs inside a container, by itself.
+"""Pulls a repository of the hub into its cache, or removes it: runs by itself, on a host or in a container.
 
-The agent hands this file's text to the interpreter of an engine's image, with a repository's name in the
-environment; it needs nothing but the standard library. The cache is laid out as huggingface_hub does it
+An interpreter runs it, of the agent or of an engine's image, with a repository's name in the environment;
+it needs nothing but the standard library. The cache is laid out as huggingface_hub does it
 (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), so that engines find what lies there.
 huggingface_hub itself is not used, since it drops the bytes of a file that was not finished.
 
@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -170,15 +170,18 @@ def rest(failures: int) -> None:
 
 
 def say(**values: object) -> None:
-    """Write one line."""
-    print(json.dumps(values), flush=True)  # noqa: T201 - this is how it speaks
+    """Write one line; where nobody reads any more, nobody wants the rest."""
+    try:
+        print(json.dumps(values), flush=True)  # noqa: T201 - this is how it speaks
+    except BrokenPipeError:
+        os._exit(1)  # whichever thread this is
 
 
 class Progress:
     """Writes how far it is: at both ends, and each time that news is a quarter of a second old."""
 
     def __init__(self, phase: str, total: int, done: int) -> None:
-        self._values = (phase, total)
+        self._values: dict[str, object] = {"phase": phase, "total": total}
         self._done = done
         self._said: int | None = None
         self._over = threading.Event()
@@ -206,8 +209,7 @@ class Progress:
         done = self._done
         if done != self._said:
             self._said = done
-            phase, total = self._values
-            say(phase=phase, done=done, total=total)
+            say(**self._values, done=done)
 
 
 def pull(hub: Hub, repo: str, folder: Path) -> dict[str, object]:
@@ -364,7 +366,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def cache_folder(env: dict[str, str]) -> Path:
+def cache_folder(env: Mapping[str, str]) -> Path:
     """Return where huggingface_hub has its cache in this environment."""
     if named := env.get("HF_HUB_CACHE"):
         return Path(named)
@@ -372,7 +374,7 @@ def cache_folder(env: dict[str, str]) -> Path:
     return Path(env.get("HF_HOME") or default) / "hub"
 
 
-def main(env: dict[str, str]) -> int:
+def main(env: Mapping[str, str]) -> int:
     """Do what the environment says: `IIR_TASK` is `pull` or `remove`, `IIR_REPO` the repository."""
     repo = env["IIR_REPO"]
     folder = cache_folder(env) / f"models--{repo.replace('/', '--')}"
