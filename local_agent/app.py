@@ -42,7 +42,7 @@ from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
 from local_agent.pulls.jobs import PullJobs
-from local_agent.pulls.puller import Needed, Pulled, needed, to_remove
+from local_agent.pulls.puller import Pulled, needed, to_remove
 from local_agent.pulls.unasked import UnaskedPulls
 from local_agent.reloading import Changes, Reloader, Taken, compare
 from local_agent.settings import AgentSettings
