@@ -22,7 +22,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 NAME = "intelligent-inference-router"
-TOOLS = ("pipx", "uv")
+INSTALLERS = ("pip", "pipx", "uv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,10 @@ class Installer:
         """Install the wheel with its extra; `again`: over what is there, as for an upgrade."""
         wanted = f"{wheel}[llama]"
         if self.name == "pip":
-            _run([sys.executable, "-m", "venv", str(self.folder / "venv")], {})
-            _run([str(self.programs / "pip"), "install", "--quiet", wanted], {})
+            if not again:
+                _run([sys.executable, "-m", "venv", str(self.folder / "venv")], {})
+            over = ["--force-reinstall", "--no-deps"] if again else []
+            _run([str(self.programs / "pip"), "install", "--quiet", *over, wanted], {})
             return
         if not again:
             self._bring_tool()
@@ -50,8 +52,11 @@ class Installer:
         self._tool("install", *force, "--python", sys.executable, wanted)
 
     def uninstall(self) -> None:
-        """Remove the programs, by a tool."""
-        self._tool("uninstall", NAME)
+        """Remove the programs."""
+        if self.name == "pip":
+            _run([str(self.programs / "pip"), "uninstall", "--quiet", "--yes", NAME], {})
+        else:
+            self._tool("uninstall", NAME)
 
     def _tool(self, *arguments: str) -> None:
         command = [str(self._environment / "bin" / self.name)]

@@ -78,7 +78,9 @@ def test_an_engine_that_is_missing_is_told_before_the_pull(tmp_path: Path) -> No
     host = replace(HOST, modules=frozenset())
     problem, note = of_models(tmp_path, "{id: m, source: 'hf:a/b:c.gguf'}", host=host)
     assert problem[:2] == ("problem", "llama.cpp is not installed")
-    assert problem[2].startswith("install this program again with its extra `llama`")
+    assert problem[2] == (
+        "install this program again with its extra `llama` (in a checkout: make setup)"
+    )
     assert note[2] == "iir-agent pull m"
 
 
