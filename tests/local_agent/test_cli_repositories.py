@@ -169,10 +169,12 @@ async def test_a_pull_whose_command_was_killed_ends_too_and_nobody_else_pulls_un
 ) -> None:
     hub.hold = 1_500_000
     line = [sys.executable, "-m", "local_agent", "pull", "m", "--json"]
-    with subprocess.Popen(line, env=alone, cwd=ROOT, stdout=subprocess.PIPE) as child:
+    async with await anyio.open_process(line, env=alone, cwd=ROOT) as child:
         assert child.stdout is not None
-        while b'"downloading"' not in child.stdout.readline():
-            pass
+        said = b""
+        with anyio.fail_after(20):
+            while b'"downloading"' not in said:
+                said += await child.stdout.receive()
         child.kill()
     (orphan,) = orphans(tmp_path)
     done = await anyio.to_thread.run_sync(run, alone, "pull", "m")

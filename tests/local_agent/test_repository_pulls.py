@@ -147,7 +147,7 @@ async def test_a_gated_repository_needs_the_token_which_is_told_nobody(
     stage: Stage, hub: FakeHub
 ) -> None:
     hub.is_gated = True
-    with pytest.raises(AccessDenied, match="licence at https://huggingface.co/org/tiny and set HF"):
+    with pytest.raises(AccessDenied, match="/org/tiny and set HF_TOKEN"):
         await stage.pull()
     stage.secrets["HF_TOKEN"] = TOKEN
     await stage.pull()
@@ -182,7 +182,9 @@ async def test_more_than_the_disk_holds_is_refused_before_it_is_downloaded(
         if "lfs" in each:
             each["size"] = each["lfs"]["size"] = 10**18
     hub.info = lambda: info  # type: ignore[method-assign] # a hub with a larger model
-    with pytest.raises(NotEnoughSpace, match=r"needed, .* free; free some, or set IIR_HOME to a la"):
+    with pytest.raises(
+        NotEnoughSpace, match=r"needed, .* free; free some, or set IIR_HOME to a la"
+    ):
         await stage.pull()
     assert not any(path.endswith(".safetensors") for path, _ in hub.asked)
 
@@ -194,14 +196,23 @@ async def test_silence_ends_a_pull(stage: Stage, hub: FakeHub) -> None:
     assert programs() == []
 
 
-async def test_a_program_that_breaks_is_told_by_its_last_line(tmp_path: Path, stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("/opt/python: no such thing", r"has failed \(exit 3\): python: no such thing"),
+        ('{"error": {"kind": "full"}}', "the disk is full: free some space and pull again"),
+    ],
+)
+async def test_a_program_that_can_not_go_on(
+    tmp_path: Path, stage: Stage, said: str, words: str
+) -> None:
     broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho /opt/python: no such thing\nexit 3\n")
+    broken.write_text(f"#!/bin/sh\necho '{said}'\nexit 3\n")
     broken.chmod(0o755)
     puller = RepositoryPuller(
         stage.cache, users=stage.users, env={}, secrets={}, python=str(broken)
     )
-    with pytest.raises(PullError, match=r"has failed \(exit 3\): python: no such thing"):
+    with pytest.raises(PullError, match=words):
         await puller.pull(REPO, stage.seen.append)
 
 
