@@ -52,9 +52,9 @@ class PulledImage:
 class Deployment:
     """A model with its engine and options on this host.
 
-    `weights` is a file below `$IIR_HOME/models`, the folder of a repository there, a model's folder where it
-    lies, or None while they are not pulled (or when the engine needs none); `pulled` says the same of an engine in a container. `apis`
-    are those of `APIS` that a server speaks which runs already (None: what
+    `weights` is a file below `$IIR_HOME/models`, the folder of a repository there, a model's folder where
+    it lies, or None while they are not pulled (or when the engine needs none); `pulled` says the same of an
+    engine in a container. `apis` are those of `APIS` that a server speaks which runs already (None: what
     most do). `options` are the engine's own, already validated. `memory_mb` is what it takes (None:
     it is estimated), `ttl_s` after how many idle seconds it goes (None: never), `weight` how dear its
     absence is. `parallel` are the requests that an engine of ours is started for, `external_parallel`

@@ -28,15 +28,14 @@ _STOPPED = 130
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A model to pull; `text` is the agent's new file if the model is not in it yet."""
+    """A model to pull; `text` is the agent's new file if the model is not in it yet.
 
-    needed: Needed
+    `needed` is None for a model of the file: a running agent may know better what that needs.
+    """
+
+    model: ModelId
+    needed: Needed | None = None
     text: str | None = None
-
-    @property
-    def model(self) -> ModelId:
-        """Return the model's id."""
-        return self.needed.model
 
 
 def choose(
@@ -49,21 +48,22 @@ def choose(
     """
     config = context.config()
     if not looks_like_source(name):
-        return _configured(context, config, name, has_extras=any((model_id, sha256, file)))
+        return _configured(config, name, has_extras=any((model_id, sha256, file)))
     source = parse_source(name, base=Path.cwd(), sha256=sha256, member=file)
     wanted_id = model_id or _with_source(config, source)
     known = config.find(wanted_id)
     if known is None:
         entry = _entry(wanted_id, source, sha256, file)
         text = _file_with(context, entry)
-        return Wanted(needed=Needed(model=ModelId(wanted_id), sources=(source,)), text=text)
+        model = ModelId(wanted_id)
+        return Wanted(model=model, needed=Needed(model=model, sources=(source,)), text=text)
     if source.ref not in [each.ref for each in known.sources]:
         raise CommandFailed(
             f"{wanted_id} is a model already, with another source: choose another --id, or change "
             f"its `source` in {context.show(context.settings.config_path)}",
             code=2,
         )
-    return Wanted(needed=Needed(model=ModelId(known.id), sources=known.sources))
+    return Wanted(model=ModelId(known.id))
 
 
 def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Pulled:
@@ -82,7 +82,8 @@ def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Pulled:
     try:
         if base_url is not None:
             return pull_by_agent(base_url, wanted.model, on_progress)
-        pulled = asyncio.run(_stoppable(context, wanted.needed, on_progress))
+        what = wanted.needed or _needed(context, wanted.model)
+        pulled = asyncio.run(_stoppable(context, what, on_progress))
     except (asyncio.CancelledError, KeyboardInterrupt, Stopped):
         raise CommandFailed(
             "stopped; the same command goes on where it was", code=_STOPPED
@@ -125,8 +126,8 @@ def _puller(context: Context, wanted: Needed) -> ModelPuller:
     return model_puller(settings, load_agent_id(settings.iir_home / "agent"))
 
 
-def _needed(context: Context, config: AgentConfig, model: ModelId) -> Needed:
-    return needed(config, context.store, this_host(context.settings), model)
+def _needed(context: Context, model: ModelId) -> Needed:
+    return needed(context.config(), context.store, this_host(context.settings), model)
 
 
 async def _stoppable(context: Context, wanted: Needed, on_progress: OnProgress) -> Pulled:
@@ -137,7 +138,7 @@ async def _stoppable(context: Context, wanted: Needed, on_progress: OnProgress) 
     return await task
 
 
-def _configured(context: Context, config: AgentConfig, name: str, *, has_extras: bool) -> Wanted:
+def _configured(config: AgentConfig, name: str, *, has_extras: bool) -> Wanted:
     model = config.find(name)
     if model is None:
         known = ", ".join(model.id for model in config.models)
@@ -148,7 +149,7 @@ def _configured(context: Context, config: AgentConfig, name: str, *, has_extras:
         )
     if has_extras:
         raise CommandFailed("--id, --sha256 and --file go with a source, not with a model", code=2)
-    return Wanted(needed=_needed(context, config, ModelId(model.id)))
+    return Wanted(model=ModelId(model.id))
 
 
 def _with_source(config: AgentConfig, source: Source) -> str:

@@ -1,8 +1,9 @@
 """Where pulled weights lie: `<root>/<folder of the model>/<file>` and a `weights.json` beside it.
 
 Weights count as pulled when the manifest is there and the file has the size that it records. Whole
-repositories lie in `<root>/.hub`, for all models that share them. Of a model that runs in a container there is only a `container.json`: its weights lie in the container engine's
-volume, which is not asked on the way of requests.
+repositories lie in `<root>/.hub`, for all models that share them. Of a model that runs in a container there
+is only a `container.json`: its weights lie in the container engine's volume, which is not asked on the way
+of requests.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from pathlib import Path
 from random import Random
 
 CONTEXT = 2048
@@ -30,13 +29,6 @@ def files() -> dict[str, bytes]:
     }
     found = {name: json.dumps(content).encode() for name, content in texts.items()}
     return {**found, "model.safetensors": _weights()}
-
-
-def write(folder: Path) -> None:
-    """Write the model into a folder, which is made."""
-    folder.mkdir(parents=True)
-    for name, content in files().items():
-        (folder / name).write_bytes(content)
 
 
 def _config() -> dict[str, object]:

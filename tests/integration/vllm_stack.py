@@ -20,12 +20,14 @@ from local_agent.process import tree
 from local_agent.weights.store import WeightStore
 from tests.integration import tiny_qwen2, vllm_environment
 from tests.integration.stack import Stack, machine_environment, until
+from tests.local_agent.repo_hub import COMMIT, FakeHub
 
 PROCESS, CONTAINER, HUNGRY = "in-process", "in-container", "hungry"
 TOKEN = "hf_s3cretvalue"
 MESSAGES = [{"role": "user", "content": "hello small world"}]
 LOADED_S = 300.0
 _REPO = "test/tiny"
+_HUB_REPO = "org/tiny"
 _CHUNK = 1024 * 1024
 _BASE = """
 FROM python:{}-slim
@@ -100,13 +102,17 @@ class VllmStack(Stack):
         (folder / "weights").mkdir(parents=True)
         super().__init__(folder, folder / "weights")
         self.engine = engine
-        self.model_folder = folder / "models" / "tiny"
-        tiny_qwen2.write(self.model_folder)
+        self.hub = FakeHub()
+        self.hub.files = tiny_qwen2.files()
+        self.hub.start()
+        repository = WeightStore(self.home / "models").hub.folder(_HUB_REPO)
+        self.model_folder = repository / "snapshots" / COMMIT
         self.env.update(
             {
                 "AGENT_VLLM_PYTHON": str(interpreter),
                 "AGENT_IMAGES": image,
                 "HF_TOKEN": TOKEN,
+                "HF_ENDPOINT": self.hub.url,
                 **{k: v for k, v in machine_environment().items() if k.startswith("DOCKER_")},
             }
         )
@@ -117,9 +123,8 @@ class VllmStack(Stack):
             {
                 "id": PROCESS,
                 "engine": "vllm",
-                "source": str(self.model_folder),
                 "preload": True,
-                "options": {**options, "tool_parser": "hermes"},
+                "options": {**options, "repo": _HUB_REPO, "tool_parser": "hermes"},
                 **common,
             },
             {
@@ -146,9 +151,10 @@ class VllmStack(Stack):
         (self.home / "agent" / "agent.yaml").write_text(json.dumps(config))
 
     def start(self) -> None:
-        """Start both services; the models load meanwhile."""
+        """Start both services, and pull what vLLM as a process needs; the models load meanwhile."""
         self.router.start()
         self.agent.start()
+        self.run("local_agent", "pull", PROCESS)
 
     def chat(self, model: str, *, base: str | None = None, **more: object) -> httpx.Response:
         """Ask for eight greedy tokens, through the router unless another base is given."""
@@ -198,6 +204,7 @@ class VllmStack(Stack):
     def close(self) -> None:
         """End whatever lives, on the host and in containers."""
         super().close()
+        self.hub.close()
         for process in self.vllm_processes():
             process.kill()
         for container in self.containers():

@@ -59,7 +59,7 @@ async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hu
             await until(lambda: ("/org/tiny/resolve/main/tiny.gguf", None) in hub.asked)
             await until(lambda: len(hub.asked) >= 2)
             listed = (await agent.client.get("/v1/models")).json()["data"]
-            assert listed[0]["status"] == {"value": "downloading"}
+            assert listed[0]["status"]["value"] == "downloading"
             with anyio.fail_after(10):
                 while "% of" not in (await cli(agent, "ps")).output:
                     await anyio.sleep(0.01)
@@ -69,7 +69,9 @@ async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hu
             asked = await agent.client.post(CHAT, json={"model": "m", "messages": MESSAGES})
             assert asked.status_code == 404
             assert asked.json()["error"]["code"] == "model_not_pulled"
-            assert "is being pulled" in asked.json()["error"]["message"]
+            far = "model org/m is being pulled (downloading, 24 % of 2.0 MB"
+            assert asked.json()["error"]["message"].startswith(far)
+            assert asked.json()["error"]["progress"]["bytes_done"] == 500_000
             done = await cli(agent, "rm", "m")
             assert (done.code, "is being pulled" in done.output) == (1, True)
             hub.release()

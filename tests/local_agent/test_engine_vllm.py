@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from local_agent.app import Agent
 from local_agent.config_file import ConfigError, load_config, parse_config, to_deployments
 from local_agent.domain import Deployment, HostFacts, ModelId
 from local_agent.engines import ENGINES
 from local_agent.ports import Launch
 from local_agent.process import LocalProcessLauncher
+from local_agent.pulls.puller import NotToPull, needed
 from local_agent.settings import load_settings
 from local_agent.weights.store import WeightStore
 
@@ -46,7 +46,6 @@ def test_a_folder_is_served_on_loopback_without_a_network() -> None:
     )
     assert launch.cwd == "/somewhere/models"  # so that vLLM's log and errors hold no path
     assert launch.environment == "vllm"
-    assert not launch.uses_hub
     assert launch.env == {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -56,13 +55,32 @@ def test_a_folder_is_served_on_loopback_without_a_network() -> None:
     }
 
 
-def test_a_repository_is_fetched_by_vllm_itself() -> None:
-    launch = launched(None, repo="Org/M", kv_cache_gib="2", enforce_eager="true", dtype="float32")
-    assert launch.argv[4:6] == ("--model", "Org/M")
+def test_a_pulled_repository_is_served_like_a_folder(tmp_path: Path) -> None:
+    text = (
+        "{known_models: false, models: [{id: m, engine: vllm, options: {repo: Org/M,"
+        " kv_cache_gib: 2, enforce_eager: true, dtype: float32}}]}"
+    )
+    config = parse_config(text, {}, name="agent.yaml", base=tmp_path)
+    store = WeightStore(tmp_path)
+    (absent,) = to_deployments(config, store)
+    assert ENGINES["vllm"].needs_weights(absent)
+    assert absent.weights is None
+    snapshot = store.hub.folder("Org/M") / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    assert store.hub.find("Org/M") is None
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("c0ffee")
+    (there,) = to_deployments(config, store)
+    launch = ENGINES["vllm"].launch(there, 4321)
+    assert launch is not None
+    assert launch.argv[4:6] == ("--model", "./c0ffee")
+    assert launch.cwd == str(snapshot.parent)
     assert launch.argv[-3:] == ("--dtype", "float32", "--enforce-eager")
     assert launch.env["VLLM_CPU_KVCACHE_SPACE"] == "2"
-    assert "HF_HUB_OFFLINE" not in launch.env
-    assert launch.uses_hub
+    assert launch.env["HF_HUB_OFFLINE"] == "1"
+    assert there.config_hash != absent.config_hash  # a newer revision restarts the worker
+    assert not ENGINES["vllm"].needs_weights(deployment())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +89,7 @@ def test_a_repository_is_fetched_by_vllm_itself() -> None:
         (LINUX, deployment(), None),
         (LINUX, deployment(None, repo="Org/M"), None),
         (LINUX, deployment(None), "needs as source a folder of this host"),
-        (LINUX, deployment(repo="Org/M"), "not both"),
+        (LINUX, deployment(repo="Org/M"), None),
         (LINUX, deployment(Path("/models/m/m.gguf")), "for GGUF use engine llama_cpp"),
         (LINUX, deployment(None, repo="--trust-remote-code/x"), "must be a repository"),
         (LINUX, deployment(python="/bin/sh"), "has no option python"),
@@ -113,6 +131,12 @@ def test_a_folder_is_for_vllm_only(tmp_path: Path) -> None:
         parse_config(text, {}, name="agent.yaml", base=tmp_path)
 
 
+def test_a_source_and_a_repository_are_one_too_many(tmp_path: Path) -> None:
+    text = "models: [{id: m, engine: vllm, source: ./qwen, options: {repo: a/b}}]"
+    with pytest.raises(ConfigError, match="takes a `source` or the option `repo`, not both"):
+        parse_config(text, {}, name="agent.yaml", base=tmp_path)
+
+
 def test_a_known_model_can_be_turned_to_vllm(tmp_path: Path) -> None:
     text = (
         "models: [{id: local_mistral-7b-instruct-q4, engine: vllm,"
@@ -136,28 +160,24 @@ def test_the_interpreter_is_a_setting_or_in_the_home_folder(tmp_path: Path) -> N
     assert absent.interpreters == {}
 
 
-def test_an_agent_without_vllm_says_how_to_get_it(tmp_path: Path) -> None:
-    settings = load_settings(iir_home=tmp_path)
+def test_an_agent_without_vllm_says_how_to_get_it_before_anything_is_pulled(tmp_path: Path) -> None:
     text = "{known_models: false, models: [{id: m, engine: vllm, options: {repo: a/b}}]}"
-    agent = Agent(settings, parse_config(text, {}, name="agent.yaml", base=tmp_path), 5000)
-    assert "pip install vllm" in (agent.supervisor._catalog.entries[ModelId("m")].problem or "")
+    config = parse_config(text, {}, name="agent.yaml", base=tmp_path)
+    with pytest.raises(NotToPull, match="pip install vllm"):
+        needed(config, WeightStore(tmp_path), BARE, ModelId("m"))
 
 
-async def test_its_interpreter_runs_it_and_only_a_fetching_one_gets_the_token(
-    tmp_path: Path,
-) -> None:
+async def test_its_interpreter_runs_it_without_the_hub_s_token(tmp_path: Path) -> None:
     launcher = LocalProcessLauncher(
         run_dir=tmp_path / "run",
         log_dir=tmp_path / "logs",
         env={"PATH": os.defpath, "HF_TOKEN": "hf_of_the_agent"},
         interpreters={"vllm": sys.executable},
-        hub={"HF_TOKEN": "hf_s3cret"},
         log_check_s=0.01,
     )
     code = "import os; print('token', os.environ.get('HF_TOKEN'))"
-    for uses_hub, said in ((True, "token hf_s3cret"), (False, "token None")):
-        launch = Launch(("-I", "-c", code), environment="vllm", uses_hub=uses_hub)
-        process = await launcher.launch("m", launch, config_hash="h", port=7)
-        assert await process.wait() == 0
-        assert process.log_tail(1) == [said]
-        await process.stop(1)
+    launch = Launch(("-I", "-c", code), environment="vllm")
+    process = await launcher.launch("m", launch, config_hash="h", port=7)
+    assert await process.wait() == 0
+    assert process.log_tail(1) == ["token None"]
+    await process.stop(1)

@@ -211,6 +211,9 @@ def test_a_model_without_weights_is_said_to_be_so(fleet: Fleet, clock: FakeClock
     join(fleet, 1, AgentModel(id="big", is_pulled=False, pull_command="do this"))
     with pytest.raises(ModelNotPulled, match="do this"):
         fleet.resolve("big")
+    join(fleet, 1, AgentModel(id="big", is_pulled=False, status="downloading"))
+    with pytest.raises(ModelNotPulled, match=r"'big' are being pulled\. `iir-agent ps`"):
+        fleet.resolve("big")
     clock.now += 20
     join(fleet, 2, AgentModel(id="big"))
     assert endpoints(fleet, "big") == ["agent:mac2"]
