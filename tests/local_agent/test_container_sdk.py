@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, cast
 
 import pytest
 
 from local_agent.containers import sdk
 from local_agent.containers.address import Address
-from local_agent.containers.launcher import WORKER
+from local_agent.containers.launcher import WORKER, off_loop
 from local_agent.ports import ContainerError, ContainerSpec, Launch
 
 # the SDK leaves a socket that it could not connect to the garbage collector, which says so
@@ -243,3 +243,13 @@ def test_the_messages_of_a_pull_are_handed_on(engine: Engine, client: sdk.Docker
     engine.answers["create"] = (500, {"message": "dial tcp: connection refused"})
     with pytest.raises(ContainerError, match="its registry can't be reached"):
         client.pull_image("x:v1", seen.append)
+
+
+async def test_a_call_that_hangs_is_left_alone() -> None:
+    release = Event()
+    try:
+        with pytest.raises(ContainerError, match="did not answer within") as late:
+            await off_loop(lambda: release.wait(10), 0.01)
+        assert late.value.is_unreachable
+    finally:
+        release.set()
