@@ -81,7 +81,15 @@ def program() -> psutil.Process:
 
 def programs() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "_hub_program.py" in " ".join(child.cmdline())]
+    return [child for child in children if "_hub_program.py" in " ".join(arguments(child))]
+
+
+def arguments(process: psutil.Process) -> list[str]:
+    """Return its command line; one that has ended, or is not waited for yet, has none."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @pytest.fixture

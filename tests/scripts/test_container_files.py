@@ -147,7 +147,7 @@ def test_the_locks_are_within_the_projects_bounds(name: str, extra: str | None) 
 def test_both_images_have_the_same_versions_and_the_router_no_engine() -> None:
     router, agent = locked("router"), locked("agent")
     assert router.items() <= agent.items()
-    assert agent.keys() - router.keys() == {"xllamacpp"}
+    assert agent.keys() - router.keys() == {"pip", "xllamacpp"}
 
 
 def test_only_loopback_ports_are_published_unless_tls_is_asked_for() -> None:

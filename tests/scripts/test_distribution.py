@@ -23,7 +23,7 @@ NEEDED = {
     "local_agent/default.yaml",
     "router/migrations/env.py",
     "router/migrations/versions/0001_foundation.py",
-    "local_agent/containers/_hub_program.py",
+    "local_agent/weights/_hub_program.py",
     "local_agent/engines/_llama_cpp_server.py",
     "shared/testing/simulated_engine.py",
 }
@@ -55,7 +55,9 @@ def sources() -> set[str]:
     return {
         path.relative_to(ROOT).as_posix()
         for path in files
-        if "__pycache__" not in path.parts and not path.name.startswith(".")
+        if "__pycache__" not in path.parts
+        and not path.name.startswith(".")
+        and path.name != "Dockerfile"
     }
 
 
