@@ -54,7 +54,8 @@ class Watch:
 
 
 def _pidfd(pid: int) -> int | None:
-    if sys.platform == "linux":
+    # a Python that was built for older systems lacks the call
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
         with suppress(OSError):
             return os.pidfd_open(pid)
     return None

@@ -64,7 +64,7 @@ async def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         def refuse(_pid: int) -> int:
             raise OSError(38, "Function not implemented")
 
-        monkeypatch.setattr(os, "pidfd_open", refuse)
+        monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
     elif sys.platform != "linux":
         pytest.skip("file descriptors of processes are Linux's")
     return str(request.param)
@@ -76,9 +76,9 @@ async def test_the_end_of_an_adopted_process_is_noticed(run_dir: Path, how: str)
     assert (process.pid, process.port) == (record.pid, 7)
     (ours,) = Records(run_dir).all()
     assert (ours.owner_pid, ours.marker, ours.pid) == (os.getpid(), record.marker, record.pid)
-    assert process.exit_cause is None
     async with anyio.create_task_group() as group:
         ends: list[int] = []
+        causes = [process.exit_cause]
 
         async def wait() -> None:
             ends.append(await process.wait())
@@ -92,10 +92,9 @@ async def test_the_end_of_an_adopted_process_is_noticed(run_dir: Path, how: str)
             while len(ends) < 2:
                 await anyio.sleep(0.01)
     assert ends == [-1, -1]
-    assert process.exit_cause == (
-        "the engine ended (its exit code is unknown: an earlier agent had started it):"
-        " error: out of luck"
-    )
+    causes.append(process.exit_cause)
+    unknown = "its exit code is unknown: an earlier agent had started it"
+    assert causes == [None, f"the engine ended ({unknown}): error: out of luck"]
     await process.stop(1)
     assert Records(run_dir).all() == []
 
@@ -283,8 +282,12 @@ def test_a_process_is_known_by_its_start() -> None:
         Watch(ended.pid)
 
 
+def reader() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
 async def test_a_zombie_is_gone() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = reader()
     watches = [Watch(child.pid), Watch(child.pid, may_pin=False)]
     child.kill()
     with anyio.fail_after(5):  # nobody has asked for its exit code
