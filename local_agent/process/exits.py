@@ -38,11 +38,11 @@ class Watch:
         """Return once it has ended; not to be called twice."""
         try:
             if self._fd is not None:
-                await anyio.wait_readable(self._fd)
-            else:
-                # nothing tells: it has to be asked for
-                while tree.lives(self._process):  # noqa: ASYNC110
-                    await anyio.sleep(_POLL_S)
+                with suppress(OSError):  # an event loop that can't wait for such a descriptor
+                    await anyio.wait_readable(self._fd)
+            # nothing else tells: it has to be asked for
+            while tree.lives(self._process):  # noqa: ASYNC110
+                await anyio.sleep(_POLL_S)
         finally:
             self.close()
 
