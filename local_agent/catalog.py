@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from local_agent.domain import Deployment, HostFacts, ModelId, WorkerState
 from local_agent.engines import choose_engine
-from local_agent.ports import Engine
+from local_agent.ports import Engine, Wanted
 from shared.contracts.agents import AgentModel, ModelStatus
 from shared.contracts.apis import paths_of
 from shared.kit.plugins import Plugins
@@ -91,12 +92,14 @@ class Catalog:
         """Return the model of an id or alias; None if nobody has this name."""
         return self.names.get(name)
 
-    def config_hashes(self) -> dict[str, str]:
-        """Return the hash of each model that can run here as it is configured."""
+    def wanted(self) -> dict[str, Wanted]:
+        """Return what a worker of each model that can run here would be."""
         return {
-            model: entry.deployment.config_hash
+            model: Wanted(
+                entry.deployment.config_hash, partial(entry.engine.launch, entry.deployment)
+            )
             for model, entry in self.entries.items()
-            if entry.problem is None
+            if entry.problem is None and entry.engine is not None
         }
 
 

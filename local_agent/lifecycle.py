@@ -21,6 +21,7 @@ class Event(str, Enum):
     START = "start"
     SPAWNED = "spawned"
     LOADED = "loaded"
+    ADOPTED = "adopted"
     ATTACHED = "attached"
     LOST = "lost"
     UNHEALTHY = "unhealthy"
@@ -41,6 +42,7 @@ TRANSITIONS: Mapping[tuple[S, Event], S] = {
     (S.COLD, Event.DISABLE): S.UNAVAILABLE,
     (S.COLD, Event.START): S.STARTING,
     (S.STARTING, Event.SPAWNED): S.LOADING,
+    (S.STARTING, Event.ADOPTED): S.READY,  # an earlier agent has loaded it
     (S.STARTING, Event.UNHEALTHY): S.STOPPING,
     (S.STARTING, Event.STOP): S.STOPPING,
     (S.LOADING, Event.LOADED): S.READY,

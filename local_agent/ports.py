@@ -55,6 +55,25 @@ class HttpProbe:
     timeout_s: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a worker that an earlier agent left has to be: its configuration, and its launch on a port."""
+
+    config_hash: str
+    launch: Callable[[int], Launch | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A worker that an earlier agent left running on a port of 127.0.0.1.
+
+    One that `must_serve` is of no use while it does not serve yet.
+    """
+
+    port: int
+    must_serve: bool
+
+
 class Engine(Protocol):
     """Describes an inference program. Pure, no I/O: every method is a table test."""
 
@@ -110,12 +129,17 @@ class Process(Protocol):
         ...
 
     @property
+    def is_adopted(self) -> bool:
+        """Tell whether an earlier agent started it."""
+        ...
+
+    @property
     def exit_cause(self) -> str | None:
         """Say why it ended where more is known than its exit code and log tell; else None."""
         ...
 
     async def wait(self) -> int:
-        """Return the exit code once it has ended; may be awaited by several tasks."""
+        """Return the exit code once it has ended, -1 if nobody can know it; several tasks may wait."""
         ...
 
     async def stop(self, grace_s: float) -> str | None:
@@ -152,15 +176,16 @@ class ProcessLauncher(Protocol):
     async def launch(self, name: str, launch: Launch, *, config_hash: str, port: int) -> Process:
         """Start a process in a group of its own, or a container; its output goes to a bounded log file.
 
-        What an earlier agent left running with the same configuration may be taken over instead.
+        What an earlier agent left running with the same configuration may be taken over instead: what
+        `left_running` has found, and `reap_orphans` was told to keep.
 
         Raises:
             OSError: the program can't be started.
         """
         ...
 
-    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
-        """Return which workers (name: config hash) still run, so that `launch` would take them over."""
+    async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
+        """Return which of the workers still run as they are wanted, so that `launch` would take them over."""
         ...
 
     async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:

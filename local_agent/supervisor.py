@@ -43,7 +43,8 @@ from local_agent.memory.meter import weights_bytes
 from local_agent.memory.outlook import Outlook
 from local_agent.memory.residency import Residency
 from local_agent.planner import DRAIN_S, next_due, plan
-from local_agent.ports import Engine
+from local_agent.ports import Engine, Wanted
+from local_agent.stock import usable
 from local_agent.views import worker_view
 from local_agent.worker import Surroundings, Worker
 from shared.contracts.agents import AgentModel
@@ -98,6 +99,7 @@ class Supervisor:
         self._woken = anyio.Event()
         self._is_running = False
         self._is_stopping = False
+        self._stock_taking: anyio.CancelScope | None = None
 
     # -- what others ask ------------------------------------------------------------------------
 
@@ -209,10 +211,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Carry all workers until `drain_and_stop` or cancellation; then no process is left."""
-        await self._take_stock()
         self._is_running = True
         try:
             async with anyio.create_task_group() as group:
+                await self._take_stock(group)
                 while not self._is_over():
                     self._reconcile(group)
                     await self._until_woken()
@@ -227,17 +229,32 @@ class Supervisor:
         """
         self._is_stopping, self.drain_s = True, grace_s
         self.admission.close()
+        if self._stock_taking is not None:
+            self._stock_taking.cancel()  # what was left is ended, whatever it would have answered
         self._journal.notify()
         self._wake()
         while self._is_running:
             await self._journal.next()
 
-    async def _take_stock(self) -> None:
-        """Want again what an earlier agent left running as it is configured now; end the rest."""
-        kept = await self._around.launcher.left_running(self._catalog.config_hashes())
-        await self._around.launcher.reap_orphans(kept)
+    async def _take_stock(self, group: TaskGroup) -> None:
+        """Take over what an earlier agent left running as it is configured now; end the rest."""
+        launcher, wanted = self._around.launcher, self._catalog.wanted()
+        prober, limit_s = self._around.prober, self._around.limits.adopting_s
+        found: list[ModelId] = []
+        with anyio.CancelScope() as self._stock_taking:
+            left = await launcher.left_running(wanted)
+            found = await usable(left, self._catalog.entries, prober, limit_s)
+        # from here to the starts nothing is awaited: what is kept is wanted, and has its memory
+        kept = [model for model in found if self._is_kept(model, wanted[model])]
         for model in kept:
-            self.residency.ask(ModelId(model))
+            self._start(self._catalog.entries[model].deployment, group)
+        await launcher.reap_orphans(kept)
+
+    def _is_kept(self, model: ModelId, wanted: Wanted) -> bool:
+        """Tell whether it is still wanted as it was when it was looked for, and there is room for it."""
+        now = self._catalog.wanted().get(model)
+        is_same = now is not None and now.config_hash == wanted.config_hash
+        return is_same and not self._is_stopping and self.residency.adopt(model)
 
     # -- the loop -------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ _GIB = 1024**3
 _METRICS = "/metrics"
 _MOST_METRICS_BYTES = 1024 * 1024
 _METRICS_TRIES = 3
+_ADOPTED = "adopted: an earlier agent had started it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ Observer = Callable[[ModelId, WorkerStatus, WorkerStatus, "str | None"], None]
 class Limits:
     """Times of a worker's life, in seconds.
 
-    A worker that was idle for `token_after_s` is asked for one token, which may take `token_s`.
+    A worker that was idle for `token_after_s` is asked for one token, which may take `token_s`. One that
+    an earlier agent left has to serve within `adopting_s`.
     """
 
     loading_s: float = 300.0
@@ -65,6 +67,7 @@ class Limits:
     health_every_s: float = 5.0
     strikes: int = 3
     stop_grace_s: float = 5.0
+    adopting_s: float = 5.0
     token_after_s: float = 60.0
     token_s: float = 30.0
 
@@ -228,7 +231,9 @@ class Worker:
             return f"the engine can't be started: {error.strerror or 'unknown error'}"
         self._process = process
         questions = self._questions(_root(deployment, process), deployment, engine)
-        if not self._try(Event.SPAWNED):
+        if process.is_adopted and await questions.serves():
+            self._try(Event.ADOPTED, _ADOPTED)
+        elif not self._try(Event.SPAWNED):
             return None
         causes: list[str] = []
         async with anyio.create_task_group() as group:

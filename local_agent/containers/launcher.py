@@ -21,8 +21,10 @@ from local_agent.ports import (
     ContainerSpec,
     ContainerView,
     Launch,
+    Left,
     Process,
     ProcessLauncher,
+    Wanted,
 )
 from local_agent.process.log import TAIL_LINES, WorkerLog, log_file
 from local_agent.process.mask import Mask
@@ -71,7 +73,9 @@ class ContainerProcess:
         follower: Thread,
         limit_s: float,
         poll_s: float,
+        is_adopted: bool,
     ) -> None:
+        self._is_adopted = is_adopted
         self._client = client
         self._id = view.id
         self._pid = view.pid
@@ -98,6 +102,11 @@ class ContainerProcess:
     def port(self) -> int:
         """Return its port there."""
         return self._port
+
+    @property
+    def is_adopted(self) -> bool:
+        """Tell whether an earlier agent started it."""
+        return self._is_adopted
 
     @property
     def exit_cause(self) -> str | None:
@@ -214,22 +223,23 @@ class ContainerLauncher:
         try:
             view = await self._adopted(client, labels)
             if view is not None:
-                return self._process(client, view, spec, _port(view), _ADOPTED_LINES)
+                return self._process(client, view, spec, _port(view), is_adopted=True)
             view = await self._started(client, launch, labels, port)
         except ContainerError as error:
             self._forget(error)
             raise
-        return self._process(client, view, spec, port, _ALL_LINES)
+        return self._process(client, view, spec, port, is_adopted=False)
 
-    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
-        """Return which workers (name: config hash) still run, so that `launch` would take them over."""
-        return sorted(
-            view.labels[WORKER]
+    async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
+        """Return which workers still run as they are wanted; a load goes on in them, and is waited for."""
+        return {
+            name: Left(_port(view), must_serve=False)
             for view in await self._own()
             if view.is_running
             and _port(view)
-            and wanted.get(view.labels.get(WORKER, "")) == view.labels.get(CONFIG)
-        )
+            and (name := view.labels.get(WORKER, "")) in wanted
+            and wanted[name].config_hash == view.labels.get(CONFIG)
+        }
 
     async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
         """Remove the containers of an earlier agent of this id; return their workers' names."""
@@ -296,13 +306,14 @@ class ContainerLauncher:
         view: ContainerView,
         spec: ContainerSpec,
         port: int,
-        lines: int,
+        *,
+        is_adopted: bool,
     ) -> ContainerProcess:
         path = log_file(self._log_dir, view.labels[WORKER])
         log = WorkerLog(path, self._max_log_bytes, self._mask)
         follower = Thread(
             target=_follow,
-            args=(client, view.id, lines, log.open()),
+            args=(client, view.id, _ADOPTED_LINES if is_adopted else _ALL_LINES, log.open()),
             name="container log",
             daemon=True,
         )
@@ -319,6 +330,7 @@ class ContainerLauncher:
             follower=follower,
             limit_s=self._limit_s,
             poll_s=self._poll_s,
+            is_adopted=is_adopted,
         )
 
     async def _connected(self) -> ContainerClient:
@@ -345,10 +357,10 @@ class EitherLauncher:
         kind = self._processes if launch.container is None else self._containers
         return await kind.launch(name, launch, config_hash=config_hash, port=port)
 
-    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
+    async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
         """See `ProcessLauncher.left_running`."""
         processes = await self._processes.left_running(wanted)
-        return [*processes, *await self._containers.left_running(wanted)]
+        return {**processes, **await self._containers.left_running(wanted)}
 
     async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
         """See `ProcessLauncher.reap_orphans`."""

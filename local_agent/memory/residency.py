@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from local_agent.catalog import Entry
 from local_agent.domain import Deployment, ModelId, WorkerStatus
@@ -21,6 +20,7 @@ from local_agent.memory.estimate import estimate_mb
 from local_agent.memory.eviction import Resident, choose_evicted
 from local_agent.memory.ledger import Ledger
 from local_agent.memory.outlook import Outlook, Verdict
+from local_agent.memory.use import RATE_TAU_S, Use
 from shared.kit.clock import Clock
 
 MIN_RESIDENCY_S = 10.0
@@ -29,22 +29,11 @@ MIN_RESIDENCY_S = 10.0
 SWAP_AFTER_S = 30.0
 """How long a model waits at most before one that is busy takes nothing new, to make room for it."""
 
-_RATE_TAU_S = 300.0
 _RELOAD_GUESS_S = 2.0
 _RELOAD_GUESS_S_PER_GIB = 5.0
 _RESTING = frozenset({S.COLD, S.UNAVAILABLE, S.PULLING})
 
 Observed = Mapping[ModelId, WorkerStatus]
-
-
-@dataclass(slots=True)
-class _Use:
-    """How a model is used; `rate` is requests per minute at `at`, and fades from then on."""
-
-    at: float = -math.inf
-    rate: float = 0.0
-    idle_since: float = -math.inf
-    waiters: int = 0
 
 
 class Residency:
@@ -79,7 +68,7 @@ class Residency:
         self._granted: set[ModelId] = set()
         self._leaving: dict[ModelId, str] = {}
         self._pins: dict[ModelId, bool] = {}
-        self._uses: dict[ModelId, _Use] = {}
+        self._uses: dict[ModelId, Use] = {}
         self._load_s: dict[ModelId, float] = {}
         self._peaks: dict[tuple[ModelId, str], int] = {}
         self._is_waiting = False
@@ -109,6 +98,13 @@ class Residency:
         """
         return self._wanted.ask(model, self._clock(), request_id, is_standing=is_standing)
 
+    def adopt(self, model: ModelId) -> bool:
+        """Take a model that is in memory already; tell whether there is room. Its start has to follow."""
+        is_held = self.ledger.reserve(model, self.size_mb(model))
+        if is_held:
+            self._wanted.last(model, self._clock())
+        return is_held
+
     def asker(self, model: ModelId) -> str | None:
         """Return the request that a start is for, once: a later start is nobody's."""
         demand = self._wanted.get(model)
@@ -130,7 +126,7 @@ class Residency:
     def entered(self, model: ModelId) -> None:
         """Count a request."""
         use, now = self._use(model), self._clock()
-        use.rate = _faded(use, now) + 60 / _RATE_TAU_S
+        use.rate = use.faded(now) + 60 / RATE_TAU_S
         use.at = now
 
     def left(self, model: ModelId) -> bool:
@@ -270,8 +266,8 @@ class Residency:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _use(self, model: ModelId) -> _Use:
-        return self._uses.setdefault(model, _Use())
+    def _use(self, model: ModelId) -> Use:
+        return self._uses.setdefault(model, Use())
 
     def _claims(self, observed: Observed, now: float) -> list[ModelId]:
         """Return who asks for memory, in turn."""
@@ -370,7 +366,7 @@ class Residency:
             is_busy=status.in_flight > 0 or status.waiting > 0,
             is_pinned=self.is_pinned(model),
             reload_s=self.load_s(model),
-            recent_rate=_faded(self._use(model), self._clock()),
+            recent_rate=self._use(model).faded(self._clock()),
             weight=1.0 if entry is None else entry.deployment.weight,
         )
 
@@ -390,8 +386,3 @@ class Residency:
 
 def _state(observed: Observed, model: ModelId) -> S:
     return observed.get(model, WorkerStatus()).state
-
-
-def _faded(use: _Use, now: float) -> float:
-    """Return the requests per minute of late: what is long ago counts little."""
-    return use.rate * math.exp((use.at - now) / _RATE_TAU_S) if use.rate else 0.0

@@ -9,19 +9,24 @@ import signal
 import socket
 import uuid
 from asyncio.subprocess import DEVNULL, STDOUT
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
+import psutil
 
-from local_agent.ports import Launch
+from local_agent.ports import Launch, Left, Wanted
 from local_agent.process import tree
+from local_agent.process.adoption import Seen, digest, why_not
 from local_agent.process.environment import child_env
-from local_agent.process.log import WorkerLog, log_file
+from local_agent.process.exits import Watch
+from local_agent.process.log import TAIL_LINES, WorkerLog, cause_of, log_file
 from local_agent.process.mask import Mask
 from local_agent.process.records import Record, Records
+from shared.kit.logs import get_logger
 
 _POLL_S = 0.02
 
@@ -39,25 +44,28 @@ class LocalProcess:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        pid: int,
+        ended: Coroutine[Any, Any, int],
         *,
-        name: str,
-        port: int,
+        record: Record,
         log: WorkerLog,
         records: Records,
         log_check_s: float,
         kill_wait_s: float,
+        is_adopted: bool = False,
     ) -> None:
-        self._name = name
+        self._name = record.name
+        self._marker = record.marker
         self._log = log
         self._records = records
         self._log_check_s = log_check_s
         self._kill_wait_s = kill_wait_s
-        self._pid = process.pid
-        self._port = port
+        self._pid = pid
+        self._port = record.port
+        self._is_adopted = is_adopted
         self._is_gone = False
         # one waiter for all: asyncio keeps every waiter of its own until the process ends
-        self._exit = asyncio.ensure_future(process.wait())
+        self._exit = asyncio.ensure_future(ended)
 
     @property
     def pid(self) -> int:
@@ -75,11 +83,19 @@ class LocalProcess:
         return self._port
 
     @property
-    def exit_cause(self) -> None:
-        """Return None: exit code and log tell all that is known."""
+    def is_adopted(self) -> bool:
+        """Tell whether an earlier agent started it."""
+        return self._is_adopted
+
+    @property
+    def exit_cause(self) -> str | None:
+        """Return what the log of an adopted one tells; else None, exit code and log tell all."""
+        if not (self._is_adopted and self._exit.done()):
+            return None
+        return cause_of(None, self._log.tail(TAIL_LINES))
 
     async def wait(self) -> int:
-        """Return the leader's exit code once it has ended; bounds the log meanwhile."""
+        """Return the leader's exit code (-1: unknown) once it has ended; bounds the log meanwhile."""
         while not self._exit.done():
             await asyncio.wait({self._exit}, timeout=self._log_check_s)
             self._log.trim()
@@ -106,10 +122,16 @@ class LocalProcess:
         return self._log.tail(lines)
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._is_adopted and self._exit.done() and not self._has_group():
+            return
         try:
             os.killpg(self._pid, number)
         except (ProcessLookupError, PermissionError):
             return  # nobody is left; macOS says "not permitted" for a group of zombies
+
+    def _has_group(self) -> bool:
+        """Tell whether the group still is ours without its leader: the id may be another's by now."""
+        return any(tree.marker(one.pid) == self._marker for one in tree.members(self._pid))
 
     async def _gone(self) -> None:
         await asyncio.wait({self._exit})
@@ -157,24 +179,36 @@ class LocalProcessLauncher:
         self._log_check_s = log_check_s
         self._kill_wait_s = kill_wait_s
         self._reap_grace_s = reap_grace_s
+        self._left: dict[str, Record] = {}
 
     async def launch(
         self, name: str, launch: Launch, *, config_hash: str, port: int
     ) -> LocalProcess:
         """Start a process in a group of its own; its output goes to a bounded log file.
 
+        The one that `left_running` has found is taken over instead, or ended first if it no longer fits.
+
         Raises:
             OSError: the program can't be started.
         """
+        left = self._left.pop(name, None)
+        if left is not None:
+            adopted = self._adopted(left) if left.config_hash == config_hash else None
+            if adopted is not None:
+                return adopted
+            await anyio.to_thread.run_sync(self._end, [left])
         marker = uuid.uuid4().hex
-        log = WorkerLog(log_file(self._log_dir, name), self._max_log_bytes, self._mask)
-        record = Record(
-            name=name,
-            marker=marker,
-            config_hash=config_hash,
-            port=port,
-            owner_pid=os.getpid(),
-            owner_create_time=tree.create_time(os.getpid()) or 0.0,
+        log = self._log(name)
+        record = self._owned(
+            Record(
+                name=name,
+                marker=marker,
+                config_hash=config_hash,
+                port=port,
+                launch=self._digest(launch, marker),
+                owner_pid=0,
+                owner_create_time=0.0,
+            )
         )
         # before the start: an agent killed right after it must leave a trace of the child
         self._records.write(record)
@@ -183,42 +217,116 @@ class LocalProcessLauncher:
         except OSError:
             self._records.remove(name)
             raise
-        started = tree.create_time(process.pid)
+        pid = process.pid
         with contextlib.suppress(OSError):  # a full disk: the marker still finds the child
             self._records.write(
-                msgspec.structs.replace(record, pid=process.pid, create_time=started)
+                msgspec.structs.replace(
+                    record, pid=pid, create_time=tree.create_time(pid), birth=tree.birth(pid)
+                )
             )
-        return LocalProcess(
-            process,
-            name=name,
-            port=port,
-            log=log,
-            records=self._records,
-            log_check_s=self._log_check_s,
-            kill_wait_s=self._kill_wait_s,
-        )
+        return self._process(pid, process.wait(), record, log)
 
-    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
-        """Return nothing: a process that an earlier agent left is ended, since its exit is unknown to us."""
-        del wanted
-        return []
+    async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
+        """Return which processes of an agent that is gone are ours and still what is wanted."""
+        return await anyio.to_thread.run_sync(self._look, wanted)
 
     async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
         """End what an agent that is gone has left; return the names of what was ended.
 
         Workers of an agent that still lives are not orphans, this one's included.
         """
-        del keep
-        return await anyio.to_thread.run_sync(self._reap)
+        self._left = {name: record for name, record in self._left.items() if name in keep}
+        # chosen here and not in the thread: meanwhile they are taken over one by one
+        return await anyio.to_thread.run_sync(self._reap, frozenset(self._left))
+
+    def _adopted(self, record: Record) -> LocalProcess | None:
+        """Take over a process; None if it has ended meanwhile, or can't be recorded as ours."""
+        assert record.pid is not None  # noqa: S101 - `why_not` asks for a living leader
+        try:
+            # first, so that what is checked next is what is watched
+            watch = Watch(record.pid)
+        except psutil.Error:
+            return None
+        try:
+            if not tree.is_leader(record):
+                raise ProcessLookupError
+            self._records.write(self._owned(record))
+        except OSError:
+            watch.close()
+            return None
+        log = self._log(record.name)
+        log.resume()
+        get_logger("agent").info("process_adopted", worker=record.name)
+        return self._process(record.pid, _unknown(watch), record, log, is_adopted=True)
+
+    def _process(
+        self,
+        pid: int,
+        ended: Coroutine[Any, Any, int],
+        record: Record,
+        log: WorkerLog,
+        *,
+        is_adopted: bool = False,
+    ) -> LocalProcess:
+        return LocalProcess(
+            pid,
+            ended,
+            record=record,
+            log=log,
+            records=self._records,
+            log_check_s=self._log_check_s,
+            kill_wait_s=self._kill_wait_s,
+            is_adopted=is_adopted,
+        )
+
+    def _log(self, name: str) -> WorkerLog:
+        return WorkerLog(log_file(self._log_dir, name), self._max_log_bytes, self._mask)
+
+    def _owned(self, record: Record) -> Record:
+        """Return the record as this agent's."""
+        own = os.getpid()
+        return msgspec.structs.replace(
+            record,
+            owner_pid=own,
+            owner_create_time=tree.create_time(own) or 0.0,
+            owner_birth=tree.birth(own),
+        )
+
+    def _program(self, launch: Launch) -> tuple[str, ...]:
+        return (self._interpreters[launch.environment],) if launch.environment else ()
+
+    def _digest(self, launch: Launch, marker: str) -> str:
+        return digest(launch, self._program(launch), marker)
+
+    def _look(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
+        self._left = {}
+        for record in self._records.all():
+            want = wanted.get(record.name)
+            launch = None if want is None else want.launch(record.port)
+            is_process = launch is not None and launch.container is None
+            reason = why_not(
+                record,
+                Seen(
+                    has_owner=tree.has_owner(record),
+                    is_leader=tree.is_leader(record),
+                    marker="" if record.pid is None else tree.marker(record.pid),
+                ),
+                None if want is None else want.config_hash,
+                self._digest(launch, record.marker) if launch is not None and is_process else None,
+            )
+            if reason is None:
+                self._left[record.name] = record
+            else:
+                get_logger("agent").info("process_not_kept", worker=record.name, reason=reason)
+        return {name: Left(record.port, must_serve=True) for name, record in self._left.items()}
 
     async def _spawn(
         self, launch: Launch, log: WorkerLog, marker: str
     ) -> asyncio.subprocess.Process:
-        program = (self._interpreters[launch.environment],) if launch.environment else ()
         output = log.open()
         try:
             return await asyncio.create_subprocess_exec(
-                *(*program, *launch.argv),
+                *(*self._program(launch), *launch.argv),
                 stdin=DEVNULL,
                 stdout=output,
                 stderr=STDOUT,
@@ -229,12 +337,16 @@ class LocalProcessLauncher:
         finally:
             os.close(output)
 
-    def _reap(self) -> list[str]:
-        orphans = [
-            record
-            for record in self._records.all()
-            if not tree.is_same(record.owner_pid, record.owner_create_time)
-        ]
+    def _reap(self, keep: Collection[str]) -> list[str]:
+        return self._end(
+            [
+                record
+                for record in self._records.all()
+                if record.name not in keep and not tree.has_owner(record)
+            ]
+        )
+
+    def _end(self, orphans: Sequence[Record]) -> list[str]:
         left = tree.left_behind(orphans)
         processes = [process for group in left.values() for process in group]
         are_gone = tree.end(processes, self._reap_grace_s)
@@ -242,3 +354,9 @@ class LocalProcessLauncher:
             if are_gone or record.name not in left:
                 self._records.remove(record.name)
         return sorted(left)
+
+
+async def _unknown(watch: Watch) -> int:
+    """Return -1 once the process has ended: only its parent gets its exit code."""
+    await watch.ended()
+    return -1

@@ -64,6 +64,18 @@ class WorkerLog:
         self._is_split = False
         return fd
 
+    def resume(self) -> None:
+        """Take over a file that a child holds already; `tail` tells what is written from now on."""
+        try:
+            with self._path.open("rb") as source:
+                size = source.seek(0, os.SEEK_END)
+                begin = source.seek(max(0, size - _TAIL_BYTES))
+                end = source.read(size - begin)
+        except OSError:
+            return  # it begins with whatever is written then
+        # the line that is being written counts whole: half of it may begin with half a secret
+        self._start = size - len(end.rpartition(b"\n")[2])
+
     def trim(self) -> None:
         """Keep an oversized file as `….log.1`, of a huge one its end, and empty the file.
 
@@ -104,10 +116,14 @@ def _end_of(path: Path, start: int) -> bytes:
         return b""
 
 
-def cause_of(code: int, tail: Sequence[str]) -> str:
+def cause_of(code: int | None, tail: Sequence[str]) -> str:
     """Say in one line why a process ended: its exit, and what its log says of trouble.
 
     Host paths shrink to their last part and addresses are dropped, since callers see this text.
+
+    Args:
+        code: its exit code, negative for a signal; None if nobody can know it.
+        tail: the last lines that it wrote.
     """
     end = _root(tail) or [line for line in tail[-_END_LINES:] if _TROUBLE.search(line)]
     said = list(dict.fromkeys(map(cleaned, end)))
@@ -124,7 +140,9 @@ def _root(tail: Sequence[str]) -> list[str]:
     return [found[1] for line in tail if (found := _RAISED.search(line))][:1]
 
 
-def _exit(code: int) -> str:
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "the engine ended (its exit code is unknown: an earlier agent had started it)"
     if code >= 0:
         return f"the engine exited with code {code}"
     try:

@@ -13,7 +13,11 @@ _UNSAFE = re.compile(r"[^a-z0-9._-]")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One started process. `pid` is None from just before the start until just after it."""
+    """One started process. `pid` is None from just before the start until just after it.
+
+    `launch` is the digest of how it was started, `birth` and `owner_birth` are of `tree.birth`; records
+    of older agents have none of them.
+    """
 
     name: str
     marker: str
@@ -23,6 +27,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     owner_create_time: float
     pid: int | None = None
     create_time: float | None = None
+    launch: str = ""
+    birth: str | None = None
+    owner_birth: str | None = None
 
 
 class Records:

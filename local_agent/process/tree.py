@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from time import sleep
 
 import psutil
@@ -27,6 +29,41 @@ def create_time(pid: int) -> float | None:
         return process.create_time()
     except psutil.Error:
         return None
+
+
+def birth(pid: int) -> str | None:
+    """Return what tells a process from all that had its id before or will have it; None if it is gone.
+
+    On Linux its start by the clock of the boot, which nobody can set, and the boot; elsewhere its start
+    time, exactly. A zombie is gone.
+    """
+    if sys.platform != "linux":
+        started = create_time(pid)
+        return None if started is None else f"{started:.6f}"
+    try:
+        # the name, in brackets, may hold anything: see proc_pid_stat(5)
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return None if fields[0] in {b"Z", b"X"} else f"{boot}/{int(fields[19])}"
+
+
+def is_leader(record: Record) -> bool:
+    """Tell whether the recorded process still lives, and is no later one with its id."""
+    if record.pid is None:
+        return False
+    if record.birth is not None:
+        return birth(record.pid) == record.birth
+    return record.create_time is not None and is_same(record.pid, record.create_time)
+
+
+def has_owner(record: Record) -> bool:
+    """Tell whether the agent that the record is of may still live."""
+    now = birth(record.owner_pid)
+    return now is not None and (
+        now == record.owner_birth or is_same(record.owner_pid, record.owner_create_time)
+    )
 
 
 def is_same(pid: int, started: float) -> bool:
@@ -71,11 +108,18 @@ def left_behind(records: Iterable[Record]) -> dict[str, list[psutil.Process]]:
     for process in _marked(names):
         found.setdefault(names[_marker(process)], []).append(process)
     for record in records:
-        pid, started = record.pid, record.create_time
-        if pid is not None and started is not None and is_same(pid, started):
+        if record.pid is not None and is_leader(record):
             known = found.setdefault(record.name, [])
-            known.extend(process for process in members(pid) if process not in known)
+            known.extend(process for process in members(record.pid) if process not in known)
     return found
+
+
+def marker(pid: int) -> str:
+    """Return which worker's marker the process carries; empty if it has none or can't be asked."""
+    try:
+        return _marker(psutil.Process(pid))
+    except psutil.Error:
+        return ""
 
 
 def _marked(markers: Collection[str]) -> list[psutil.Process]:
@@ -111,13 +155,14 @@ def _outlast(processes: list[psutil.Process], limit_s: float) -> list[psutil.Pro
     """
     deadline = monotonic() + limit_s
     while True:
-        alive = [process for process in processes if _lives(process)]
+        alive = [process for process in processes if lives(process)]
         if not alive or monotonic() >= deadline:
             return alive
         sleep(_POLL_S)
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Tell whether it still runs: not a zombie, and not another one with its id."""
     try:
         # is_running compares start times: the id of a process that is gone may be taken again
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

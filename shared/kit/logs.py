@@ -203,10 +203,18 @@ def places(error: BaseException) -> list[str]:
 def _show_places(_logger: Any, _name: str, values: MutableMapping[str, Any]) -> Any:
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+    error = _only(error)
     if isinstance(error, BaseException):
         values.setdefault("kind", type(error).__name__)
         values["trace"] = places(error)
     return values
+
+
+def _only(error: Any) -> Any:
+    """Return what a group of one holds, as task groups raise it: it says more than the group."""
+    while len(getattr(error, "exceptions", ())) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _escape_controls(_logger: Any, _name: str, values: MutableMapping[str, Any]) -> Any:

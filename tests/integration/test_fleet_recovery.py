@@ -21,7 +21,8 @@ import httpx
 import psutil
 import pytest
 
-from local_agent.process import free_port
+from local_agent.process import free_port, tree
+from local_agent.process.records import Records
 from router.domain import Provider, Zone
 from router.store import agents
 from router.store.catalog import add_model, add_provider
@@ -90,6 +91,11 @@ class Program:
         self._process.wait()
         for worker in workers:
             worker.kill()
+        if home := self._environment.get(
+            "IIR_HOME"
+        ):  # workers that it took over are not its children
+            left = tree.left_behind(Records(Path(home) / "run" / "workers").all())
+            tree.end([process for group in left.values() for process in group], 0.0)
 
 
 @dataclass(slots=True)

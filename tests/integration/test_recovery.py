@@ -36,7 +36,7 @@ def test_a_worker_killed_under_a_stream_ends_it_with_an_error_and_comes_back(sta
     assert is_gone(worker)
 
 
-def test_a_killed_agent_leaves_no_orphan(stack: Stack) -> None:
+def test_the_worker_of_a_killed_agent_serves_the_next_one(stack: Stack) -> None:
     worker = stack.worker()
     stack.agent.kill()
     assert worker.is_running()
@@ -44,9 +44,13 @@ def test_a_killed_agent_leaves_no_orphan(stack: Stack) -> None:
     assert answer.status_code in {502, 503}
     stack.agent.start()
     stack.until_served(BACK_S)
-    assert is_gone(worker)
+    assert stack.worker() == worker
     workers = [found for found in stack.processes() if "llama" in " ".join(found.cmdline())]
-    assert [found.pid for found in workers] == [stack.worker().pid]
+    assert [found.pid for found in workers] == [worker.pid]
+    worker.kill()
+    until(lambda: stack.ask().status_code == 503, 2, "the agent notices")
+    stack.until_served(WORKER_BACK_S)
+    assert stack.worker().pid != worker.pid
 
 
 def test_a_killed_router_serves_as_soon_as_it_is_back(stack: Stack) -> None:
@@ -67,6 +71,8 @@ def test_both_killed_both_back(stack: Stack) -> None:
     stack.agent.start()  # the router comes later
     stack.router.start()
     stack.until_served(BACK_S)
+    assert stack.worker() == worker
+    assert stack.agent.terminate() < 5
     assert is_gone(worker)
 
 

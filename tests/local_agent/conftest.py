@@ -16,7 +16,7 @@ from local_agent.cli.app import app
 from local_agent.domain import Deployment, HostFacts, ModelId
 from local_agent.engines import ENGINES
 from local_agent.lifecycle import FailureRule
-from local_agent.ports import Launch
+from local_agent.ports import Launch, Left, Wanted
 from local_agent.supervisor import Supervisor
 from local_agent.worker import Limits, Surroundings
 from tests.local_agent.command_line import GGUF, Run, StandInAgent
@@ -38,6 +38,7 @@ class FakeProcess:
         self.host = "127.0.0.1"
         self.port = port
         self.exit_cause: str | None = None
+        self.is_adopted = False
         self.code: int | None = None
         self.lines: list[str] = []
         self.graces: list[float] = []
@@ -72,7 +73,7 @@ class FakeLauncher:
         self.processes: list[FakeProcess] = []
         self.error: OSError | None = None
         self.reaped = 0
-        self.left: list[str] = []
+        self.left: dict[str, Left] = {}
         self.kept: list[str] = []
 
     async def launch(
@@ -82,15 +83,19 @@ class FakeLauncher:
         self.launched.append((name, launch, config_hash, port))
         if self.error is not None:
             raise self.error
-        self.processes.append(FakeProcess(100 + len(self.processes), port))
-        return self.processes[-1]
+        left = self.left.pop(name, None)
+        process = FakeProcess(100 + len(self.processes), left.port if left else port)
+        process.is_adopted = left is not None
+        self.processes.append(process)
+        return process
 
-    async def left_running(self, wanted: Mapping[str, str]) -> list[str]:
-        return [name for name in self.left if name in wanted]
+    async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
+        return {name: one for name, one in self.left.items() if name in wanted}
 
     async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
         self.reaped += 1
         self.kept = list(keep)
+        self.left = {name: one for name, one in self.left.items() if name in keep}
         return []
 
     def alive(self) -> list[FakeProcess]:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -48,6 +49,7 @@ async def agent(
     *deployments: Deployment,
     first_s: float = 0.3,
     health_every_s: float = 5.0,
+    adopting_s: float = 5.0,
     host: HostFacts | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a supervisor with real processes, and leave none."""
@@ -62,7 +64,9 @@ async def agent(
             prober=TransportProber(transport),
             clock=monotonic,
             rng=Random(1),
-            limits=Limits(health_every_s=health_every_s, strikes=1, stop_grace_s=0.5),
+            limits=Limits(
+                health_every_s=health_every_s, strikes=1, stop_grace_s=0.5, adopting_s=adopting_s
+            ),
             rule=FailureRule(first_s=first_s),
         ),
     )
@@ -140,7 +144,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_agent_leaves_its_worker_to_the_next_one(home: Path) -> None:
+async def killed_agent(home: Path) -> int:
+    """Run an agent, kill it with -9 once its model is loaded, and return its worker's process id."""
     here = Path(__file__).parent
     first = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", AGENT, str(home), str(here)),
@@ -152,10 +157,52 @@ async def test_a_killed_agent_leaves_its_worker_to_the_next_one(home: Path) -> N
     first.kill()
     await first.communicate()
     assert tree.create_time(orphan) is not None
+    return orphan
+
+
+async def test_the_worker_of_a_killed_agent_is_taken_over_by_the_next_one(home: Path) -> None:
+    orphan = await killed_agent(home)
     async with agent(home, SIMULATED) as supervisor:
-        await until(supervisor, WorkerState.READY)
-        assert tree.create_time(orphan) is None
-        assert view(supervisor).pid != orphan
+        taken = await until(supervisor, WorkerState.READY)
+        assert (taken.pid, taken.memory_mb) == (orphan, 96)
+        assert "adopted" in (taken.reason or "")
+        assert not [one for one in supervisor.events() if one.to_state is WorkerState.LOADING]
+        assert await answers((await supervisor.ensure_ready(M, 0)).base_url)
+        os.kill(orphan, signal.SIGKILL)
+        with anyio.fail_after(1):
+            while view(supervisor).state is WorkerState.READY:
+                await supervisor.changed(supervisor.version)
+        await until(supervisor, WorkerState.BACKOFF)
+        assert "an earlier agent had started it" in (view(supervisor).reason or "")
+        new = (await until(supervisor, WorkerState.READY)).pid
+        assert new not in {None, orphan}
+        assert view(supervisor).reason is None
+    assert Records(home / "run").all() == []
+
+
+@pytest.mark.parametrize(
+    ("now", "number"),
+    [(replace(SIMULATED, options={"itl_ms": "1"}), None), (SIMULATED, signal.SIGSTOP)],
+    ids=["changed", "frozen"],
+)
+async def test_a_worker_that_does_not_fit_any_more_is_replaced(
+    home: Path, now: Deployment, number: signal.Signals | None
+) -> None:
+    left = await killed_agent(home)
+    if number is not None:
+        os.kill(left, number)
+    async with agent(home, now, adopting_s=0.5) as supervisor:
+        taken = await until(supervisor, WorkerState.READY)
+        assert taken.pid not in {None, left}
+        assert tree.create_time(left) is None
+        assert taken.reason is None
+
+
+async def test_a_worker_that_died_with_its_agent_is_started_as_usual(home: Path) -> None:
+    left = await killed_agent(home)
+    os.kill(left, signal.SIGKILL)
+    async with agent(home, SIMULATED) as supervisor:
+        assert (await until(supervisor, WorkerState.READY)).pid not in {None, left}
 
 
 async def test_weights_that_are_no_gguf_give_a_cause_without_paths(home: Path) -> None:

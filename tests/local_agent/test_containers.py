@@ -16,7 +16,7 @@ from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.causes import DISK_FULL, exit_cause, refusal
 from local_agent.containers.launcher import AGENT, CONFIG, LAUNCH, PORT, PULL, WORKER
-from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch
+from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch, Left, Wanted
 from tests.local_agent.conftest import FakeLauncher
 
 SPEC = ContainerSpec(image="vllm/vllm-openai-cpu:v1", port=8000, memory_bytes=2 * 1024**3)
@@ -308,6 +308,10 @@ async def test_an_engine_that_stops_and_comes_back(bench: Bench) -> None:
     assert list(bench.client.all) == ["c2"]
 
 
+def wanted(**hashes: str) -> dict[str, Wanted]:
+    return {name: Wanted(value, lambda _port: LAUNCH_SPEC) for name, value in hashes.items()}
+
+
 async def test_a_later_agent_takes_over_what_still_fits(bench: Bench) -> None:
     bench.foreign()
     first = bench.launcher()
@@ -315,16 +319,16 @@ async def test_a_later_agent_takes_over_what_still_fits(bench: Bench) -> None:
         await first.launch(name, LAUNCH_SPEC, config_hash="h", port=7)
     bench.client.exits("c4")
     later = bench.launcher()
-    left = await later.left_running({"kept": "h", "changed": "h2", "ended": "h"})
-    assert left == ["kept"]
+    left = await later.left_running(wanted(kept="h", changed="h2", ended="h"))
+    assert left == {"kept": Left(7, must_serve=False)}
     assert await later.reap_orphans(left) == ["changed", "ended", "gone"]
     assert sorted(bench.client.all) == ["c1", "other", "plain"]
     process = await later.launch("kept", LAUNCH_SPEC, config_hash="h", port=8)
-    assert process.port == 7
+    assert (process.port, process.is_adopted) == (7, True)
     assert len(bench.client.started) == 4
     other = replace(LAUNCH_SPEC, argv=("org/other",))
     process = await later.launch("kept", other, config_hash="h", port=9)
-    assert process.port == 9
+    assert (process.port, process.is_adopted) == (9, False)
     assert sorted(bench.client.all) == ["c5", "other", "plain"]
 
 
@@ -345,7 +349,7 @@ async def test_labels_that_are_not_ours_in_form_are_not_adopted(bench: Bench) ->
         bench.client.all["c1"], labels={**bench.client.all["c1"].labels, PORT: "x"}
     )
     bench.client.add("odd", {AGENT: "agent-id-1", LAUNCH: "?"})
-    assert await launcher.left_running({"m": "h"}) == []
+    assert await launcher.left_running(wanted(m="h")) == {}
     assert await launcher.reap_orphans() == ["", "m"]
 
 
@@ -360,7 +364,7 @@ async def test_a_pull_of_the_command_line_goes_on(bench: Bench) -> None:
 
 async def test_an_agent_that_never_had_a_container_asks_nobody(bench: Bench) -> None:
     bench.foreign()
-    assert await bench.launcher().left_running({"m": "h"}) == []
+    assert await bench.launcher().left_running(wanted(m="h")) == {}
     assert await bench.launcher().reap_orphans() == []
     assert bench.connects == 0
 
@@ -368,7 +372,7 @@ async def test_an_agent_that_never_had_a_container_asks_nobody(bench: Bench) -> 
 async def test_an_engine_that_is_away_at_the_start_stops_nothing(bench: Bench) -> None:
     await bench.launcher().launch("m", LAUNCH_SPEC, config_hash="h", port=7)
     bench.client.error = ContainerError("away", is_unreachable=True)
-    assert await bench.launcher().left_running({"m": "h"}) == []
+    assert await bench.launcher().left_running(wanted(m="h")) == {}
     assert await bench.launcher().reap_orphans() == []
 
 
@@ -389,6 +393,8 @@ async def test_each_launch_goes_to_its_kind(bench: Bench) -> None:
     await both.launch("c", LAUNCH_SPEC, config_hash="h", port=2)
     assert [name for name, *_ in processes.launched] == ["p"]
     assert [port for *_, port in bench.client.started] == [2]
-    assert await both.left_running({"p": "h", "c": "h"}) == ["c"]
+    processes.left["p"] = Left(1, must_serve=True)
+    left = await both.left_running(wanted(p="h", c="h"))
+    assert left == {"p": Left(1, must_serve=True), "c": Left(2, must_serve=False)}
     assert await both.reap_orphans(["c"]) == []
     assert processes.kept == ["c"]

@@ -59,15 +59,6 @@ async def test_preloaded_models_start_with_the_agent_and_others_on_demand(stage:
     assert stage.launcher.alive() == []
 
 
-async def test_what_an_earlier_agent_left_running_is_wanted_again(stage: Stage) -> None:
-    stage.launcher.left = ["m", "unknown"]
-    supervisor = stage.supervisor(stage.deployment(), stage.deployment("cold"))
-    async with running(supervisor):
-        await settled(supervisor, S.READY)
-        assert statuses(supervisor) == {"m": "loaded", "cold": "unloaded"}
-    assert stage.launcher.kept == ["m"]
-
-
 async def test_many_requests_join_one_load(stage: Stage) -> None:
     supervisor = stage.supervisor(stage.deployment())
     found: list[Upstream] = []

@@ -7,6 +7,7 @@ import pytest
 
 from local_agent.process.environment import MARKER, child_env
 from local_agent.process.log import WorkerLog, cause_of
+from local_agent.process.mask import Mask
 from local_agent.process.records import Record, Records, file_stem
 
 
@@ -151,3 +152,16 @@ def test_two_models_never_share_a_file() -> None:
     assert len({stem.lower() for stem in stems}) == len(names)
     assert all("/" not in stem and len(stem) < 120 for stem in stems)
     assert file_stem("smollm2-135m") == "worker-smollm2-135m"
+
+
+def test_a_log_that_is_taken_over_begins_with_the_line_that_is_being_written(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "w.log"
+    WorkerLog(path, 1000).resume()  # nothing was written yet
+    path.write_bytes(b"old\ntoken s3cr")
+    log = WorkerLog(path, 1000, Mask(["s3cret"]))
+    log.resume()
+    with path.open("ab") as child:
+        child.write(b"et\nnew\n")
+    assert log.tail(10) == ["token ***", "new"]

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local_agent.process import tree
+from local_agent.process.records import Records
 from scripts.devstack.record import Record, wait_gone
 
 ROOT = Path(__file__).parents[2]
@@ -54,14 +56,18 @@ class Stack:
         return record
 
     def processes(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        # a worker that the agent took over is not its child
+        left = tree.left_behind(Records(self.home / "run" / "workers").all())
+        return list({*found, *(process for group in left.values() for process in group)})
 
     def pid(self, name: str) -> int:
         """Return the process of `router`, `agent` or `worker`."""
         if name != "worker":
             return self.record().children[name].pid
-        agent = psutil.Process(self.record().children["agent"].pid)
-        return agent.children()[0].pid
+        (worker,) = Records(self.home / "run" / "workers").all()
+        assert worker.pid is not None
+        return worker.pid
 
     def ask(self) -> str:
         """Run the curl line that was printed; return the answer or the error."""
