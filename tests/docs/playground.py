@@ -214,7 +214,10 @@ class Playground:
             text=True,
         ) as process:
             assert process.stdout is not None
-            first = process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            rest, _ = process.communicate(timeout=PATIENCE_S)
+            try:
+                first = process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+                rest, _ = process.communicate(timeout=PATIENCE_S)
+            finally:
+                process.kill()  # one that does not end by Ctrl-C would be waited for
         return Done(process.returncode, first + rest)

@@ -104,6 +104,8 @@ def _wait_for(order: dict[str, Any], streams: list[int], connection: socket.sock
 
 def _become(order: dict[str, Any], streams: list[int]) -> NoReturn:
     """Run the program in this process, which ends with it."""
+    # what starts tests may ignore Ctrl-C, as shells do for what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
