@@ -153,7 +153,7 @@ class AgentSettings(BaseServiceSettings):
 
     @property
     def hub_environment(self) -> Mapping[str, str]:
-        """Return what an engine that fetches weights itself needs: the hub's token and its mirror."""
+        """Return what fetches repositories of the hub needs: its token and its mirror."""
         hub = {"HF_TOKEN": self.hf_token.get_secret_value()} if self.hf_token else {}
         if "hf_endpoint" in self.model_fields_set:
             hub["HF_ENDPOINT"] = self.hf_endpoint
