@@ -140,6 +140,9 @@ class ContainerProcess:
         # its last lines are on their way, and say why
         with suppress(ContainerError):
             await off_loop(partial(self._follower.join, 1.0), 2.0)
+        # who removes a container ends it first: between the two it looks as if it had been killed
+        with suppress(ContainerError):
+            view = view and await off_loop(partial(self._client.look, self._id), self._limit_s)
         self._exit_cause = exit_cause(view, self._spec, self._log.tail(TAIL_LINES))
         return -1 if view is None else exit_number(view.exit_code)
 
