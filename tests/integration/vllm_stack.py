@@ -191,7 +191,7 @@ class VllmStack(Stack):
     def _is_beside_model(self, process: psutil.Process) -> bool:
         try:
             is_alive = process.status() != psutil.STATUS_ZOMBIE
-            return is_alive and process.cwd() == str(self.model_folder.parent)
+            return is_alive and process.cwd() == str(self.model_folder.parent.resolve())
         except psutil.Error:
             return False
 
