@@ -65,7 +65,7 @@ WITH_KEYS = [
 
 @pytest.mark.parametrize("name", sorted({*RUNNING} - {*WITH_KEYS}))
 def test_the_commands_of_a_page_run(name: str, shared_ground: Playground) -> None:
-    follow(PAGES[name], shared_ground)
+    assert follow(PAGES[name], shared_ground) > 0
 
 
 @pytest.mark.parametrize("name", WITH_KEYS)
@@ -73,21 +73,23 @@ def test_the_commands_of_a_page_that_ends_the_open_mode_run(
     name: str, place: Path, tmp_path: Path
 ) -> None:
     with Playground(place, tmp_path / "checkout") as ground:
-        follow(PAGES[name], ground)
+        assert follow(PAGES[name], ground) > 0
 
 
-def follow(page: Sequence[Snippet], ground: Playground) -> None:
-    """Do what a reader does who types in all that a page shows."""
-    printed = ""
+def follow(page: Sequence[Snippet], ground: Playground) -> int:
+    """Do what a reader does who types in all that a page shows; return how many snippets ran."""
+    printed, ran = "", 0
     for one in page:
         if one.how == "runs":
             ground.catch_up()
             done = run(one, ground)
             assert (done.code != 0) == (one.what == "and fails"), f"{one}:\n{done.output}"
             printed = done.output
+            ran += 1
         elif one.how == "prints":
             lines = missing_lines(ground.here(one.text), printed)
             assert lines == [], f"{one}: not printed, but:\n{printed}"
+    return ran
 
 
 def run(one: Snippet, ground: Playground) -> Done:

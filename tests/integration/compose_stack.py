@@ -8,7 +8,6 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,12 +16,13 @@ from local_agent.process import free_port
 from tests.integration.stack import (
     ANSWER,
     MESSAGES,
+    ROOT,
     machine_environment,
     missing,
+    output_of,
     until,
 )
 
-ROOT = Path(__file__).parents[2]
 TAG = "iir-test"
 ROUTER_IMAGE, AGENT_IMAGE = f"iir-router:{TAG}", f"iir-agent:{TAG}"
 BUILD_LIMIT_S = 900.0
@@ -30,17 +30,7 @@ BUILD_LIMIT_S = 900.0
 
 def docker(*arguments: str, **env: str) -> str:
     """Run `docker` and return its output."""
-    done = subprocess.run(
-        ["docker", *arguments],
-        cwd=ROOT,
-        env=machine_environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=BUILD_LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout.strip()
+    return output_of(["docker", *arguments], limit_s=BUILD_LIMIT_S, env=env).strip()
 
 
 def require_compose() -> None:

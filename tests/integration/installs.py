@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from local_agent.process import free_port
-from tests.integration.stack import ROOT, machine_environment, missing
+from tests.integration.stack import ROOT, machine_environment, missing, output_of
 
 _SLOW_S = 600
 
@@ -83,16 +83,8 @@ class Installer:
         return self.folder / "tool"
 
 
-def _run(command: Sequence[str], env: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        command,
-        env=machine_environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=_SLOW_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+def _run(words: Sequence[str], env: Mapping[str, str]) -> None:
+    output_of(words, limit_s=_SLOW_S, env=env)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -117,6 +117,8 @@ def test_what_is_killed_comes_back_and_serves(compose: Compose, service: str) ->
     until(lambda: compose.state(service)["State"]["StartedAt"] != before, 30, "it is started again")
     took_s = compose.until_served(BACK_S)
     print(f"{service} killed, serves again after {took_s:.1f} s")  # noqa: T201
+    assert took_s <= BACK_S
+    assert compose.state(service)["RestartCount"] > 0, "the engine has started it again"
 
 
 def stream(compose: Compose, begun: threading.Barrier) -> list[str]:

@@ -15,8 +15,8 @@ import pytest
 from local_agent.containers.launcher import AGENT
 from local_agent.process import free_port
 from tests.integration import container_engine
-from tests.integration.compose_stack import ROOT, Compose, composed, docker, require_compose
-from tests.integration.stack import MESSAGES, machine_environment, until
+from tests.integration.compose_stack import Compose, composed, docker, require_compose
+from tests.integration.stack import MESSAGES, ROOT, machine_environment, until
 from tests.integration.test_docker_worker import IMAGE, context, vllm
 
 pytestmark = pytest.mark.integration

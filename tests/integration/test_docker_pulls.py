@@ -41,7 +41,7 @@ from shared.kit.clock import monotonic
 from tests.integration import container_engine
 from tests.integration.registry import Registry
 from tests.local_agent import repo_hub
-from tests.local_agent.repo_hub import COMMIT, TINY, WEIGHTS
+from tests.local_agent.repo_hub import COMMIT, SIZE, WEIGHTS
 
 pytestmark = pytest.mark.integration
 
@@ -49,7 +49,6 @@ BASE = "python:3.12-slim"
 IMAGE = "iir-test/hub-client:v1"
 LABEL = "iir-test-pulls"
 PLACE = "/root/.cache/huggingface"
-SIZE = sum(len(content) for name, content in TINY.items() if name != "README.md")
 MODEL = ModelId("org/tiny")
 PATIENCE_S = 60.0
 

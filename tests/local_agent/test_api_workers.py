@@ -116,6 +116,7 @@ async def test_a_client_that_leaves_before_the_first_byte_frees_the_engine(
             await agent.client.post(CHAT, json=body)
         await agent.engine.journal.wait_for(lambda: agent.sent.aborted)
         await agent.until_idle()
+        assert agent.sent.events == 0, "it left before the first event"
 
 
 async def test_a_client_that_leaves_during_a_load_leaves_nothing_behind(

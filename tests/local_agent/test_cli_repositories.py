@@ -41,10 +41,8 @@ def model(name: str, **more: object) -> dict[str, Any]:
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    hub.start()
-    yield hub
-    hub.close()
+    with FakeHub() as hub:
+        yield hub
 
 
 @pytest.fixture

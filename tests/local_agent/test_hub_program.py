@@ -16,19 +16,15 @@ import pytest
 
 from local_agent.weights.following import PROGRAM
 from shared.kit.clock import monotonic
-from tests.local_agent.repo_hub import COMMIT, TINY, TOKEN, WEIGHTS, FakeHub
+from tests.local_agent.repo_hub import COMMIT, LOADED, SIZE, TOKEN, WEIGHTS, FakeHub
 
-LOADED = {name: content for name, content in TINY.items() if name != "README.md"}
-SIZE = sum(len(content) for content in LOADED.values())
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    hub.start()
-    yield hub
-    hub.close()
+    with FakeHub() as hub:
+        yield hub
 
 
 class Pull:

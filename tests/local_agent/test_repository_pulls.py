@@ -26,19 +26,15 @@ from local_agent.weights.errors import (
 from local_agent.weights.hub_cache import HubCache, users_cache
 from local_agent.weights.progress import Phase, Progress
 from tests.local_agent.harness import until
-from tests.local_agent.repo_hub import COMMIT, TINY, TOKEN, WEIGHTS, FakeHub
+from tests.local_agent.repo_hub import COMMIT, LOADED, SIZE, TOKEN, WEIGHTS, FakeHub
 
 REPO = "org/tiny"
-LOADED = {name: content for name, content in TINY.items() if name != "README.md"}
-SIZE = sum(map(len, LOADED.values()))
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    hub.start()
-    yield hub
-    hub.close()
+    with FakeHub() as hub:
+        yield hub
 
 
 class Stage:

@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.devstack.text import curl, snippet
+from tests.threaded import served_by
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-iir-abcdefgh-" + "a" * 40
@@ -160,13 +160,8 @@ class Router(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def router() -> Iterator[tuple[type[Router], int]]:
     handler = type("Handler", (Router,), {"answers": [(200, "loaded")]})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield handler, server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(handler) as port:
+        yield handler, port
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import http.server
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from shared.kit.healthy import problem
 from shared.kit.run_file import announced
+from tests.threaded import served_by
 
 
 class Service(http.server.BaseHTTPRequestHandler):
@@ -31,13 +31,8 @@ class Service(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[tuple[type[Service], int]]:
     handler = type("Handler", (Service,), {})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield handler, server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(handler) as port:
+        yield handler, port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
