@@ -18,7 +18,10 @@ from pathlib import Path
 SPOKEN = frozenset({"sh", "bash", "shell", "console", "python", "py", "js", "javascript", "yaml"})
 """The languages whose blocks must say how they are tested."""
 
-NEEDS = ("a Mac", "a GPU", "a cloud", "the network", "another machine", "a newer release")
+NEEDS = (
+    *("a Mac", "a GPU", "a cloud", "the network"),
+    *("another machine", "a newer release", "a quiet machine"),
+)
 
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- (?P<how>runs|prints|tested|needs|agent\.yaml)(?:: (?P<what>[^\n]*?))? -->\n\s*)?"
