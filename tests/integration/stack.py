@@ -44,12 +44,14 @@ def output_of(
     limit_s: float,
     folder: Path = ROOT,
     env: Mapping[str, str] | None = None,
+    says: str = "",
 ) -> str:
-    """Run one of this machine's tools to its good end, and return what it printed."""
+    """Run one of this machine's tools to its good end, and return what it printed; `says` is its input."""
     done = subprocess.run(
         words,
         cwd=folder,
         env=machine_environment(**(env or {})),
+        input=says,
         capture_output=True,
         text=True,
         timeout=limit_s,
