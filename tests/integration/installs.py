@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def _run(words: Sequence[str], env: Mapping[str, str]) -> None:
     output_of(words, limit_s=_SLOW_S, env=env)
 
 
+def _await_end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(20)
+    finally:
+        child.kill()
+        child.wait()
+
+
 @dataclass(slots=True, kw_only=True)
 class Installed:
     """Both programs on a machine without the checkout, with a user's home of its own."""
@@ -136,12 +145,15 @@ class Installed:
         return self.home.parent / f"{program}.log"
 
     def end(self) -> None:
-        """End whatever runs still."""
-        for child in self._started:
-            if child.poll() is None:
+        """End whatever runs still.
+
+        Raises:
+            subprocess.TimeoutExpired: one did not end by itself; it was killed.
+        """
+        with ExitStack() as stack:
+            for child in self._started:
                 child.terminate()
-        for child in self._started:
-            child.wait(20)
+                stack.callback(_await_end, child)
 
     def _environment(self) -> dict[str, str]:
         """Return a user's environment: of this machine, without what belongs to the checkout."""

@@ -25,7 +25,6 @@ import pytest
 
 from local_agent.containers import sdk
 from local_agent.containers.address import candidates
-from local_agent.containers.launcher import AGENT
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import ModelId, PulledImage
 from local_agent.ports import ContainerSpec
@@ -188,8 +187,7 @@ class Pull:
         return list(dict.fromkeys(progress.phase.value for progress in self.seen))
 
     def left(self, engine: Engine) -> list[Any]:
-        wanted = {"label": f"{AGENT}={self.agent_id}"}
-        return list(engine.client.containers.list(all=True, ignore_removed=True, filters=wanted))
+        return container_engine.of_agent(engine.client, self.agent_id)
 
 
 async def test_weights_come_into_the_volume_and_the_hub_s_library_finds_them(

@@ -173,10 +173,12 @@ def test_removed_is_removed(pull: Pull) -> None:
 
 def test_one_that_nobody_listens_to_ends(pull: Pull, hub: FakeHub) -> None:
     hub.hold = 1_500_000
-    child = pull.start()
-    assert child.stdout is not None
-    while b"downloading" not in child.stdout.readline():
-        pass
-    child.stdout.close()  # as when the agent was killed
-    hub.release()
-    assert child.wait(timeout=20) == 1
+    with pull.start() as child:
+        assert child.stdout is not None
+        try:
+            assert any(b"downloading" in line for line in child.stdout), "it has ended"
+            child.stdout.close()  # as when the agent was killed
+            hub.release()
+            assert child.wait(timeout=20) == 1
+        finally:
+            child.kill()

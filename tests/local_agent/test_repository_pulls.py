@@ -25,7 +25,7 @@ from local_agent.weights.errors import (
 )
 from local_agent.weights.hub_cache import HubCache, users_cache
 from local_agent.weights.progress import Phase, Progress
-from tests.local_agent.harness import until
+from tests.local_agent.harness import PATIENCE_S, until
 from tests.local_agent.repo_hub import COMMIT, LOADED, SIZE, TOKEN, WEIGHTS, FakeHub
 
 REPO = "org/tiny"
@@ -68,6 +68,14 @@ class Stage:
         task = asyncio.create_task(self.pull())
         await until(lambda: any(progress.bytes_done > 1_500_000 for progress in self.seen))
         return task, program()
+
+
+async def stop(task: asyncio.Task[tuple[int, bool]]) -> None:
+    """Stop a pull as jobs and commands do."""
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+    assert done, "it goes on"
+    assert task.cancelled()
 
 
 def program() -> psutil.Process:
@@ -121,9 +129,7 @@ async def test_a_cancelled_pull_ends_its_process_and_the_next_goes_on(
     assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
     assert "hf_of_somebody" not in str(child.environ())
     assert child.cmdline()[1:3] == ["-I", "-S"]
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await stop(task)
     assert not child.is_running()
     assert stage.cache.find(REPO) is None
     hub.release()
@@ -254,8 +260,7 @@ async def test_wrong_bytes_of_the_user_s_cache_are_taken_once(stage: Stage, hub:
 async def test_removed_is_removed_broken_pulls_too(stage: Stage, hub: FakeHub) -> None:
     assert await stage.puller().remove(REPO) == 0
     task, _ = await stage.started(hub)
-    task.cancel()
-    await asyncio.wait({task})
+    await stop(task)
     assert await stage.puller().remove(REPO) > 1_000_000
     assert not stage.cache.folder(REPO).exists()
     hub.release()

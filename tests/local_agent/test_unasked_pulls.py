@@ -12,6 +12,7 @@ from local_agent.pulls.puller import Pulled
 from local_agent.pulls.unasked import UnaskedPulls
 from local_agent.weights.errors import SourceUnreachable
 from local_agent.weights.progress import OnProgress
+from tests.local_agent.harness import until
 
 
 class Stage:
@@ -75,8 +76,7 @@ async def test_a_pull_that_somebody_stops_is_left_alone() -> None:
     stage = Stage("small")
     stage.go.clear()
     running = asyncio.create_task(stage.run("small"))
-    while not stage.started:
-        await asyncio.sleep(0)
+    await until(lambda: stage.started)
     await stage.jobs.cancel(ModelId("small"))
     await running
     assert stage.started == ["small"]

@@ -142,3 +142,6 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_the_router_shut(
 def test_without_the_settings_nothing_is_made(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="without an API key"):
         serve(load_settings(router_host="0.0.0.0", router_port=0))
+    made = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in made if not name.startswith("models.db")} == set()
+    assert write(settings, list_keys) == write(settings, list_agents) == []

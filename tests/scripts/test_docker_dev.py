@@ -221,12 +221,14 @@ def test_a_native_agent_is_ended_however_long_its_path_is(native: Path, tmp_path
 
 
 class Router(http.server.BaseHTTPRequestHandler):
-    """Says of its default model what it is told to, one answer after the other."""
+    """Says of its default model what it is told to, one answer after the other, to who has the key."""
 
     answers: list[tuple[int, str]]
 
     def do_GET(self) -> None:
         status, value = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if self.headers["authorization"] != f"Bearer {KEY}":
+            status = 500
         body = json.dumps({"status": {"value": value}}).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -247,11 +249,15 @@ def router() -> Iterator[tuple[type[Router], int]]:
 @pytest.mark.parametrize(
     ("answers", "code", "said"),
     [
-        ([(404, ""), (200, "downloading"), (200, "loading"), (200, "loaded")], 0, "downloading"),
-        ([(401, "")], 3, ""),
-        ([(503, ""), (200, "loaded")], 0, "the router answers 503"),
-        ([(200, "failed")], 1, "failed"),
-        ([(404, "")], 1, "no agent has it yet"),
+        (
+            [(404, ""), (200, "downloading"), (200, "loading"), (200, "loaded")],
+            0,
+            ["no agent has it yet", "downloading", "loading"],
+        ),
+        ([(401, "")], 3, []),
+        ([(503, ""), (200, "loaded")], 0, ["the router answers 503"]),
+        ([(200, "failed")], 1, ["failed"]),
+        ([(404, "")], 1, ["no agent has it yet"]),
     ],
 )
 def test_waiting_for_the_model(
@@ -259,7 +265,7 @@ def test_waiting_for_the_model(
     tmp_path: Path,
     answers: list[tuple[int, str]],
     code: int,
-    said: str,
+    said: list[str],
 ) -> None:
     handler, port = router
     handler.answers = answers
@@ -279,5 +285,6 @@ def test_waiting_for_the_model(
         check=False,
     )
     assert done.returncode == code, done.stderr
-    assert said in done.stdout
+    lines = [line.rpartition(" (")[0] for line in done.stdout.splitlines()]
+    assert lines == [f"the embedded model: {one}" for one in said]
     assert KEY not in done.stdout + done.stderr

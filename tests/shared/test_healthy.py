@@ -53,11 +53,11 @@ def test_one_that_drains_or_starts_is_not(
 
 def test_neither_is_one_that_is_gone_or_never_was(tmp_path: Path) -> None:
     assert problem(str(tmp_path / "run.json")) == "it does not run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with announced(tmp_path / "run.json", host="127.0.0.1", port=port):
-        assert "does not answer" in (problem(str(tmp_path / "run.json")) or "")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens
+        port = silent.getsockname()[1]
+        with announced(tmp_path / "run.json", host="127.0.0.1", port=port):
+            assert "does not answer" in (problem(str(tmp_path / "run.json")) or "")
 
 
 def test_the_command_says_why_and_exits_with_1(tmp_path: Path) -> None:
