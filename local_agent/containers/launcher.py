@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from local_agent.containers.causes import exit_cause, exit_number
+from local_agent.domain import ModelId
 from local_agent.ports import (
     ContainerClient,
     ContainerError,
@@ -160,7 +161,7 @@ class ContainerLauncher:
         secrets: Mapping[str, str],
         network: str = "",
         mask: Mask | None = None,
-        is_pulled_elsewhere: Callable[[str], bool] = lambda _: False,
+        is_pulled_elsewhere: Callable[[ModelId], bool] = lambda _: False,
         max_log_bytes: int = 5_000_000,
         limit_s: float = 20.0,
         poll_s: float = 1.0,
@@ -229,8 +230,7 @@ class ContainerLauncher:
         return sorted(
             view.labels[WORKER]
             for view in await self._own()
-            if view.is_running
-            and _port(view)
+            if self._is_reachable(view)
             and wanted.get(view.labels.get(WORKER, "")) == view.labels.get(CONFIG)
         )
 
@@ -241,7 +241,7 @@ class ContainerLauncher:
             name = view.labels.get(WORKER, "")
             pulled = view.labels.get(PULL)
             if view.is_running and (
-                name in keep or (pulled is not None and self._is_pulled_elsewhere(pulled))
+                name in keep or (pulled is not None and self._is_pulled_elsewhere(ModelId(pulled)))
             ):
                 continue
             with suppress(ContainerError):
@@ -269,7 +269,7 @@ class ContainerLauncher:
         whose = {AGENT: labels[AGENT], WORKER: labels[WORKER]}
         found = None
         for view in await off_loop(partial(client.find, whose), self._limit_s):
-            is_right = view.is_running and _port(view) and view.labels.get(LAUNCH) == labels[LAUNCH]
+            is_right = view.labels.get(LAUNCH) == labels[LAUNCH] and self._is_reachable(view)
             if is_right and found is None:
                 found = view
             else:
@@ -291,7 +291,19 @@ class ContainerLauncher:
         )
         started = await off_loop(start, self._limit_s)
         view = await off_loop(partial(client.look, started), self._limit_s)
+        if view is not None and view.is_running and not self._is_reachable(view):
+            with suppress(ContainerError):
+                await off_loop(partial(client.stop, started, 0), self._limit_s)
+            raise ContainerError(
+                "the container got no IPv4 address on the network that AGENT_WORKER_NETWORK names;"
+                " name a network that has IPv4"
+            )
         return view or ContainerView(id=started, labels=labels, is_running=False)
+
+    def _is_reachable(self, view: ContainerView) -> bool:
+        """Tell whether it runs, and can be reached where this agent reaches its workers."""
+        has_address = not self._network or bool(view.addresses.get(self._network))
+        return view.is_running and _port(view) > 0 and has_address
 
     def _process(
         self,

@@ -99,7 +99,8 @@ _TABLE: dict[str, Explanation] = {
     "host_not_allowed": Explanation(
         "The `Host` header is none of this service's names: a guard against pages that rebind DNS.",
         _OPERATOR,
-        "Ask by an allowed name, or add it to `ROUTER_ALLOWED_HOSTS`.",
+        "Ask by an allowed name. Else add this one to the router's `ROUTER_ALLOWED_HOSTS`, or set the "
+        "agent's `AGENT_URL` to a URL with it.",
     ),
     "cross_site_request": Explanation(
         "A web page of another origin sent the request, and none may without being listed.",

@@ -173,7 +173,7 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTimeout(ApiError):
-    """The client stopped sending its body."""
+    """The client stopped sending its request, in the head or in the body."""
 
     status = 408
     type = "invalid_request_error"
