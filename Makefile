@@ -36,7 +36,7 @@ down: ## stop what `make up` (or `make dev`) started
 	@if [ -x "$(BIN)/python" ]; then exec "$(BIN)/python" -m scripts.dev down; \
 	else echo "nothing runs: there is no $(VENV) yet"; fi
 
-docker-dev: ## router and agent as containers, back when the model answers (needs Docker only)
+docker-dev: ## router and agent as containers, with the embedded model (needs Docker; on a Mac Python too)
 	@sh scripts/docker_dev.sh up
 
 docker-down: ## stop those; VOLUMES=1 removes their data too

@@ -79,6 +79,7 @@ _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
 _LIMITS = Limits(stop_grace_s=2.5)
 _RULE = FailureRule()
 _DEFECT_PAUSE_S = 10.0
+_OTHER_NAME = "Ask by the agent's address, or set AGENT_URL to the URL with this name."
 _TAKEN = "an agent with this IIR_HOME runs already. Stop it, or set IIR_HOME to another folder."
 
 
@@ -265,17 +266,18 @@ class Agent:
 
     async def _examine(self) -> list[dict[str, Any]]:
         """Return what `iir-agent doctor` finds, in the environment of this process."""
-        from local_agent.doctor.examine import examine  # noqa: PLC0415 - rarely asked for
-
         urls = (own_url(self.settings.agent_host, self._port),)
-        found = await anyio.to_thread.run_sync(
-            lambda: list(examine(self.settings, urls)), abandon_on_cancel=True
-        )
-        return [asdict(finding) for finding in found]
+
+        def found() -> list[dict[str, Any]]:
+            from local_agent.doctor.examine import examine  # noqa: PLC0415 - rare, slow to load
+
+            return [asdict(finding) for finding in examine(self.settings, urls)]
+
+        return await anyio.to_thread.run_sync(found, abandon_on_cancel=True)
 
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
-        rules = OriginRules(self.settings.agent_host, "AGENT_URL", self.settings.own_hosts)
+        rules = OriginRules(self.settings.agent_host, _OTHER_NAME, self.settings.own_hosts)
         access = AgentAccess(rules, self.identity.access_token)
         routes = InferenceRoutes(
             BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),

@@ -26,6 +26,8 @@ from shared.contracts.apis import APIS
 
 WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm", "vllm_docker"})
 """Engines that need no `source`."""
+IN_CONTAINERS = frozenset({"vllm_docker"})
+"""Engines whose weights lie in the container engine's volume."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,255}$")]
 
@@ -175,6 +177,10 @@ class ModelConfig(_Entry, QueueFields):
             raise ValueError(f"engine {self.engine} takes no `source`")
         if self.engine == "vllm" and self.source and "repo" in self.options:
             raise ValueError("engine vllm takes a `source` or the option `repo`, not both")
+        if self.engine == "vllm" and "repo" in self.options and self.repository is None:
+            raise ValueError(
+                "option repo of engine vllm must be a repository of the hub, like ORG/NAME"
+            )
         if not self.source and not self.is_external and self.engine not in WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
         if self.sha256 is not None and len(self.source) != 1:

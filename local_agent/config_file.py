@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from local_agent.config import WITHOUT_WEIGHTS, AgentConfig, ModelConfig
+from local_agent.config import IN_CONTAINERS, WITHOUT_WEIGHTS, AgentConfig, ModelConfig
 from local_agent.domain import Deployment, ModelId
 from local_agent.variables import UsedVariables
 from local_agent.weights.source import model_folder
@@ -121,7 +121,8 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             engine=model.engine,
             aliases=model.aliases,
             weights=_weights(model, weights),
-            pulled=None if model.sources else weights.pulled(ModelId(model.id)),
+            # what was noted under another engine says nothing of this one
+            pulled=weights.pulled(ModelId(model.id)) if model.engine in IN_CONTAINERS else None,
             context_tokens=model.context,
             parallel=model.parallel or 2,
             preload=model.preload,

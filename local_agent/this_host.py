@@ -15,7 +15,7 @@ from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.control.trust import router_trust
-from local_agent.domain import HostFacts, ModelId
+from local_agent.domain import HostFacts
 from local_agent.host.facts import host_facts
 from local_agent.ports import ProcessLauncher
 from local_agent.process import LocalProcessLauncher
@@ -35,7 +35,7 @@ _ENGINE_TIMEOUT_S = 15.0
 
 def this_host(settings: AgentSettings) -> HostFacts:
     """Return the facts that decide which engines can run."""
-    problem = address_problem(settings.environment(), Path.home())
+    problem = address_problem(settings.environment(), _home())
     return replace(
         host_facts(),
         environments=frozenset(settings.interpreters),
@@ -52,7 +52,7 @@ def container_engine(
     def connect() -> DockerClient:
         from local_agent.containers import sdk  # noqa: PLC0415 - slow to load, and rarely used
 
-        addresses = candidates(settings.environment(), Path.home())
+        addresses = candidates(settings.environment(), _home())
         return sdk.connect(addresses, timeout_s=timeout_s, network=settings.agent_worker_network)
 
     return connect
@@ -97,9 +97,7 @@ def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> Proce
         secrets=settings.hub_environment,
         network=settings.agent_worker_network,
         mask=mask,
-        is_pulled_elsewhere=lambda model: WeightStore(settings.models_dir).is_being_changed(
-            ModelId(model)
-        ),
+        is_pulled_elsewhere=WeightStore(settings.models_dir).is_being_changed,
     )
     return EitherLauncher(processes, containers)
 
@@ -145,3 +143,11 @@ def drain_limit_s(settings: AgentSettings, config: AgentConfig) -> float:
     if config.drain_s is None or "agent_drain_s" in settings.model_fields_set:
         return settings.agent_drain_s
     return config.drain_s
+
+
+def _home() -> Path:
+    """Return the user's home folder; where nobody can tell it, one that is not there."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nowhere")

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from random import Random
 
@@ -42,7 +42,7 @@ from router.policies import POLICIES
 from router.settings import Settings
 from router.store.bridge import StoredCredentials, StoredLeases, StoredRegistry
 from router.store.errors import Refusal, StoreError
-from router.store.first_secrets import admit_local_agent, make_first_key
+from router.store.first_secrets import FirstSecrets
 from router.store.ledger import UsageLedger
 from router.store.prepare import prepare
 from router.store.reader import RegistryReader
@@ -227,7 +227,7 @@ class Router:
         settings = self.settings
         rules = OriginRules(
             settings.router_host,
-            "ROUTER_ALLOWED_HOSTS",
+            "Add it to ROUTER_ALLOWED_HOSTS.",
             split_list(settings.router_allowed_hosts),
             split_list(settings.router_cors_origins),
         )
@@ -354,13 +354,14 @@ def _make_first_secrets(settings: Settings) -> None:
     """Make the key and the agent's credential that the settings ask for."""
     log = get_logger("router")
     key_file, token_file = settings.router_key_file, settings.router_agent_token_file
-    if key_file is not None and make_first_key(settings.store_url, key_file):
-        log.info("first_key_made", next_step="it lies in ROUTER_KEY_FILE")
-    if token_file is not None:
-        try:
-            admit_local_agent(settings.store_url, token_file)
-        except Refusal as refusal:
-            log.warning("local_agent_refused", reason=str(refusal))
+    with closing(FirstSecrets(settings.store_url)) as secrets:
+        if key_file is not None and secrets.make_key(key_file):
+            log.info("first_key_made", next_step="it lies in ROUTER_KEY_FILE")
+        if token_file is not None:
+            try:
+                secrets.admit_local_agent(token_file)
+            except Refusal as refusal:
+                log.warning("local_agent_refused", reason=str(refusal))
 
 
 def _refuse_open_network(settings: Settings) -> None:

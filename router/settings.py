@@ -163,6 +163,11 @@ class Settings(BaseServiceSettings):
     def _is_address(cls, value: str) -> str:
         return value.strip().strip("[]") or "127.0.0.1"
 
+    @field_validator("router_key_file", "router_agent_token_file")
+    @classmethod
+    def _is_expanded(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
     @property
     def store_url(self) -> str:
         """Return the registry's SQLAlchemy URL."""

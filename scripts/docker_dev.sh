@@ -1,8 +1,8 @@
 #!/bin/sh
 # make docker-dev, make docker-down: router and agent as containers, with the embedded model.
 #   sh scripts/docker_dev.sh up | down
-# It needs Docker with `docker compose` and nothing else. On a Mac containers have no GPU, so there the agent
-# runs natively, with the Python that make dev uses; DOCKER_AGENT=native|container chooses.
+# It needs Docker with `docker compose` and nothing else; on a Mac Python too: containers have no GPU there, so the
+# agent runs natively, as with make dev. DOCKER_AGENT=native|container chooses.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,6 +14,7 @@ fail() {
 need_docker() {
     command -v docker >/dev/null 2>&1 || fail "Docker is needed: https://docs.docker.com/get-docker/"
     docker compose version >/dev/null 2>&1 || fail "docker compose (v2) is needed: update Docker, or install its plug-in."
+    docker compose config --quiet || fail "docker compose 2.24 or newer is needed, or a setting is wrong; above is why."
     docker info >/dev/null 2>&1 || fail "Docker does not answer: start it, or may you use it (docker info)?"
 }
 
@@ -37,6 +38,8 @@ up() {
     if [ "$agent" = native ]; then
         services=$(docker compose config --services | grep -vx agent)
         docker compose rm --stop --force agent >/dev/null 2>&1 || true
+    else
+        sh scripts/docker_native_agent.sh stop
     fi
     # shellcheck disable=SC2086 # one service a word
     docker compose up --detach --build --wait --remove-orphans $services || {
@@ -49,14 +52,37 @@ up() {
     fi
     # shellcheck disable=SC2016 # the container's shell reads it
     key=$(docker compose exec -T router sh -c 'cat "$ROUTER_KEY_FILE"' 2>/dev/null) || key=YOUR_KEY
-    pulled=$(docker compose exec -T agent printenv AGENT_PULL 2>/dev/null) || pulled=${AGENT_PULL-yes}
-    if [ "$key" != YOUR_KEY ] && [ -n "$pulled" ]; then
-        docker compose exec -T router python - <scripts/docker_wait.py || {
-            docker compose logs --tail 15 agent >&2
+    if [ "$key" != YOUR_KEY ] && pulls_the_embedded_model "$agent"; then
+        code=0
+        docker compose exec -T router python - <scripts/docker_wait.py || code=$?
+        if [ "$code" = 3 ]; then # the first key was revoked
+            key=YOUR_KEY
+        elif [ "$code" != 0 ]; then
+            last_words "$agent" >&2
             fail "The router runs, but the embedded model does not answer yet; above is what the agent says."
-        }
+        fi
     fi
     describe "http://$address" "$key" "$agent"
+}
+
+pulls_the_embedded_model() { # KIND: by itself, so that it is worth waiting for
+    if [ "$1" = native ]; then
+        pulled=$(sh scripts/docker_native_agent.sh pulled)
+    else
+        pulled=$(docker compose exec -T agent printenv AGENT_PULL 2>/dev/null) || return 1
+    fi
+    case ",$(printf %s "$pulled" | tr -d ' ')," in
+        *,smollm2-135m,* | *,default,*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
+last_words() { # KIND: the end of the agent's log
+    if [ "$1" = native ]; then
+        tail -n 15 "$(sh scripts/docker_native_agent.sh log)" || true
+    else
+        docker compose logs --tail 15 agent || true
+    fi
 }
 
 describe() { # URL KEY KIND: what a newcomer needs next
@@ -71,11 +97,13 @@ client = OpenAI(base_url="$1/v1", api_key="$2")
 print(client.chat.completions.create(model="default", temperature=0, messages=$question).choices[0].message.content)
 
 TEXT
-    [ "$2" != YOUR_KEY ] || echo "the first key's file was removed; another key: docker compose exec router iir keys create --name NAME"
+    [ "$2" != YOUR_KEY ] || echo "the first key is gone; another one: docker compose exec router iir keys create --name NAME"
     [ "$3" = native ] || echo "a bigger model: docker compose exec agent iir-agent pull local_mistral-7b-instruct-q4"
-    [ "$3" != native ] || echo "the agent's log: data/logs/docker-agent.log"
+    [ "$3" != native ] || echo "the agent's log: $(sh scripts/docker_native_agent.sh log)"
     echo "logs: docker compose logs -f"
-    echo "stop: make docker-down   (VOLUMES=1 make docker-down removes keys, registry and weights too)"
+    kept="keys, registry and weights"
+    [ "$3" != native ] || kept="keys and registry" # the agent's weights are those of make dev
+    echo "stop: make docker-down   (VOLUMES=1 make docker-down removes $kept too)"
 }
 
 down() {

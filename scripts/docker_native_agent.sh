@@ -1,18 +1,30 @@
 #!/bin/sh
 # The agent of make docker-dev where it runs beside the engine and not in it: on a Mac, for its GPU.
-#   sh scripts/docker_native_agent.sh start ROUTER_URL | stop
+#   sh scripts/docker_native_agent.sh start ROUTER_URL | stop | pulled | log
 # The router reaches it as host.docker.internal. Its credential is its own; one for make dev stays.
 set -eu
 cd "$(dirname "$0")/.."
+
+setting() { # NAME DEFAULT: what the environment says, else .env, else the default
+    eval "is_set=\${$1+yes} value=\${$1-}"
+    [ -n "$is_set" ] || ! grep -q "^$1=" .env 2>/dev/null || {
+        is_set=yes
+        value=$(sed -n "s/^$1=//p" .env | tail -n 1 | sed 's/^"\(.*\)"$/\1/')
+    }
+    if [ -n "$is_set" ]; then echo "$value"; else echo "$2"; fi
+}
+
 venv=${VENV:-.venv}
-home=${IIR_HOME:-data}
-port=${AGENT_PORT:-5055} # 5000 is AirPlay's on a Mac
+home=$(setting IIR_HOME data)
+home=${home:-data}
+port=$(setting AGENT_PORT 5055) # 5000 is AirPlay's on a Mac
+pulled=$(setting AGENT_PULL smollm2-135m)
 pid_file=$home/run/docker-agent.pid
 log=$home/logs/docker-agent.log
 
 running() { # the id of our agent, if it lives
     pid=$(cat "$pid_file" 2>/dev/null) || return 1
-    ps -p "$pid" -o command= 2>/dev/null | grep -q 'iir-agent serve' || return 1
+    ps -ww -p "$pid" -o command= 2>/dev/null | grep -q 'iir-agent serve' || return 1
     echo "$pid"
 }
 
@@ -34,7 +46,7 @@ start() {
     export IIR_HOME="$home" ROUTER_URL="$1" AGENT_TOKEN_FILE="$home/agent/docker-credential"
     AGENT_HOST=$(gateway)
     export AGENT_HOST AGENT_PORT="$port" AGENT_URL="http://host.docker.internal:$port"
-    export AGENT_PULL="${AGENT_PULL-smollm2-135m}"
+    export AGENT_PULL="$pulled"
     # each time anew: the router's registry may be another one by now. `local` is the agent in a container
     token=$(docker compose exec -T router iir agents invite --quiet --name native)
     rm -f "$AGENT_TOKEN_FILE"
@@ -68,5 +80,7 @@ stop() {
 case ${1:-} in
     start) start "$2" ;;
     stop) stop ;;
+    pulled) echo "$pulled" ;; # the models that it pulls by itself
+    log) echo "$log" ;;
     *) exit 2 ;;
 esac

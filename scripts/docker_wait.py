@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 900.0  # a slow line pulls the weights once
-FAILED_S = 120.0  # an agent tries again by itself
+HOPELESS_S = 120.0  # an agent tries again by itself, and tells of its models before it pulls them
+REVOKED = 3
 PORT = 8000
 
 
@@ -31,11 +32,14 @@ def status(key: str) -> str:
         connection.close()
     if answer.status == http.client.OK:
         return str(body.get("status", {}).get("value"))
-    return "no agent has it yet" if answer.status == http.client.NOT_FOUND else "refused"
+    if answer.status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
+        return "refused"
+    absent = answer.status == http.client.NOT_FOUND
+    return "no agent has it yet" if absent else f"the router answers {answer.status}"
 
 
 def main() -> int:
-    """Wait; 0 once the model is loaded."""
+    """Wait; 0 once the model is loaded, 3 if the key is refused."""
     key = Path(os.environ["ROUTER_KEY_FILE"]).read_text(encoding="utf-8").strip()
     started = time.monotonic()
     shown, since = "", started
@@ -45,11 +49,12 @@ def main() -> int:
         if found == "loaded":
             return 0
         if found == "refused":  # the key was revoked: nothing to be learnt
-            return 0
+            return REVOKED
         if found != shown:
             print(f"the embedded model: {found} ({now - started:.0f} s)", flush=True)
             shown, since = found, now
-        if now - started > LIMIT_S or (found == "failed" and now - since > FAILED_S):
+        is_hopeless = found in {"failed", "no agent has it yet"} and now - since > HOPELESS_S
+        if is_hopeless or now - started > LIMIT_S:
             return 1
         time.sleep(0.5)
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from local_agent.settings import AgentSettings
 from router.settings import Settings
-from scripts.reference.writing import write_or_check
+from scripts.reference.writing import table, write_or_check
 from shared.kit.environment import BaseServiceSettings
 
 REFERENCE = Path("docs/configuration.md")
@@ -90,9 +90,8 @@ def reference() -> str:
     """Return the page."""
     parts = [HEAD]
     for title, found in sections():
-        rows = [f"| `{name}` | {_cell(default)} | {meaning} |" for name, default, meaning in found]
-        table = ["| variable | default | meaning |", "|---|---|---|", *rows]
-        parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
+        rows = [(f"`{name}`", _cell(default), meaning) for name, default, meaning in found]
+        parts.append(f"## {title}\n\n{table(('variable', 'default', 'meaning'), rows)}")
     return "\n".join(parts)
 
 

@@ -15,8 +15,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# The agent's own pip fetches weights that lie in packages; the router never installs anything.
-_KEEPS_PIP = {"router": False, "agent": True}
+_IMAGES = ("agent", "router")
 
 
 def main() -> int:
@@ -25,7 +24,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, required=True, help="the environment's folder")
     steps = parser.add_subparsers(dest="step", required=True)
     packages = steps.add_parser("packages", help="the locked packages of an image")
-    packages.add_argument("image", choices=sorted(_KEEPS_PIP))
+    packages.add_argument("image", choices=_IMAGES)
     steps.add_parser("project", help="the project itself")
     asked = parser.parse_args()
     try:
@@ -40,7 +39,7 @@ def main() -> int:
 
 def install_packages(into: Path, image: str) -> None:
     """Make the environment and install what is locked for the image."""
-    venv.create(into, symlinks=True, with_pip=_KEEPS_PIP[image])
+    venv.create(into, symlinks=True, with_pip=False)
     _install_locked(into, image)
 
 

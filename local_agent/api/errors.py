@@ -6,8 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from local_agent.api.access import Need, allow
-from shared.http.error_codes import explain
-from shared.http.errors import NotFound
+from shared.http.errors import explain
 
 
 def error_routes() -> APIRouter:
@@ -21,11 +20,6 @@ def error_routes() -> APIRouter:
     )
     @allow(Need.NOTHING)
     async def explain_code(code: str) -> str:
-        text = explain(code)
-        if text is None:
-            raise NotFound(
-                "There is no such error code here. An upstream's own codes pass as they are."
-            )
-        return text
+        return explain(code)
 
     return routes

@@ -50,13 +50,15 @@ def log_routes(supervisor: Supervisor, intake: Intake, folder: Path, mask: Mask)
 
 
 async def _text(reader: LogReader, lines: int, follow_until: Intake | None) -> AsyncIterator[str]:
-    # a megabyte is read and masked: not on the loop that carries everybody's streams
-    yield await anyio.to_thread.run_sync(reader.last, lines)
+    # read on the loop, as the log is rotated there: the two take turns
+    last = reader.last(lines)
+    # a megabyte is masked: not on the loop that carries everybody's streams
+    yield await anyio.to_thread.run_sync(reader.shown, last)
     if follow_until is None:
         yield reader.rest()
         return
     while not follow_until.is_ending:
-        text = reader.more()  # on the loop, as is the log's rotation, with which it takes turns
+        text = reader.more()
         if text:
             yield text
         else:

@@ -7,9 +7,10 @@ import signal
 from collections.abc import Sequence
 
 from local_agent.catalog import pull_command
+from local_agent.cleaning import cleaned
 from local_agent.domain import ModelId
 from local_agent.ports import ContainerSpec, ContainerView
-from local_agent.process.log import cause_of, cleaned
+from local_agent.process.log import cause_of
 
 _GIB = 1024**3
 _MOST_CHARS = 200

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from local_agent.containers.causes import exit_cause, exit_number
+from local_agent.domain import ModelId
 from local_agent.ports import (
     ContainerClient,
     ContainerError,
@@ -22,8 +23,6 @@ from local_agent.ports import (
     ContainerView,
     Launch,
     Left,
-    Process,
-    ProcessLauncher,
     Wanted,
 )
 from local_agent.process.log import TAIL_LINES, WorkerLog, log_file
@@ -149,6 +148,9 @@ class ContainerProcess:
         # its last lines are on their way, and say why
         with suppress(ContainerError):
             await off_loop(partial(self._follower.join, 1.0), 2.0)
+        # who removes a container ends it first: between the two it looks as if it had been killed
+        with suppress(ContainerError):
+            view = view and await off_loop(partial(self._client.look, self._id), self._limit_s)
         self._exit_cause = exit_cause(view, self._spec, self._log.tail(TAIL_LINES))
         return -1 if view is None else exit_number(view.exit_code)
 
@@ -166,7 +168,7 @@ class ContainerLauncher:
         secrets: Mapping[str, str],
         network: str = "",
         mask: Mask | None = None,
-        is_pulled_elsewhere: Callable[[str], bool] = lambda _: False,
+        is_pulled_elsewhere: Callable[[ModelId], bool] = lambda _: False,
         max_log_bytes: int = 5_000_000,
         limit_s: float = 20.0,
         poll_s: float = 1.0,
@@ -235,8 +237,7 @@ class ContainerLauncher:
         return {
             name: Left(_port(view), must_serve=False)
             for view in await self._own()
-            if view.is_running
-            and _port(view)
+            if self._is_reachable(view)
             and (name := view.labels.get(WORKER, "")) in wanted
             and wanted[name].config_hash == view.labels.get(CONFIG)
         }
@@ -248,7 +249,7 @@ class ContainerLauncher:
             name = view.labels.get(WORKER, "")
             pulled = view.labels.get(PULL)
             if view.is_running and (
-                name in keep or (pulled is not None and self._is_pulled_elsewhere(pulled))
+                name in keep or (pulled is not None and self._is_pulled_elsewhere(ModelId(pulled)))
             ):
                 continue
             with suppress(ContainerError):
@@ -276,7 +277,7 @@ class ContainerLauncher:
         whose = {AGENT: labels[AGENT], WORKER: labels[WORKER]}
         found = None
         for view in await off_loop(partial(client.find, whose), self._limit_s):
-            is_right = view.is_running and _port(view) and view.labels.get(LAUNCH) == labels[LAUNCH]
+            is_right = view.labels.get(LAUNCH) == labels[LAUNCH] and self._is_reachable(view)
             if is_right and found is None:
                 found = view
             else:
@@ -298,7 +299,19 @@ class ContainerLauncher:
         )
         started = await off_loop(start, self._limit_s)
         view = await off_loop(partial(client.look, started), self._limit_s)
+        if view is not None and view.is_running and not self._is_reachable(view):
+            with suppress(ContainerError):
+                await off_loop(partial(client.stop, started, 0), self._limit_s)
+            raise ContainerError(
+                "the container got no IPv4 address on the network that AGENT_WORKER_NETWORK names;"
+                " name a network that has IPv4"
+            )
         return view or ContainerView(id=started, labels=labels, is_running=False)
+
+    def _is_reachable(self, view: ContainerView) -> bool:
+        """Tell whether it runs, and can be reached where this agent reaches its workers."""
+        has_address = not self._network or bool(view.addresses.get(self._network))
+        return view.is_running and _port(view) > 0 and has_address
 
     def _process(
         self,
@@ -343,29 +356,6 @@ class ContainerLauncher:
         """Look for the engine anew next time: it may come back at another address."""
         if error.is_unreachable:
             self._client = None
-
-
-class EitherLauncher:
-    """Sends each launch to where it belongs: to the processes or to the containers."""
-
-    def __init__(self, processes: ProcessLauncher, containers: ProcessLauncher) -> None:
-        self._processes = processes
-        self._containers = containers
-
-    async def launch(self, name: str, launch: Launch, *, config_hash: str, port: int) -> Process:
-        """See `ProcessLauncher.launch`."""
-        kind = self._processes if launch.container is None else self._containers
-        return await kind.launch(name, launch, config_hash=config_hash, port=port)
-
-    async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
-        """See `ProcessLauncher.left_running`."""
-        processes = await self._processes.left_running(wanted)
-        return {**processes, **await self._containers.left_running(wanted)}
-
-    async def reap_orphans(self, keep: Collection[str] = ()) -> list[str]:
-        """See `ProcessLauncher.reap_orphans`."""
-        processes = await self._processes.reap_orphans(keep)
-        return [*processes, *await self._containers.reap_orphans(keep)]
 
 
 def _follow(client: ContainerClient, container: str, lines: int, target: int) -> None:

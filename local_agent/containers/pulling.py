@@ -14,7 +14,6 @@ from local_agent.containers.layers import Layers
 from local_agent.containers.messages import reports_of
 from local_agent.domain import ModelId, PulledImage
 from local_agent.ports import ContainerClient, ContainerError, ContainerSpec
-from local_agent.process.log import cleaned
 from local_agent.process.records import file_stem
 from local_agent.weights.errors import SourceFailed, SourceNotFound
 from local_agent.weights.following import PROGRAM, Disk, Follower, Result, unless_stalled
@@ -22,7 +21,6 @@ from local_agent.weights.progress import Meter, OnProgress, Phase, reported
 from shared.kit.clock import Clock, monotonic
 
 _ALL_LINES = 100_000
-_TAIL_CHARS = 200
 
 
 class ContainerPuller:
@@ -179,8 +177,7 @@ class ContainerPuller:
         view = await off_loop(partial(client.look, container), self._limit_s)
         if view is None:
             raise SourceFailed("the container that pulled was removed by somebody else; pull again")
-        tail = cleaned(follower.last_line)[:_TAIL_CHARS]
-        raise SourceFailed(f"the container that pulled has failed: {tail}")
+        raise SourceFailed(f"the container that pulled has failed: {follower.tail}")
 
 
 _DISK = Disk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from local_agent.ports import (
 from shared.kit.logs import get_logger
 
 _LOG_BYTES = "10m"
+_BEING_REMOVED = re.compile(r"removal of container .* is already in progress", re.IGNORECASE)
 # a registry may be silent for a while; who waits for the pull has a limit of its own
 _PULL_SILENT_S = 600.0
 
@@ -203,6 +205,9 @@ class DockerClient:
                 self._api.remove_container(container, force=True)
             except NotFound:
                 return
+            except APIError as error:
+                if not _BEING_REMOVED.search(_said(error)):
+                    raise
 
     def follow(self, container: str, lines: int, write: Callable[[bytes], object]) -> None:
         """See `ContainerClient.follow`; on a connection of its own, which waits without a limit."""

@@ -12,6 +12,7 @@ import psutil
 from local_agent.doctor.finding import Finding
 from local_agent.doctor.models import Plan
 from local_agent.listening import USUAL_PORTS
+from local_agent.local_http import local_client
 from local_agent.weights.files import FreeBytes
 from local_agent.weights.progress import gigabytes
 from shared.http.origin import is_loopback
@@ -160,8 +161,7 @@ def _is_airplay(name: str, port: int) -> bool:
     """Tell whether the Mac's AirPlay receiver answers there; it calls itself AirTunes."""
     try:
         with (
-            # loads no certificates: this is http
-            httpx.Client(trust_env=False, timeout=_ASK_S, verify=False) as client,  # noqa: S501
+            local_client(_ASK_S) as client,
             client.stream("GET", f"http://{name}:{port}/") as answer,
         ):
             return "airtunes" in answer.headers.get("server", "").lower()

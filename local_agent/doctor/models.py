@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from local_agent.catalog import is_pulled, pull_command
-from local_agent.config import AgentConfig, ModelConfig
+from local_agent.config import IN_CONTAINERS, AgentConfig, ModelConfig
 from local_agent.config_file import to_deployments
 from local_agent.doctor.finding import Finding, Level, split_reason
 from local_agent.domain import Deployment, HostFacts
@@ -52,7 +52,7 @@ class Plan:
 
     def container(self) -> ContainerSpec | None:
         """Return the container that it would run in, if it can run and does so in one."""
-        if self.reason is not None or (self.model.sources and not self.is_pulled):
+        if self.reason is not None or self.model.engine not in IN_CONTAINERS:
             return None
         launch = ENGINES[self.deployment.engine].launch(self.deployment, 0)
         return None if launch is None else launch.container

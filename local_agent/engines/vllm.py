@@ -6,8 +6,6 @@ runs it is the operator's setting; no option and no request can name one.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from local_agent.domain import Deployment, HostFacts
 from local_agent.engines import ENGINES
 from local_agent.engines._vllm import (
@@ -52,8 +50,8 @@ class Vllm(VllmServer):
 
     def launch(self, deployment: Deployment, port: int) -> Launch:
         """Return the server's command line; the folder is named relative to where it lies."""
-        # before its pull a repository is described, and not started
-        folder = deployment.weights or Path("/", deployment.options["repo"])
+        folder = deployment.weights
+        assert folder is not None  # noqa: S101 - what is not there is not started
         env = {
             **QUIET,
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib(deployment)),

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from local_agent.cleaning import cleaned
 from local_agent.process.mask import Mask
 from local_agent.process.records import file_stem
 
@@ -24,9 +25,6 @@ _TROUBLE = re.compile(
 )
 _ELSEWHERE = re.compile(r"See (?:root cause above|stack trace \(above\))")
 _RAISED = re.compile(r"(?:^|\] )((?:\w+\.)*\w*(?:Error|Exception): .+)")
-_LEVEL = re.compile(r"^[\d.:\s-]*\b[A-Z]\s+")
-_URL = re.compile(r"\b\w+://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
-_PATH = re.compile(r"~?(?:/[^\s/'\":;,()\[\]]+)+/?")
 
 
 def log_file(folder: Path, name: str) -> Path:
@@ -149,13 +147,3 @@ def _exit(code: int | None) -> str:
         return f"the engine was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"the engine was ended by signal {-code}"
-
-
-def cleaned(line: str) -> str:
-    """Return a line without host paths and addresses."""
-    without_paths = _PATH.sub(_last_part, _URL.sub("…", _LEVEL.sub("", line)))
-    return " ".join("".join(c for c in without_paths if c.isprintable()).split())
-
-
-def _last_part(match: re.Match[str]) -> str:
-    return match.group().rstrip("/").rpartition("/")[2]

@@ -20,7 +20,7 @@ class LogReader:
     """
 
     def __init__(self, path: Path, mask: Mask) -> None:
-        """Begin at the end; `last` goes back."""
+        """Begin at the end; `last` goes back from there."""
         self._path = path
         self._older = older_part(path)
         self._mask = mask
@@ -28,8 +28,9 @@ class LogReader:
         self._at = _size(path)
         self._rest = b""
 
-    def last(self, lines: int) -> str:
-        """Return the last whole lines before the place where `more` goes on; 1 MiB at most."""
+    def last(self, lines: int) -> bytes:
+        """Return the last whole lines as they are, for `shown`; 1 MiB at most. `more` goes on from there."""
+        self._stamp, self._at = _stamp(self._older), _size(self._path)
         begin = max(0, self._at - _MOST_BYTES)
         data = _read(self._path, begin, self._at - begin)
         room = _MOST_BYTES - len(data)
@@ -42,7 +43,7 @@ class LogReader:
         whole = data.rfind(b"\n") + 1
         self._rest = data[whole:]
         found = data[:whole].splitlines(keepends=True)
-        return self._shown(b"".join(found[max(0, len(found) - lines) :]))
+        return b"".join(found[max(0, len(found) - lines) :])
 
     def more(self) -> str:
         """Return whole lines that were written since; empty if there are none."""
@@ -51,7 +52,7 @@ class LogReader:
     def rest(self) -> str:
         """Return the beginning of a line that has no end yet."""
         data, self._rest = self._rest, b""
-        return self._shown(data)
+        return self.shown(data)
 
     def _piece(self) -> bytes:
         stamp = _stamp(self._older)
@@ -75,9 +76,10 @@ class LogReader:
             data = self._mask.hide(data)
             end = len(data) - self._mask.longest  # a secret may have begun there
         self._rest = data[end:]
-        return self._shown(data[:end])
+        return self.shown(data[:end])
 
-    def _shown(self, data: bytes) -> str:
+    def shown(self, data: bytes) -> str:
+        """Return it as text, without secrets."""
         return self._mask.hide(data).decode(errors="replace")
 
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import signal
+import ssl
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import AsyncIterator, Mapping
@@ -17,10 +18,10 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 import anyio.to_thread
+import certifi
 
-from local_agent.process.log import cleaned
 from local_agent.weights.errors import SourceFailed
-from local_agent.weights.files import disk_errors, locked
+from local_agent.weights.files import DISK_FULL, TOO_LARGE, disk_errors, locked
 from local_agent.weights.following import PROGRAM, Disk, Follower, Result
 from local_agent.weights.hub_cache import HubCache
 from local_agent.weights.progress import Meter, OnProgress, Phase, reported
@@ -33,15 +34,8 @@ _INHERITED = re.compile(
     r"|(HTTPS?|NO)_PROXY|(https?|no)_proxy"
 )
 _READ_BYTES = 64 * 1024
-_TAIL_CHARS = 200
 _END_S = 10.0
-_DISK = Disk(
-    small=(
-        "not enough disk space: {needed} needed, {free} free; free some, or set IIR_HOME to a"
-        " larger disk"
-    ),
-    full="the disk is full: free some space and pull again",
-)
+_DISK = Disk(small=TOO_LARGE, full=DISK_FULL)
 
 
 class RepositoryPuller:
@@ -51,7 +45,7 @@ class RepositoryPuller:
         self,
         cache: HubCache,
         *,
-        users: HubCache,
+        users: HubCache | None,
         env: Mapping[str, str],
         secrets: Mapping[str, str],
         python: str = sys.executable,
@@ -63,7 +57,7 @@ class RepositoryPuller:
 
         Args:
             cache: where the repositories go.
-            users: the user's own cache, which is read, and never written to.
+            users: the user's own cache, if there is one, which is read, and never written to.
             env: the agent's environment; the program gets little of it.
             secrets: the hub's token and address, for the program's environment and nothing else.
             python: the interpreter. The agent's own: it is always there, and of a version that is tested.
@@ -73,7 +67,8 @@ class RepositoryPuller:
         """
         self._cache = cache
         self._users = users
-        self._env = {name: value for name, value in env.items() if _INHERITED.fullmatch(name)}
+        inherited = {name: value for name, value in env.items() if _INHERITED.fullmatch(name)}
+        self._env = {**_trust(inherited), **inherited}
         self._secrets = dict(secrets)
         self._python = python
         self._clock = clock
@@ -95,7 +90,8 @@ class RepositoryPuller:
         meter = Meter(self._clock)
         meter.name_source(f"hf:{repo}")
         with disk_errors(), locked(self._cache.lock_path(repo), repo) as lock:
-            self._cache.adopt(repo, self._users)
+            if self._users is not None:
+                self._cache.adopt(repo, self._users)
             async with reported(meter, on_progress, self._report_every_s):
                 size, is_checked = await self._run(repo, meter, lock)
                 meter.begin(Phase.DONE, total=size, done=size)
@@ -120,10 +116,8 @@ class RepositoryPuller:
             if found is not None:
                 return found
             code = await program.wait()
-        tail = cleaned(follower.last_line)[:_TAIL_CHARS]
-        raise SourceFailed(
-            f"the program that pulls has failed (exit {code}): {tail or 'no reason'}"
-        )
+        why = follower.tail or "no reason"
+        raise SourceFailed(f"the program that pulls has failed (exit {code}): {why}")
 
     @asynccontextmanager
     async def _program(self, repo: str, lock: int) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -150,6 +144,14 @@ class RepositoryPuller:
                     os.killpg(process.pid, signal.SIGKILL)
                 with anyio.move_on_after(_END_S, shield=True):
                     await process.wait()
+
+
+def _trust(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what lets the program know the authorities: Python as python.org makes it for macOS has none."""
+    if not {"SSL_CERT_FILE", "SSL_CERT_DIR"}.isdisjoint(env):
+        return {}
+    known = ssl.get_default_verify_paths()
+    return {} if known.cafile or known.capath else {"SSL_CERT_FILE": certifi.where()}
 
 
 async def _read(process: asyncio.subprocess.Process) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
 from typing import Protocol
 
 import anyio
@@ -15,6 +16,14 @@ from shared.kit.logs import get_logger
 # A hub or an index that fails is not asked again at once, and ever more rarely.
 _FIRST_PAUSE_S = 15.0
 _LONGEST_PAUSE_S = 600.0
+
+
+class _End(Enum):
+    """How a pull has ended: nothing is left to do, or it failed, or its model is known no more."""
+
+    SETTLED = "settled"
+    FAILED = "failed"
+    FORGOTTEN = "forgotten"
 
 
 class KnownModels(Protocol):
@@ -56,33 +65,45 @@ class UnaskedPulls:
     async def run(self) -> None:
         """Return once all are there; a pull that fails is tried again, one that was stopped is not.
 
-        A name that nobody has yet may come with the next change of the agent's file.
+        Nobody waits for another's pull. A name that nobody has yet, or any more, may come with a change of
+        the agent's file, and is pulled then.
         """
-        left = list(dict.fromkeys(self._names))
-        unknown = [name for name in left if self._find(name) is None]
+        names = list(dict.fromkeys(self._names))
+        unknown = [name for name in names if self._find(name) is None]
         if unknown:
             get_logger("agent").warning("pull_of_unknown_models", names=unknown)
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(self._see_to, name)
+
+    async def _see_to(self, name: str) -> None:
+        """Return once the model of this name is there, or somebody has stopped its pull."""
         pause_s = _FIRST_PAUSE_S
-        while left:
-            entries = {name: entry for name in left if (entry := self._find(name)) is not None}
-            for entry in entries.values():
-                if not entry.is_pulled:
-                    self._jobs.start(entry.deployment.model)
-            left = [name for name in left if not await self._is_done(entries.get(name))]
-            if left:
-                await self._sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        while True:
+            entry = self._find(name)
+            end = None if entry is None else await self._end(entry)
+            if end is _End.SETTLED:
+                return
+            await self._sleep(pause_s)
+            # looking for a name costs nothing
+            is_rarer = end is _End.FAILED
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_rarer else _FIRST_PAUSE_S
 
     def _find(self, name: str) -> Entry | None:
         model = self._models.resolve(name)
         return None if model is None else self._models.entry(model)
 
-    async def _is_done(self, entry: Entry | None) -> bool:
-        if entry is None or entry.is_pulled:
-            return entry is not None
+    async def _end(self, entry: Entry) -> _End:
+        """Pull the model, if it is not there, and return how that has ended."""
+        if entry.is_pulled:
+            return _End.SETTLED
         model = entry.deployment.model
-        views = [view async for view in self._jobs.follow(model) if view.is_over]
-        if any(view.state is JobState.FAILED for view in views):
-            get_logger("agent").warning("pull_failed", model=model, reason=views[-1].error)
-            return False
-        return bool(views)  # none: its model was taken out of the file meanwhile
+        last = self._jobs.start(model)
+        async for view in self._jobs.follow(model):
+            last = view
+        if last.state is JobState.FAILED:
+            get_logger("agent").warning("pull_failed", model=model, reason=last.error)
+            return _End.FAILED
+        # the job of a model that was taken out of the file is forgotten; one that was stopped is not
+        is_forgotten = last.state is JobState.CANCELLED and self._jobs.view(model) is not last
+        return _End.FORGOTTEN if is_forgotten else _End.SETTLED

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import sys
 import threading
 import time
@@ -29,13 +30,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 _STEP_BYTES = 4 * 1024 * 1024
-_REPORT_EVERY_S = 0.25
-_SILENT_S = 60.0
-_FIRST_TRIES = 3
-_TRIES = 5
+_REPORT_EVERY_S, _SILENT_S = 0.25, 60.0
+_FIRST_TRIES, _TRIES = 3, 5
 _PROGRESS_BYTES = 1024 * 1024
-_FIRST_WAIT_S = 0.2
-_WAIT_FACTOR = 3
+_FIRST_WAIT_S, _WAIT_FACTOR = 0.2, 3
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _RESERVE = 1.05
 _HEX = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -43,7 +41,6 @@ _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _NOT_LOADED = "original/*"
-_VERIFIED = "iir-verified"
 
 
 class Failure(Exception):
@@ -115,9 +112,8 @@ class Hub:
             Failure: it won't.
         """
         url = f"{self._endpoint}{path}"
-        request = urllib.request.Request(url)  # noqa: S310 - its scheme was looked at
-        request.add_header("User-Agent", "intelligent-inference-router")
-        request.add_header("Accept-Encoding", "identity")
+        plain = {"User-Agent": "intelligent-inference-router", "Accept-Encoding": "identity"}
+        request = urllib.request.Request(url, headers=plain)  # noqa: S310 - see __init__
         if start:
             request.add_header("Range", f"bytes={start}-")
         if self._token:
@@ -151,8 +147,8 @@ def refused(status: int) -> Exception:
     """Return what a status that is no success means."""
     if status in _TRY_AGAIN:
         return Broken(f"status {status}")
-    kinds = {401: "denied", 403: "denied", 404: "not_found"}
-    return Failure(kinds.get(status, "status"), status=status)
+    kind = {401: "denied", 403: "denied", 404: "not_found"}.get(status, "status")
+    return Failure(kind, status=status)
 
 
 def cause_of(error: Exception) -> str:
@@ -160,6 +156,8 @@ def cause_of(error: Exception) -> str:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
         return "no answer in time"
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
     return "no connection" if isinstance(error, urllib.error.URLError) else "connection broken"
 
 
@@ -229,13 +227,12 @@ def pull(hub: Hub, repo: str, folder: Path) -> dict[str, object]:
     if not _HEX.fullmatch(commit):
         raise Failure("senseless")
     source = f"/{repo}/resolve/{commit}/"
-    index = hub.read(source + _INDEX) if _INDEX in listed else b""
-    names = chosen(listed, index)
+    names = chosen(listed, hub.read(source + _INDEX) if _INDEX in listed else b"")
     blobs = folder / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     files = [File(each, blobs) for each in siblings if each["rfilename"] in names]
     fetch_all(hub, source, files, folder)
-    verify_all(files, folder / _VERIFIED)
+    verify_all(files, folder / "iir-verified")
     link_all(files, folder, commit)
     return {"size": sum(file.size for file in files), "is_checked": True}
 
@@ -344,20 +341,22 @@ def link_all(files: list[File], folder: Path, commit: str) -> None:
         draft.symlink_to(os.path.relpath(file.blob, link.parent))
         draft.replace(link)
     (folder / "refs").mkdir(exist_ok=True)
-    (folder / "refs" / "main").write_text(commit)
+    (draft := folder / "refs" / "main.new").write_text(commit)
+    draft.replace(folder / "refs" / "main")
 
 
 def size_of_whole(folder: Path) -> int | None:
     """Return the size of what lies in the cache, if it is whole: a hub that is away can't be asked."""
     try:
-        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        commit = (folder / "refs" / "main").read_text().strip()
+        snapshot = folder / "snapshots" / commit
         index = snapshot / _INDEX
         present = [path for path in snapshot.rglob("*") if path.is_file()]
         names = {str(path.relative_to(snapshot)) for path in present}
         wanted = chosen(names, index.read_bytes() if index.is_file() else b"")
     except (OSError, ValueError, Failure):
         return None
-    is_whole = wanted <= names and "config.json" in names
+    is_whole = commit and wanted <= names and "config.json" in names
     return sum(path.stat().st_size for path in present) if is_whole else None
 
 
@@ -370,8 +369,9 @@ def cache_folder(env: Mapping[str, str]) -> Path:
     """Return where huggingface_hub has its cache in this environment."""
     if named := env.get("HF_HUB_CACHE"):
         return Path(named)
-    default = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(env.get("HF_HOME") or default) / "hub"
+    if home := env.get("HF_HOME"):
+        return Path(home) / "hub"
+    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
 
 
 def main(env: Mapping[str, str]) -> int:

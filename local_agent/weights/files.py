@@ -24,6 +24,9 @@ from local_agent.weights.progress import Meter, gigabytes
 
 FreeBytes = Callable[[Path], int]
 
+TOO_LARGE = "not enough disk space: {needed} needed, {free} free; free some, or set IIR_HOME to a larger disk"
+DISK_FULL = "the disk is full: free some space and pull again"
+
 STEP_BYTES = 4 * 1024 * 1024
 _RESERVE = 0.05
 _MAGIC = b"GGUF"
@@ -46,10 +49,7 @@ class Workspace:
         wanted = int(needed * (1 + _RESERVE))
         free = self.free_bytes(self.folder)
         if free < wanted:
-            raise NotEnoughSpace(
-                f"not enough disk space: {gigabytes(wanted)} needed, {gigabytes(free)} free; "
-                "free some, or set IIR_HOME to a larger disk"
-            )
+            raise NotEnoughSpace(TOO_LARGE.format(needed=gigabytes(wanted), free=gigabytes(free)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +181,6 @@ def disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise WriteFailed("the disk is full: free some space and pull again") from error
+            raise WriteFailed(DISK_FULL) from error
         reason = error.strerror or type(error).__name__
         raise WriteFailed(f"can't write the weights: {reason}") from error

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from local_agent.cleaning import cleaned
 from local_agent.weights.errors import (
     AccessDenied,
     ChecksumMismatch,
@@ -23,6 +24,8 @@ from local_agent.weights.errors import (
 from local_agent.weights.progress import Meter, Phase, gigabytes
 
 T = TypeVar("T")
+
+_TAIL_CHARS = 200
 
 PROGRAM = Path(__file__).with_name("_hub_program.py")
 """Needs nothing but Python's standard library: a container gets its text, an interpreter here its path."""
@@ -51,10 +54,15 @@ class Follower:
         self._meter = meter
         self._disk = disk
         self._stall_s = stall_s
-        self.last_line = ""
+        self._last_line = ""
+
+    @property
+    def tail(self) -> str:
+        """Return the last that was written beside the program's own lines, fit to be shown; may be empty."""
+        return cleaned(self._last_line)[:_TAIL_CHARS]
 
     async def result(self, read: Callable[[], Awaitable[bytes | None]]) -> Result | None:
-        """Follow the program to its end; None if that comes without a word, see `last_line`.
+        """Follow the program to its end; None if that comes without a word, see `tail`.
 
         Args:
             read: returns what the program has written since, None once it has ended.
@@ -71,7 +79,7 @@ class Follower:
             if values:
                 _show(self._meter, values)
             elif line.strip():
-                self.last_line = line.decode("utf-8", "replace")
+                self._last_line = line.decode("utf-8", "replace")
         return None
 
     async def _lines(self, read: Callable[[], Awaitable[bytes | None]]) -> AsyncIterator[bytes]:

@@ -52,12 +52,12 @@ class HubCache:
         snapshot = None if folder.exists() else _newest(theirs)
         if snapshot is None:
             return
-        blobs = folder / "blobs"
+        blobs, known = folder / "blobs", (theirs / "blobs").resolve()
         blobs.mkdir(parents=True)
         for link in snapshot.rglob("*"):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):  # a loop of links is the latter
                 blob = link.resolve(strict=True)
-                if blob.is_file() and blob.parent == (theirs / "blobs").resolve():
+                if blob.is_file() and blob.parent == known:
                     os.link(blob, blobs / blob.name)
 
     def remove(self, repo: str) -> int:
@@ -71,14 +71,18 @@ class HubCache:
         return size
 
 
-def users_cache(env: Mapping[str, str]) -> HubCache:
-    """Return the cache that the hub's own library uses in this environment."""
-    return HubCache(cache_folder(env).expanduser())
+def users_cache(env: Mapping[str, str]) -> HubCache | None:
+    """Return the cache that the hub's own library uses in this environment; None if nobody can tell."""
+    try:
+        return HubCache(cache_folder(env).expanduser())
+    except RuntimeError:  # there is no home folder
+        return None
 
 
 def _newest(folder: Path) -> Path | None:
     try:
-        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
-        return snapshot if snapshot.is_dir() else None
+        commit = (folder / "refs" / "main").read_text().strip()
+        snapshot = folder / "snapshots" / commit
+        return snapshot if commit and snapshot.is_dir() else None
     except (OSError, ValueError):
         return None

@@ -16,6 +16,7 @@ from local_agent.weights.errors import (
     SourceUnreachable,
     WriteFailed,
 )
+from local_agent.weights.files import DISK_FULL
 from shared.kit.clock import Clock
 
 _TAIL_BYTES = 64 * 1024
@@ -30,7 +31,7 @@ _REASONS: tuple[tuple[str, type[PullError], str], ...] = (
         "pip is missing beside this program: install it again with its extra `llama`, which has it",
     ),
     (r"DO NOT MATCH THE HASHES", ChecksumMismatch, "the package's checksum is wrong"),
-    (r"No space left on device", WriteFailed, "the disk is full: free some space and pull again"),
+    (r"No space left on device", WriteFailed, DISK_FULL),
     (
         r"connection broken by|new connection|timed out|CERTIFICATE_VERIFY_FAILED|Connection reset",
         SourceUnreachable,

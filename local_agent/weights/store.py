@@ -150,13 +150,13 @@ class WeightStore:
         return True
 
     def is_being_changed(self, model: ModelId) -> bool:
-        """Tell whether some process pulls or removes this model now."""
+        """Tell whether some process pulls or removes this model now; so it is where nobody can tell."""
         path = self.lock_path(model)
         try:
             if path.exists():
                 with locked(path, model):
                     return False
-        except AlreadyPulling:
+        except (AlreadyPulling, OSError):
             return True
         return False
 

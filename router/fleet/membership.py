@@ -275,7 +275,7 @@ class Membership:
 
     def _drop(self, row_id: int) -> None:
         name = self._members.pop(row_id).name
-        if self._row_ids[name] == row_id:  # it may be another one's by now
+        if self._row_ids.get(name) == row_id:  # it may be another one's by now
             del self._row_ids[name]
         self.silences.end(row_id)
 

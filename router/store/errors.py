@@ -16,7 +16,7 @@ FILE: Final = "the registry's file (SQLITE_DB_PATH; by default models.db in IIR_
 
 
 class StoreError(Exception):
-    """The registry can't be read or written now; a later try may succeed."""
+    """The registry, or a file beside it, can't be used; the message says what has to change, if anything."""
 
 
 class NoRegistry(StoreError):
@@ -32,7 +32,10 @@ class NewerRegistry(StoreError):
 
 
 class SecretFileUnusable(StoreError):
-    """A file for a key or a credential can't be read or written, or holds something else."""
+    """A file for a key or a credential can't be read or written, or holds something else.
+
+    A later try fails as well, until somebody has changed that.
+    """
 
 
 class Refusal(Exception):

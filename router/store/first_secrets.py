@@ -1,14 +1,12 @@
 """What a router makes for itself at its start where nobody is to type: a first key, an agent's credential.
 
-The file comes first and the registry then: should that fail, the next start takes up what the file
+The file is written before the registry's transaction is committed: should that fail, the next start takes up what the file
 holds. What was revoked stays revoked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -18,42 +16,56 @@ from router.store.keys import create_key, make_key, was_ever_keyed
 from router.store.secret_file import read_secret, write_secret
 from router.store.writer import RegistryWriter
 
-T = TypeVar("T")
-
 FIRST_KEY = "first"
 LOCAL_AGENT = "local"
 
 
-def make_first_key(url: str, path: Path) -> bool:
-    """Make a key and keep it in the file, if there never was one; tell whether that was so.
+class FirstSecrets:
+    """Makes them, each in one transaction: of several routers that start at once, one does."""
 
-    Args:
-        url: of the registry.
-        path: of the file; one that holds a key already is taken up.
+    def __init__(self, url: str) -> None:
+        """Open nothing yet; `url` is the registry's."""
+        self._writer = RegistryWriter(url)
 
-    Raises:
-        StoreError: the registry or the file can't be used.
-    """
-    if _write(url, was_ever_keyed):
-        return False
-    key = _kept(path, "key file (ROUTER_KEY_FILE)")
-    _write(url, lambda c: create_key(c, FIRST_KEY, {Scope.INFERENCE}, key=key))
-    return True
+    def close(self) -> None:
+        """Close the registry."""
+        self._writer.close()
 
+    def make_key(self, path: Path) -> bool:
+        """Make a key and keep it in the file, if there never was one; tell whether that was so.
 
-def admit_local_agent(url: str, path: Path) -> None:
-    """Let the agent in that shares the file; doing it again changes nothing.
+        Args:
+            path: of the file; one that holds a key already is taken up.
 
-    Args:
-        url: of the registry.
-        path: of the file with its credential, which is made if it is not there.
+        Raises:
+            StoreError: the registry or the file can't be used.
+        """
 
-    Raises:
-        StoreError: the registry or the file can't be used.
-        CredentialRefused: the credential was revoked.
-    """
-    credential = _kept(path, "token file (ROUTER_AGENT_TOKEN_FILE)")
-    _write(url, lambda c: ensure_agent(c, LOCAL_AGENT, credential))
+        def write(connection: Connection) -> bool:
+            if was_ever_keyed(connection):
+                return False
+            key = _kept(path, "key file (ROUTER_KEY_FILE)")
+            create_key(connection, FIRST_KEY, {Scope.INFERENCE}, key=key)
+            return True
+
+        return self._writer.run_sync(write)
+
+    def admit_local_agent(self, path: Path) -> None:
+        """Let the agent in that shares the file; doing it again changes nothing.
+
+        Args:
+            path: of the file with its credential, which is made if it is not there.
+
+        Raises:
+            StoreError: the registry or the file can't be used.
+            CredentialRefused: the credential was revoked.
+        """
+
+        def write(connection: Connection) -> None:
+            credential = _kept(path, "token file (ROUTER_AGENT_TOKEN_FILE)")
+            ensure_agent(connection, LOCAL_AGENT, credential)
+
+        self._writer.run_sync(write)
 
 
 def _kept(path: Path, what: str) -> str:
@@ -62,11 +74,3 @@ def _kept(path: Path, what: str) -> str:
         secret = make_key()[0]
         write_secret(path, secret, what)
     return secret
-
-
-def _write(url: str, change: Callable[[Connection], T]) -> T:
-    writer = RegistryWriter(url)
-    try:
-        return writer.run_sync(change)
-    finally:
-        writer.close()

@@ -20,6 +20,10 @@ class Explanation(NamedTuple):
     fault: str
     next_step: str
 
+    def page(self, code: str) -> str:
+        """Return what is known of the code as plain text."""
+        return f"{code}\n\n{self.meaning}\n\nWhose fault: {self.fault}\n\nWhat to do: {self.next_step}\n"
+
 
 _CLIENT = "The request's."
 _OPERATOR = "The operator's: who runs the router."
@@ -95,7 +99,8 @@ _TABLE: dict[str, Explanation] = {
     "host_not_allowed": Explanation(
         "The `Host` header is none of this service's names: a guard against pages that rebind DNS.",
         _OPERATOR,
-        "Ask by an allowed name, or add it to `ROUTER_ALLOWED_HOSTS`.",
+        "Ask by an allowed name. Else add this one to the router's `ROUTER_ALLOWED_HOSTS`, or set the "
+        "agent's `AGENT_URL` to a URL with it.",
     ),
     "cross_site_request": Explanation(
         "A web page of another origin sent the request, and none may without being listed.",
@@ -284,11 +289,3 @@ EXPLANATIONS: Final = MappingProxyType(_TABLE)
 def page_of(code: str) -> str:
     """Return the path of a code's page, on router and agent alike."""
     return f"/errors/{code}"
-
-
-def explain(code: str) -> str | None:
-    """Return a code's page as plain text; None if there is no such code."""
-    found = EXPLANATIONS.get(code)
-    if found is None:
-        return None
-    return f"{code}\n\n{found.meaning}\n\nWhose fault: {found.fault}\n\nWhat to do: {found.next_step}\n"

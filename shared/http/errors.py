@@ -173,7 +173,7 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTimeout(ApiError):
-    """The client stopped sending its body."""
+    """The client stopped sending its request, in the head or in the body."""
 
     status = 408
     type = "invalid_request_error"
@@ -355,3 +355,17 @@ class StaleConnection(UpstreamInterrupted):
 
     It tells nothing of the endpoint, which most likely never saw the request.
     """
+
+
+def explain(code: str) -> str:
+    """Return the page of an error code, as `/errors/CODE` shows it.
+
+    Raises:
+        NotFound: it is none of ours.
+    """
+    found = EXPLANATIONS.get(code)
+    if found is None:
+        raise NotFound(
+            "There is no such error code here. An upstream's own codes pass as they are."
+        )
+    return found.page(code)

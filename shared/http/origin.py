@@ -63,12 +63,12 @@ class OriginRules:
     """What a service answers to.
 
     `bound_host` is the address it listens on; `allowed_hosts` are further names (`*`: all);
-    `setting` names the setting that extends them. `allowed_origins` are the foreign web pages that
-    may call.
+    `next_step` is a sentence that says which setting extends them. `allowed_origins` are the
+    foreign web pages that may call.
     """
 
     bound_host: str
-    setting: str
+    next_step: str
     allowed_hosts: frozenset[str] = frozenset()
     allowed_origins: frozenset[str] = frozenset()
 
@@ -85,7 +85,7 @@ class OriginRules:
         # a name can be pointed here by anyone (DNS rebinding); an address can't
         if host == self.bound_host.lower() or (_is_wildcard(self.bound_host) and _is_address(host)):
             return
-        raise HostNotAllowed(f"This host name is not served here. Add it to {self.setting}.")
+        raise HostNotAllowed(f"This host name is not served here. {self.next_step}")
 
     def check_origin(self, scope: Scope) -> None:
         """Refuse what a web page of another origin sent.

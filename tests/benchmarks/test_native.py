@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from benchmarks import native
 from benchmarks.native import Load, Upstream
+from tests.threaded import served_by
 
 pytestmark = pytest.mark.skipif(not native.has_compiler(), reason=native.NO_COMPILER)
 CHAT = "/v1/chat/completions"
@@ -136,13 +136,8 @@ class Scripted(BaseHTTPRequestHandler):
 def scripted() -> Iterator[tuple[int, dict[str, int]]]:
     seen: dict[str, int] = {}
     handler = type("Handler", (Scripted,), {"seen": seen})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server.server_port, seen
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(handler) as port:
+        yield port, seen
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,15 @@ def _write_program(place: Path, name: str, words: list[str]) -> None:
     path.chmod(0o755)
 
 
+def _end_service(service: subprocess.Popen[bytes]) -> None:
+    service.terminate()
+    try:
+        service.wait(PATIENCE_S)
+    finally:
+        service.kill()
+        service.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """How a snippet ended, and what it printed."""
@@ -124,6 +134,17 @@ class Playground:
 
     # nobody derives from it, and Python 3.10 has no Self
     def __enter__(self) -> Playground:  # noqa: PYI034
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _start(self) -> None:
         done = self.run(f"iir agents add my-mac --token-file {self.home}/agent/credential")
         assert done.code == 0, done.output
         for words in ("iir serve", "iir-agent serve"):
@@ -131,13 +152,17 @@ class Playground:
         for port, words in (("8000", "the router"), ("5000", "the agent")):
             self._until(partial(self._is_ready, port), words)
         self._until(lambda: self._said("5000", "lease") == "held", "the agent's lease")
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for service in reversed(self._services):
-            service.send_signal(signal.SIGTERM)
-            service.wait(PATIENCE_S)
-        self._client.close()
+    def _end(self) -> None:
+        """End both services, the agent first.
+
+        Raises:
+            subprocess.TimeoutExpired: one did not end by itself; it was killed.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._client.close)
+            for service in self._services:
+                stack.callback(_end_service, service)
 
     def _serve(self, words: str) -> None:
         with (self.folder / f"{words.split(maxsplit=1)[0]}.log").open("wb") as log:
@@ -214,7 +239,12 @@ class Playground:
             text=True,
         ) as process:
             assert process.stdout is not None
-            first = process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            rest, _ = process.communicate(timeout=PATIENCE_S)
+            try:
+                readable, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
+                assert readable, f"it prints nothing within {PATIENCE_S:g} s"
+                first = process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+                rest, _ = process.communicate(timeout=PATIENCE_S)
+            finally:
+                process.kill()  # one that does not end by Ctrl-C would be waited for
         return Done(process.returncode, first + rest)

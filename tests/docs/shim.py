@@ -12,6 +12,8 @@ import sys
 def main() -> int:
     """Have the program run; return its exit code."""
     address, program, *arguments = sys.argv[1:]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to hand them on to
     order = {
         "program": program,
         "arguments": arguments,
@@ -23,8 +25,9 @@ def main() -> int:
         socket.send_fds(connection, [json.dumps(order).encode()], [0, 1, 2])
         answer = connection.makefile()
         child = int(answer.readline())
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             signal.signal(number, lambda which, _: os.kill(child, which))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         code = int(answer.readline())
     return code if code >= 0 else 128 - code
 

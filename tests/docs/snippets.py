@@ -3,7 +3,8 @@
 <!-- runs -->               it runs, in the order of the page, against a router and an agent
 <!-- runs: until Ctrl-C --> the same for one command that goes on by itself
 <!-- runs: and fails -->    the same for what ends with an error
-<!-- prints -->             its lines stand in what the block before it printed; `…` is anything
+<!-- prints -->             its lines are lines of what the block before it printed, or whole words of them, in
+                           this order; `…` is anything within a line
 <!-- agent.yaml -->         an agent takes it as its file
 <!-- tested: PATH -->       a test or script elsewhere runs it
 <!-- needs: WHAT -->        nothing here can run it: it begins with one of `NEEDS`
@@ -18,8 +19,17 @@ from pathlib import Path
 SPOKEN = frozenset({"sh", "bash", "shell", "console", "python", "py", "js", "javascript", "yaml"})
 """The languages whose blocks must say how they are tested."""
 
-NEEDS = ("a Mac", "a GPU", "a cloud", "the network", "another machine", "a newer release")
+NEEDS = (
+    *("a Mac", "a GPU", "a cloud", "the network"),
+    *("another machine", "a newer release", "a quiet machine"),
+)
 
+_COMMENT = re.compile(r"<!--.*?-->(?:\n\s*```)?", re.DOTALL)
+_KNOWN = re.compile(
+    r"<!-- (?:runs(?:: until Ctrl-C|: and fails)?|prints|agent\.yaml|(?:tested|needs): \S[^\n]*) -->\n\s*```"
+    r"|<!-- (?:Written by|bench:) .* -->(?:\n\s*```)?",  # what scripts write and look for
+    re.DOTALL,
+)
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- (?P<how>runs|prints|tested|needs|agent\.yaml)(?:: (?P<what>[^\n]*?))? -->\n\s*)?"
     r"^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^[ ]*```$",
@@ -54,15 +64,30 @@ def snippets(path: Path, text: str) -> list[Snippet]:
     return found
 
 
+def unknown_marks(path: Path, text: str) -> list[str]:
+    """Return a document's comments that mean nothing, or stand before no block."""
+    return [
+        f"{path}:{text.count(chr(10), 0, found.start()) + 1}: {found[0].splitlines()[0]}"
+        for found in _COMMENT.finditer(text)
+        if not _KNOWN.fullmatch(found[0])
+    ]
+
+
 def missing_lines(expected: str, output: str) -> list[str]:
     """Return the lines of `expected` that `output` does not have, in this order."""
-    rest = " ".join(output.split())
-    missing = []
+    rows = [" ".join(row.split()) for row in output.splitlines()]
+    missing, begin = [], 0
     for line in filter(str.strip, expected.splitlines()):
-        parts = [re.escape(" ".join(part.split())) for part in line.split("…")]
-        found = re.search(" ?.*? ?".join(parts), rest)
+        pattern = _row_with(line)
+        found = next((n for n in range(begin, len(rows)) if pattern.search(rows[n])), None)
         if found is None:
             missing.append(line)
         else:
-            rest = rest[found.end() :]
+            begin = found + 1
     return missing
+
+
+def _row_with(line: str) -> re.Pattern[str]:
+    """Return what finds the words of a line in a row, each as a whole."""
+    parts = filter(None, (" ".join(part.split()) for part in line.split("…")))
+    return re.compile(".*?".join(rf"(?<!\w){re.escape(part)}(?!\w)" for part in parts))

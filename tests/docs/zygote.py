@@ -58,7 +58,8 @@ def main() -> None:
             running -= set(_ended())
     running -= set(_ended())
     for group in running:
-        os.killpg(group, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it ends just now
+            os.killpg(group, signal.SIGTERM)
     os._exit(0)
 
 
@@ -82,13 +83,20 @@ def _start(connection: socket.socket, listener: socket.socket) -> int:
     if waiter == 0:
         listener.close()
         _wait_for(order, streams, connection)
+    _lead_a_group(waiter)
     for stream in streams:
         os.close(stream)
     return waiter
 
 
+def _lead_a_group(process: int) -> None:
+    """Give a process a group; it does so itself as well, since nobody knows who comes first."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended by now
+        os.setpgid(process, process)
+
+
 def _wait_for(order: dict[str, Any], streams: list[int], connection: socket.socket) -> NoReturn:
-    os.setpgid(0, 0)
+    _lead_a_group(os.getpid())
     child = os.fork()
     if child == 0:
         connection.close()
@@ -104,6 +112,8 @@ def _wait_for(order: dict[str, Any], streams: list[int], connection: socket.sock
 
 def _become(order: dict[str, Any], streams: list[int]) -> NoReturn:
     """Run the program in this process, which ends with it."""
+    # what starts tests may ignore Ctrl-C, as shells do for what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -71,12 +71,10 @@ async def test_a_client_that_leaves_the_router_frees_the_engine(site: Site) -> N
     slow = EngineOptions(models=("engine/tiny",), latency=Latency(itl_s=0.02), tokens=2000)
     async with site.router() as router, site.agent(engine=slow) as agent:
         await agent.until_lease(LeaseStatus.HELD)
-        body = {**BODY, "stream": True}
-        async with router.client.stream("POST", CHAT, json=body) as response:
-            async for _ in response.aiter_bytes():
-                break
+        await agent.left_by(router.client, {**BODY, "stream": True}, has_begun=True)
         await agent.engine.journal.wait_for(lambda: agent.sent.aborted)
         await agent.until_idle()
+        assert agent.engine.slots.running == 0
         await until(lambda: router.router.fleet.in_flight() == 0)
         chats = [at for at in agent.engine.requests if at.path.endswith("/completions")]
         assert len(chats) == 1, "asked again for a client that is gone"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,30 +15,19 @@ from local_agent.process import free_port
 from tests.integration.stack import (
     ANSWER,
     MESSAGES,
-    machine_environment,
     missing,
+    output_of,
     until,
 )
 
-ROOT = Path(__file__).parents[2]
 TAG = "iir-test"
 ROUTER_IMAGE, AGENT_IMAGE = f"iir-router:{TAG}", f"iir-agent:{TAG}"
 BUILD_LIMIT_S = 900.0
 
 
-def docker(*arguments: str, **env: str) -> str:
-    """Run `docker` and return its output."""
-    done = subprocess.run(
-        ["docker", *arguments],
-        cwd=ROOT,
-        env=machine_environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=BUILD_LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout.strip()
+def docker(*arguments: str, says: str = "", **env: str) -> str:
+    """Run `docker` and return its output; `says` is its input."""
+    return output_of(["docker", *arguments], limit_s=BUILD_LIMIT_S, env=env, says=says).strip()
 
 
 def require_compose() -> None:
@@ -68,29 +55,20 @@ class Compose:
 
     def make(self, target: str, **env: str) -> str:
         """Run a target of the Makefile and return what it printed."""
-        done = subprocess.run(
-            ["make", "--no-print-directory", target],
-            cwd=ROOT,
-            env=machine_environment(**self.env, **env),
-            capture_output=True,
-            text=True,
-            timeout=BUILD_LIMIT_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"make {target}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        words = ["make", "--no-print-directory", target]
+        return output_of(words, limit_s=BUILD_LIMIT_S, env={**self.env, **env})
 
     def up(self) -> None:
         """Run `make docker-dev`."""
         self.said = self.make("docker-dev")
 
-    def run(self, *arguments: str) -> str:
+    def run(self, *arguments: str, says: str = "") -> str:
         """Run `docker compose` in this project."""
-        return docker("compose", *arguments, **self.env)
+        return docker("compose", *arguments, says=says, **self.env)
 
-    def inside(self, service: str, *command: str) -> str:
-        """Run a command in a service's container."""
-        return self.run("exec", "-T", service, *command)
+    def inside(self, service: str, *command: str, says: str = "") -> str:
+        """Run a command in a service's container; `says` is its input."""
+        return self.run("exec", "-T", service, *command, says=says)
 
     @property
     def url(self) -> str:

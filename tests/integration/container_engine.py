@@ -9,6 +9,7 @@ import docker
 
 from local_agent.containers import sdk
 from local_agent.containers.address import candidates
+from local_agent.containers.launcher import AGENT
 from local_agent.ports import ContainerError
 from tests.integration.stack import machine_environment, missing
 
@@ -25,3 +26,9 @@ def connected(timeout_s: int = 300) -> Any:
     url = found._address.url
     found.close()
     return docker.DockerClient(base_url=url, timeout=timeout_s)
+
+
+def of_agent(engine: Any, agent_id: str) -> list[Any]:
+    """Return an agent's containers, ended ones included; one may go while the engine is asked."""
+    own = {"label": f"{AGENT}={agent_id}"}
+    return list(engine.containers.list(all=True, ignore_removed=True, filters=own))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from local_agent.process import free_port
-from tests.integration.stack import ROOT, machine_environment, missing
+from tests.integration.stack import ROOT, machine_environment, missing, output_of
 
 _SLOW_S = 600
 
@@ -83,16 +84,16 @@ class Installer:
         return self.folder / "tool"
 
 
-def _run(command: Sequence[str], env: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        command,
-        env=machine_environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=_SLOW_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+def _run(words: Sequence[str], env: Mapping[str, str]) -> None:
+    output_of(words, limit_s=_SLOW_S, env=env)
+
+
+def _await_end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(20)
+    finally:
+        child.kill()
+        child.wait()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,12 +145,15 @@ class Installed:
         return self.home.parent / f"{program}.log"
 
     def end(self) -> None:
-        """End whatever runs still."""
-        for child in self._started:
-            if child.poll() is None:
+        """End whatever runs still.
+
+        Raises:
+            subprocess.TimeoutExpired: one did not end by itself; it was killed.
+        """
+        with ExitStack() as stack:
+            for child in self._started:
                 child.terminate()
-        for child in self._started:
-            child.wait(20)
+                stack.callback(_await_end, child)
 
     def _environment(self) -> dict[str, str]:
         """Return a user's environment: of this machine, without what belongs to the checkout."""

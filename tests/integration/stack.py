@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +36,30 @@ def missing(what: str) -> NoReturn:
 def machine_environment(**values: str) -> dict[str, str]:
     """Return this machine's environment, for tools that need their own settings (pip, npm)."""
     return {**os.environ, **values}  # noqa: TID251 - likewise
+
+
+def output_of(
+    words: Sequence[str],
+    *,
+    limit_s: float,
+    folder: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    says: str = "",
+) -> str:
+    """Run one of this machine's tools to its good end, and return what it printed; `says` is its input."""
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env=machine_environment(**(env or {})),
+        input=says,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+        check=False,
+    )
+    said = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}:\n{said}"
+    return done.stdout
 
 
 def until(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from local_agent.containers.launcher import AGENT
 from local_agent.process import free_port
 from tests.integration import container_engine
-from tests.integration.compose_stack import ROOT, Compose, composed, docker, require_compose
-from tests.integration.stack import MESSAGES, machine_environment, until
+from tests.integration.compose_stack import Compose, composed, require_compose
+from tests.integration.stack import MESSAGES, output_of, until
 from tests.integration.test_docker_worker import IMAGE, context, vllm
 
 pytestmark = pytest.mark.integration
@@ -32,17 +30,18 @@ TLS = "docker-compose.yml:docker-compose.tls.yml"
 SIBLINGS = "docker-compose.yml:docker-compose.siblings.yml"
 
 
-def test_tls_in_front(tmp_path: Path) -> None:
+def says(client: httpx.Client, method: str, path: str, **more: Any) -> int | None:
+    """Return the status of an answer; None while nobody takes the connection or has a certificate."""
+    try:
+        return client.request(method, path, **more).status_code
+    except httpx.ConnectError:
+        return None
+
+
+def test_tls_in_front() -> None:
     require_compose()
-    subprocess.run(
-        ["docker", "build", "--quiet", "--tag", CADDY, "-"],
-        input=CADDY_DOCKERFILE,
-        env=machine_environment(),
-        text=True,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    build = ["docker", "build", "--quiet", "--tag", CADDY, "-"]
+    output_of(build, limit_s=300, says=CADDY_DOCKERFILE)
     port = str(free_port())
     with composed(COMPOSE_FILE=TLS, CADDY_IMAGE=CADDY, TLS_PORT=port, AGENT_PULL="") as stack:
         stack.run("--profile", "sim", "up", "--detach", "--build", "--wait")
@@ -70,16 +69,22 @@ def test_tls_in_front(tmp_path: Path) -> None:
             trust_env=False,
             timeout=30,
         ) as client:
-            until(lambda: client.get("/readyz").status_code == 200, 20, "ready through TLS")
-            body = {"model": "m", "messages": MESSAGES}
-            until(lambda: client.post("/v1/chat/completions", json=body).is_success, 10, "served")
-            streamed = client.post("/v1/chat/completions", json={**body, "stream": True})
+            until(lambda: says(client, "GET", "/readyz") == 200, 20, "ready through TLS")
+            chat, body = "/v1/chat/completions", {"model": "m", "messages": MESSAGES}
+            until(lambda: says(client, "POST", chat, json=body) == 200, 10, "served")
+            streamed = client.post(chat, json={**body, "stream": True})
             assert streamed.headers["content-type"].startswith("text/event-stream")
             assert streamed.text.endswith("data: [DONE]\n\n")
             assert client.get("/metrics").status_code == 404
             assert client.get("/v1/models", headers={"authorization": "x"}).status_code == 401
-            with pytest.raises(httpx.HTTPError):  # another name is not served
-                client.get("/readyz", extensions={"sni_hostname": "evil.example"})
+        # another name is refused by Caddy itself; a connection of its own, for names count when one
+        # is made
+        url = f"https://localhost:{port}/readyz"
+        with (
+            httpx.Client(verify=trust, trust_env=False) as other,
+            pytest.raises(httpx.ConnectError, match=r"(?i)alert"),
+        ):
+            other.get(url, extensions={"sni_hostname": "evil.example"})
 
 
 @pytest.fixture
@@ -100,16 +105,8 @@ def siblings() -> Iterator[tuple[Compose, Any]]:
 
 def configure(stack: Compose, *models: dict[str, Any]) -> None:
     """Write the agent's file into its volume, and note the models as pulled."""
-    done = subprocess.run(
-        ["docker", "compose", "exec", "-T", "agent", "sh", "-c", "cat > /data/agent/agent.yaml"],
-        input=json.dumps({"known_models": False, "models": models}),
-        cwd=ROOT,
-        env=machine_environment(**stack.env),
-        text=True,
-        check=False,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
+    config = json.dumps({"known_models": False, "models": models})
+    stack.inside("agent", "sh", "-c", "cat > /data/agent/agent.yaml", says=config)
     note = (
         "from pathlib import Path; from local_agent.weights.store import WeightStore; "
         "from local_agent.domain import PulledImage; store = WeightStore(Path('/data/models')); "
@@ -145,7 +142,7 @@ def test_workers_in_containers_beside_the_agent(siblings: tuple[Compose, Any]) -
     agent_id = stack.inside("agent", "cat", "/data/agent/id").strip()
 
     def workers() -> list[Any]:
-        return list(engine.containers.list(all=True, filters={"label": f"{AGENT}={agent_id}"}))
+        return container_engine.of_agent(engine, agent_id)
 
     (worker,) = workers()
     host = worker.attrs["HostConfig"]
@@ -168,8 +165,7 @@ def test_workers_in_containers_beside_the_agent(siblings: tuple[Compose, Any]) -
 def test_without_the_socket_the_agent_says_what_is_missing() -> None:
     with composed(AGENT_PULL="") as stack:
         stack.run("up", "--detach", "--build", "--wait")
-        said = docker(
-            "compose", "exec", "-T", "agent", "iir-agent", "doctor", "--json", **stack.env
-        )
+        # it ends with 1: the embedded model is not pulled here
+        said = stack.inside("agent", "sh", "-c", "iir-agent doctor --json; test $? = 1")
         found = {one["check"]: one for one in json.loads(said)}
         assert "no container engine was found" in found["containers"]["message"]

@@ -25,7 +25,6 @@ import pytest
 
 from local_agent.containers import sdk
 from local_agent.containers.address import candidates
-from local_agent.containers.launcher import AGENT
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import ModelId, PulledImage
 from local_agent.ports import ContainerSpec
@@ -41,7 +40,7 @@ from shared.kit.clock import monotonic
 from tests.integration import container_engine
 from tests.integration.registry import Registry
 from tests.local_agent import repo_hub
-from tests.local_agent.repo_hub import COMMIT, TINY, WEIGHTS
+from tests.local_agent.repo_hub import COMMIT, SIZE, WEIGHTS
 
 pytestmark = pytest.mark.integration
 
@@ -49,7 +48,6 @@ BASE = "python:3.12-slim"
 IMAGE = "iir-test/hub-client:v1"
 LABEL = "iir-test-pulls"
 PLACE = "/root/.cache/huggingface"
-SIZE = sum(len(content) for name, content in TINY.items() if name != "README.md")
 MODEL = ModelId("org/tiny")
 PATIENCE_S = 60.0
 
@@ -189,8 +187,7 @@ class Pull:
         return list(dict.fromkeys(progress.phase.value for progress in self.seen))
 
     def left(self, engine: Engine) -> list[Any]:
-        wanted = {"label": f"{AGENT}={self.agent_id}"}
-        return list(engine.client.containers.list(all=True, ignore_removed=True, filters=wanted))
+        return container_engine.of_agent(engine.client, self.agent_id)
 
 
 async def test_weights_come_into_the_volume_and_the_hub_s_library_finds_them(

@@ -196,9 +196,7 @@ class Agent:
         path = self.home / "agent" / "id"
         if not path.exists():
             return []
-        agent_id = path.read_text().strip()
-        own = {"label": f"{AGENT}={agent_id}"}
-        return list(self.engine.containers.list(all=True, ignore_removed=True, filters=own))
+        return container_engine.of_agent(self.engine, path.read_text().strip())
 
 
 def vllm(model: str = "tiny", **fields: Any) -> dict[str, Any]:

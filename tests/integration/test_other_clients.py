@@ -19,6 +19,7 @@ from tests.integration.stack import (
     command,
     machine_environment,
     missing,
+    output_of,
 )
 
 pytestmark = pytest.mark.integration
@@ -49,17 +50,8 @@ def node_sdk(cache: Path) -> Path:
 
 def test_openai_s_npm_package(served: Stack, node_sdk: Path) -> None:
     script = shutil.copy(Path(__file__).with_name("client.mjs"), node_sdk)
-    done = subprocess.run(
-        [command("node"), script, served.base_url, QUESTION],
-        cwd=node_sdk,
-        env=machine_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    words = [command("node"), str(script), served.base_url, QUESTION]
+    found = json.loads(output_of(words, folder=node_sdk, limit_s=120))
     assert found["text"] == found["streamed"] == ANSWER
     assert found["chunks"] > 5
     assert found["hasRequestId"]
@@ -77,28 +69,13 @@ def test_the_javascript_of_the_documents(served: Stack, node_sdk: Path) -> None:
     (found,) = [one for one in snippets(path, path.read_text()) if one.language == "javascript"]
     script = node_sdk / "quickstart.mjs"
     script.write_text(found.text.replace("http://127.0.0.1:8000/v1", served.base_url))
-    done = subprocess.run(
-        [command("node"), script],
-        cwd=node_sdk,
-        env=machine_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout.strip() == ANSWER, done.stderr
+    said = output_of([command("node"), str(script)], folder=node_sdk, limit_s=120)
+    assert said.strip() == ANSWER
 
 
 def curl(*arguments: str) -> str:
-    done = subprocess.run(
-        [command("curl"), "--silent", "--show-error", "--noproxy", "*", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    words = [command("curl"), "--silent", "--show-error", "--noproxy", "*", *arguments]
+    return output_of(words, limit_s=60)
 
 
 def test_curl(served: Stack) -> None:

@@ -14,11 +14,10 @@ from typing import Any
 import httpx
 import psutil
 
-from local_agent.containers.launcher import AGENT
 from local_agent.domain import ModelId, PulledImage
 from local_agent.process import tree
 from local_agent.weights.store import WeightStore
-from tests.integration import tiny_qwen2, vllm_environment
+from tests.integration import container_engine, tiny_qwen2, vllm_environment
 from tests.integration.stack import Stack, machine_environment, until
 from tests.local_agent.repo_hub import COMMIT, FakeHub
 
@@ -191,15 +190,14 @@ class VllmStack(Stack):
     def _is_beside_model(self, process: psutil.Process) -> bool:
         try:
             is_alive = process.status() != psutil.STATUS_ZOMBIE
-            return is_alive and process.cwd() == str(self.model_folder.parent)
+            return is_alive and process.cwd() == str(self.model_folder.parent.resolve())
         except psutil.Error:
             return False
 
     def containers(self) -> list[Any]:
         """Return this agent's containers, ended ones included."""
         agent_id = (self.home / "agent" / "id").read_text().strip()
-        own = {"label": f"{AGENT}={agent_id}"}
-        return list(self.engine.containers.list(all=True, ignore_removed=True, filters=own))
+        return container_engine.of_agent(self.engine, agent_id)
 
     def close(self) -> None:
         """End whatever lives, on the host and in containers."""

@@ -102,7 +102,26 @@ class RunningAgent:
     @property
     def sent(self) -> Seen:
         """Return the last request of a client that the engine got: probes come in between."""
-        return next(seen for seen in reversed(self.engine.requests) if seen.method == "POST")
+        found = [seen for seen in self.engine.requests if seen.method == "POST"]
+        assert found, "the engine got no request of a client"
+        return found[-1]
+
+    async def left_by(
+        self, client: httpx.AsyncClient, body: dict[str, object], *, has_begun: bool
+    ) -> None:
+        """Send a chat and hang up: once its answer has begun, or as soon as the engine has it."""
+        begun = anyio.Event()
+
+        async def ask() -> None:
+            async with client.stream("POST", CHAT, json=body) as response:
+                assert response.status_code == 200
+                async for _ in response.aiter_bytes():
+                    begun.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await until(begun.is_set if has_begun else lambda: self.engine.slots.running)
+            group.cancel_scope.cancel()
 
     def kill(self, model: str) -> None:
         """Kill a model's worker."""
@@ -194,7 +213,8 @@ def command(agent: RunningAgent, *arguments: str) -> tuple[list[str], dict[str, 
 async def cli(agent: RunningAgent, *arguments: str) -> Done:
     """Run `iir-agent` against this agent, as a process of its own."""
     line, env = command(agent, *arguments)
-    done = await anyio.run_process(line, env=env, cwd=ROOT, check=False, stderr=STDOUT)
+    with anyio.fail_after(60):
+        done = await anyio.run_process(line, env=env, cwd=ROOT, check=False, stderr=STDOUT)
     return Done(done.returncode, done.stdout.decode())
 
 

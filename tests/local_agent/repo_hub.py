@@ -23,6 +23,9 @@ TINY = {
     "README.md": b"no engine reads me",
     "model.safetensors": WEIGHTS,
 }
+LOADED = {name: content for name, content in TINY.items() if name != "README.md"}
+"""What an engine loads of it, and nothing else comes."""
+SIZE = sum(len(content) for content in LOADED.values())
 
 
 class FakeHub:
@@ -45,6 +48,13 @@ class FakeHub:
         self._server = ThreadingHTTPServer((host, port), _Handler)
         self._server.hub = self  # type: ignore[attr-defined] # the handler finds it there
         self.url = f"http://{host}:{self._server.server_address[1]}"
+
+    def __enter__(self) -> FakeHub:  # noqa: PYI034 - typing has no Self before Python 3.11
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self) -> None:
         """Serve in a thread."""

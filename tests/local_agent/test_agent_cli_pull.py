@@ -9,9 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from local_agent.cli.progress import Lines, shown
 from local_agent.weights.progress import Phase, Progress, as_line
 from shared.kit.clock import monotonic
 from tests.local_agent.command_line import GGUF, Run, make_wheel, write_config
+from tests.threaded import served_by
 
 
 def test_pull_list_remove(run: Run, home: Path, gguf: Path) -> None:
@@ -101,21 +101,15 @@ def test_a_download_without_a_checksum_is_said_to_be_so(
             self.do_HEAD()
             self.wfile.write(GGUF)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        try:
-            source = "hf:org/repo:tiny.gguf"
-            assert "no checksum to compare with" in run("pull", source, "--id", "a").output
-            *_, last = run("pull", source, "--id", "b", "--json").output.splitlines()
-            assert json.loads(last)["is_checked"] is False
-            digest = hashlib.sha256(GGUF).hexdigest()
-            checked = run("pull", source, "--id", "c", "--sha256", digest).output
-            assert "no checksum" not in checked
-        finally:
-            server.shutdown()
-            thread.join()
+    with served_by(Handler) as port:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        source = "hf:org/repo:tiny.gguf"
+        assert "no checksum to compare with" in run("pull", source, "--id", "a").output
+        *_, last = run("pull", source, "--id", "b", "--json").output.splitlines()
+        assert json.loads(last)["is_checked"] is False
+        digest = hashlib.sha256(GGUF).hexdigest()
+        checked = run("pull", source, "--id", "c", "--sha256", digest).output
+        assert "no checksum" not in checked
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,13 @@ async def test_the_name_in_its_url_is_the_agents_own_and_no_other() -> None:
         assert await stage.status("GET", "/health", host=host) == status, host
         answered = await stage.status("GET", "/v1/models", token=stage.token, host=host)
         assert answered == status, host
+
+
+async def test_a_refused_host_is_told_which_setting_names_it(start_agent: StartAgent) -> None:
+    async with start_agent() as agent:
+        answer = await agent.client.get("/v1/models", headers={"host": "mac.lan"})
+        message = answer.json()["error"]["message"]
+        assert "or set AGENT_URL to the URL with this name" in message
+        page = await agent.client.get("/errors/host_not_allowed")
+        assert "ROUTER_ALLOWED_HOSTS" in page.text
+        assert "AGENT_URL" in page.text

@@ -97,11 +97,8 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(
     start_agent: StartAgent, is_stream: bool
 ) -> None:
     async with start_agent(engine=SLOW) as agent:
-        body = {"model": "tiny", "messages": MESSAGES, "stream": is_stream}
-        with anyio.move_on_after(0.3):
-            async with agent.client.stream("POST", CHAT, json=body) as response:
-                async for _ in response.aiter_bytes():
-                    break
+        body: dict[str, object] = {"model": "tiny", "messages": MESSAGES, "stream": is_stream}
+        await agent.left_by(agent.client, body, has_begun=is_stream)
         await agent.engine.journal.wait_for(lambda: agent.sent.aborted)
         await agent.until_idle()
         assert agent.engine.slots.running == 0
@@ -111,11 +108,12 @@ async def test_a_client_that_leaves_before_the_first_byte_frees_the_engine(
     start_agent: StartAgent,
 ) -> None:
     async with start_agent(engine=LATE) as agent:
-        body = {"model": "tiny", "messages": MESSAGES, "stream": True}
-        with anyio.move_on_after(0.2):
-            await agent.client.post(CHAT, json=body)
+        body: dict[str, object] = {"model": "tiny", "messages": MESSAGES, "stream": True}
+        await agent.left_by(agent.client, body, has_begun=False)
         await agent.engine.journal.wait_for(lambda: agent.sent.aborted)
         await agent.until_idle()
+        assert agent.sent.events == 0, "it left before the first event"
+        assert agent.engine.slots.running == 0
 
 
 async def test_a_client_that_leaves_during_a_load_leaves_nothing_behind(

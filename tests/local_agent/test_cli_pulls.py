@@ -31,11 +31,9 @@ MODEL: dict[str, Any] = {
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    hub.files["tiny.gguf"] = GGUF
-    hub.start()
-    yield hub
-    hub.close()
+    with FakeHub() as hub:
+        hub.files["tiny.gguf"] = GGUF
+        yield hub
 
 
 def job_state(agent: RunningAgent) -> JobState | None:

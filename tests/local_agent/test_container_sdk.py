@@ -181,6 +181,17 @@ def test_a_container_is_stopped_and_removed(engine: Engine, client: sdk.DockerCl
     client.stop("gone", 0)  # fine
 
 
+def test_a_container_that_somebody_else_removes_is_left_to_them(
+    engine: Engine, client: sdk.DockerClient
+) -> None:
+    said = "removal of container c1 is already in progress"
+    engine.answers["c1"] = (409, {"message": said})
+    client.stop("c1", 0)
+    engine.answers["c1"] = (409, {"message": "it is paused"})
+    with pytest.raises(ContainerError, match="refused"):
+        client.stop("c1", 0)
+
+
 def test_what_it_refuses_and_that_it_is_gone(engine: Engine, client: sdk.DockerClient) -> None:
     engine.answers["json"] = (500, {"message": "/var/lib/docker is broken"})
     with pytest.raises(ContainerError, match=r"refused \(500\)$") as refused:

@@ -1,9 +1,7 @@
-"""Containers without an engine: where it answers, what fails, whose containers are touched."""
+"""Containers without an engine: what fails, whose containers are touched."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,6 @@ import anyio
 import pytest
 
 from local_agent.containers import ContainerLauncher, EitherLauncher
-from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.causes import DISK_FULL, exit_cause, refusal
 from local_agent.containers.launcher import AGENT, CONFIG, LAUNCH, PORT, PULL, WORKER
 from local_agent.ports import ContainerError, ContainerSpec, ContainerView, Launch, Left, Wanted
@@ -21,89 +18,6 @@ from tests.local_agent.conftest import FakeLauncher
 
 SPEC = ContainerSpec(image="vllm/vllm-openai-cpu:v1", port=8000, memory_bytes=2 * 1024**3)
 LAUNCH_SPEC = Launch(("org/m",), {"A": "1"}, container=SPEC)
-
-
-# -- where the engine answers --------------------------------------------------------------------
-
-
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
-
-
-def context(home: Path, name: str, host: str) -> None:
-    folder = home / ".docker/contexts/meta" / hashlib.sha256(name.encode()).hexdigest()
-    folder.mkdir(parents=True)
-    (folder / "meta.json").write_text(json.dumps({"Endpoints": {"docker": {"Host": host}}}))
-
-
-@pytest.mark.parametrize(
-    ("socket", "source"),
-    [
-        ("root/var/run/docker.sock", "the standard socket"),
-        ("home/.docker/run/docker.sock", "Docker Desktop"),
-        ("home/.colima/default/docker.sock", "Colima"),
-        ("home/.orbstack/run/docker.sock", "OrbStack"),
-        ("user/docker.sock", "Docker without root"),
-        ("user/podman/podman.sock", "Podman"),
-        ("home/.local/share/containers/podman/machine/podman.sock", "Podman"),
-    ],
-)
-def test_a_usual_socket_is_found(tmp_path: Path, socket: str, source: str) -> None:
-    path = touch(tmp_path / socket)
-    env = {"XDG_RUNTIME_DIR": str(tmp_path / "user")}
-    (found,) = candidates(env, tmp_path / "home", root=tmp_path / "root")
-    assert (found.url, found.source) == (f"unix://{path}", source)
-    assert address_problem(env, tmp_path / "home") is None
-
-
-def test_without_a_socket_nothing_is_found(tmp_path: Path) -> None:
-    assert candidates({}, tmp_path, root=tmp_path) == []
-
-
-def test_what_was_set_is_the_only_place(tmp_path: Path) -> None:
-    touch(tmp_path / "var/run/docker.sock")
-    context(tmp_path, "colima", "unix:///somewhere/colima.sock")
-    (tmp_path / ".docker/config.json").write_text('{"currentContext": "colima"}')
-    (found,) = candidates({}, tmp_path, root=tmp_path)
-    assert (found.url, found.source) == (
-        "unix:///somewhere/colima.sock",
-        "the Docker context colima",
-    )
-    (found,) = candidates({"DOCKER_HOST": "unix:///x.sock"}, tmp_path, root=tmp_path)
-    assert (found.url, found.source) == ("unix:///x.sock", "DOCKER_HOST")
-    found, *_ = candidates({"DOCKER_CONTEXT": "default"}, tmp_path, root=tmp_path)
-    assert found.source == "the standard socket"
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"currentContext": 3}'])
-def test_a_broken_docker_configuration_is_none(tmp_path: Path, text: str) -> None:
-    touch(tmp_path / ".docker/config.json").write_text(text)
-    touch(tmp_path / "var/run/docker.sock")
-    (found,) = candidates({}, tmp_path, root=tmp_path)
-    assert found.source == "the standard socket"
-
-
-@pytest.mark.parametrize(
-    ("env", "words"),
-    [
-        (
-            {"DOCKER_HOST": "ssh://me@far"},
-            "DOCKER_HOST names a container engine that is not on this",
-        ),
-        ({"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "not on this machine"),
-        ({"DOCKER_CONTEXT": "gone"}, "the Docker context gone does not exist"),
-        ({"DOCKER_HOST": "tcp://127.0.0.1:2375"}, None),
-        ({"DOCKER_HOST": "unix:///x"}, None),
-        ({}, None),
-    ],
-)
-def test_an_engine_on_another_machine_is_refused(
-    tmp_path: Path, env: dict[str, str], words: str | None
-) -> None:
-    problem = address_problem(env, tmp_path)
-    assert problem is None if words is None else words in (problem or "")
 
 
 # -- causes ----------------------------------------------------------------------------------------
@@ -156,6 +70,7 @@ class FakeClient:
         self.stopped: list[tuple[str, float]] = []
         self.error: ContainerError | None = None
         self.refused: ContainerError | None = None
+        self.addresses = {"workers": "172.30.0.9"}
         self.end = Event()
 
     def find(self, labels: Mapping[str, str]) -> list[ContainerView]:
@@ -185,7 +100,7 @@ class FakeClient:
             labels=dict(labels),
             is_running=True,
             pid=77,
-            addresses={"workers": "172.30.0.9"},
+            addresses=self.addresses,
         )
         return made
 
@@ -398,3 +313,20 @@ async def test_each_launch_goes_to_its_kind(bench: Bench) -> None:
     assert left == {"p": Left(1, must_serve=True), "c": Left(2, must_serve=False)}
     assert await both.reap_orphans(["c"]) == []
     assert processes.kept == ["c"]
+
+
+async def test_a_worker_without_an_address_on_its_network_is_refused(bench: Bench) -> None:
+    bench.client.addresses = {"other": "172.31.0.2", "workers": ""}
+    launcher = bench.launcher(network="workers")
+    with pytest.raises(ContainerError, match="no IPv4 address on the network that AGENT_WORKER_N"):
+        await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    assert bench.client.all == {}  # nothing is left behind that holds memory
+
+
+async def test_a_worker_that_lost_its_address_is_replaced(bench: Bench) -> None:
+    launcher = bench.launcher(network="workers")
+    await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    bench.client.all["c1"] = replace(bench.client.all["c1"], addresses={"workers": ""})
+    assert await launcher.left_running({"m": "h"}) == []
+    process = await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
+    assert (process.host, list(bench.client.all)) == ("172.30.0.9", ["c2"])

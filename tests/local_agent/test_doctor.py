@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from local_agent.memory.estimate import budget_mb
 from local_agent.process import free_port
 from local_agent.weights.store import WeightStore
 from shared.http.serve import bind
+from tests.threaded import served_by
 
 HOST = HostFacts(
     platform="linux", arch="x86_64", memory_mb=16_000, modules=frozenset({"xllamacpp"})
@@ -182,14 +182,8 @@ def web_server(server: str, body: bytes = b"{}") -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield found.server_port
-        finally:
-            found.shutdown()
-            thread.join()
+    with served_by(Handler) as port:
+        yield port
 
 
 def of_port(**values: Any) -> list[Finding]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from local_agent.catalog import catalog
 from local_agent.config_file import ConfigError, load_config, parse_config, to_deployments
-from local_agent.domain import Deployment, HostFacts, ModelId
+from local_agent.doctor.models import plans
+from local_agent.domain import Deployment, HostFacts, ModelId, PulledImage
 from local_agent.engines import ENGINES
 from local_agent.ports import Launch
 from local_agent.process import LocalProcessLauncher
@@ -181,3 +183,33 @@ async def test_its_interpreter_runs_it_without_the_hub_s_token(tmp_path: Path) -
     assert await process.wait() == 0
     assert process.log_tail(1) == ["token None"]
     await process.stop(1)
+
+
+def test_what_was_pulled_for_a_container_does_not_keep_its_process_away(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path)
+    store.record_pulled(
+        ModelId("m"), PulledImage(image="a/b:1", repo="Org/M", size_bytes=1), "2026-01-01T00:00:00"
+    )
+    snapshot = store.hub.folder("Org/M") / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("c0ffee")
+    text = "{known_models: false, models: [{id: m, engine: vllm, options: {repo: Org/M}}]}"
+    config = parse_config(text, {}, name="agent.yaml", base=tmp_path)
+    entry = catalog(to_deployments(config, store), ENGINES, LINUX).entries[ModelId("m")]
+    assert (entry.is_pulled, entry.problem) == (True, None)
+
+
+def test_a_repository_that_is_none_is_named_before_anything_is_pulled(tmp_path: Path) -> None:
+    text = "models: [{id: m, engine: vllm, options: {repo: nobody}}]"
+    with pytest.raises(ConfigError, match="option repo of engine vllm must be a repository"):
+        parse_config(text, {}, name="agent.yaml", base=tmp_path)
+
+
+@pytest.mark.parametrize("host", [LINUX, BARE])
+def test_the_doctor_takes_a_repository_that_is_not_pulled(tmp_path: Path, host: HostFacts) -> None:
+    text = "{known_models: false, models: [{id: m, engine: vllm, options: {repo: Org/M}}]}"
+    config = parse_config(text, {}, name="agent.yaml", base=tmp_path)
+    (plan,) = plans(config, WeightStore(tmp_path), host)
+    assert (plan.is_pulled, plan.container()) == (False, None)

@@ -7,28 +7,28 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from local_agent.weights.following import PROGRAM
+from local_agent.weights.hub_cache import HubCache
 from shared.kit.clock import monotonic
-from tests.local_agent.repo_hub import COMMIT, TINY, TOKEN, WEIGHTS, FakeHub
+from tests.local_agent.repo_hub import COMMIT, LOADED, SIZE, TOKEN, WEIGHTS, FakeHub
+from tests.shared.certificates import make_certificate, speak_tls
 
-LOADED = {name: content for name, content in TINY.items() if name != "README.md"}
-SIZE = sum(len(content) for content in LOADED.values())
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    hub.start()
-    yield hub
-    hub.close()
+    with FakeHub() as hub:
+        yield hub
 
 
 class Pull:
@@ -177,10 +177,38 @@ def test_removed_is_removed(pull: Pull) -> None:
 
 def test_one_that_nobody_listens_to_ends(pull: Pull, hub: FakeHub) -> None:
     hub.hold = 1_500_000
-    child = pull.start()
-    assert child.stdout is not None
-    while b"downloading" not in child.stdout.readline():
-        pass
-    child.stdout.close()  # as when the agent was killed
-    hub.release()
-    assert child.wait(timeout=20) == 1
+    with pull.start() as child:
+        assert child.stdout is not None
+        try:
+            assert any(b"downloading" in line for line in child.stdout), "it has ended"
+            child.stdout.close()  # as when the agent was killed
+            hub.release()
+            assert child.wait(timeout=20) == 1
+        finally:
+            child.kill()
+
+
+def test_a_reference_that_was_cut_short_is_no_revision(pull: Pull, tmp_path: Path) -> None:
+    pull()
+    (pull.folder / "refs" / "main").write_text("")
+    (pull.folder / "snapshots" / "config.json").write_bytes(b"{}")
+    (pull.folder / "snapshots" / "model.safetensors").write_bytes(WEIGHTS)
+    assert HubCache(pull.folder.parent).find("org/tiny") is None
+    assert pull(HF_ENDPOINT="http://127.0.0.1:9")[-1]["error"]["kind"] == "unreachable"
+    assert pull()[-1]["result"]["size"] == SIZE
+    assert [path.name for path in (pull.folder / "refs").iterdir()] == ["main"]
+    assert HubCache(pull.folder.parent).find("org/tiny") is not None
+
+
+def test_a_hub_whose_certificate_nobody_knows(pull: Pull, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    cert = make_certificate(tmp_path)
+    speak_tls(server, cert)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        url = f"https://localhost:{server.server_address[1]}"
+        *_, last = pull(HF_ENDPOINT=url)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert last["error"]["cause"] == "its certificate is not trusted"

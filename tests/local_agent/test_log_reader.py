@@ -50,10 +50,10 @@ def test_the_last_lines_and_a_line_that_has_no_end(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     desk.write("one\n\ntwo\nthr")
     reader = LogReader(desk.path, Mask())
-    assert reader.last(2) == "\ntwo\n"
+    assert reader.last(2) == b"\ntwo\n"
     assert reader.rest() == "thr"
-    assert LogReader(desk.path, Mask()).last(0) == ""
-    assert LogReader(desk.path, Mask()).last(99) == "one\n\ntwo\n"
+    assert LogReader(desk.path, Mask()).last(0) == b""
+    assert LogReader(desk.path, Mask()).last(99) == b"one\n\ntwo\n"
 
 
 def test_the_last_lines_reach_into_the_older_part(desk: Desk) -> None:
@@ -61,11 +61,21 @@ def test_the_last_lines_reach_into_the_older_part(desk: Desk) -> None:
     desk.log.trim()
     desk.write(numbered(range(11, 13)))
     reader = LogReader(desk.path, Mask())
-    assert reader.last(4) == numbered(range(9, 13))
+    assert reader.last(4) == numbered(range(9, 13)).encode()
+
+
+def test_a_rotation_before_the_last_lines_are_read_shows_nothing_twice(desk: Desk) -> None:
+    desk.write(numbered(range(11)))
+    reader = LogReader(desk.path, Mask())
+    desk.log.trim()
+    desk.write(numbered(range(11, 13)))
+    assert reader.last(4) == numbered(range(9, 13)).encode()
+    desk.write("after\n")
+    assert "".join(reader.more() for _ in range(4)) == "after\n"
 
 
 def test_no_log_is_empty_until_there_is_one(desk: Desk) -> None:
-    assert desk.reader.last(10) == ""
+    assert desk.reader.last(10) == b""
     assert desk.more() == ""
     desk.write("first\n")
     assert desk.more() == "first\n"

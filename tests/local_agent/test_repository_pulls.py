@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from local_agent.pulls.repository import RepositoryPuller
+from local_agent.settings import load_settings
+from local_agent.this_host import this_host
 from local_agent.weights.errors import (
     AccessDenied,
     AlreadyPulling,
@@ -25,20 +29,16 @@ from local_agent.weights.errors import (
 )
 from local_agent.weights.hub_cache import HubCache, users_cache
 from local_agent.weights.progress import Phase, Progress
-from tests.local_agent.harness import until
-from tests.local_agent.repo_hub import COMMIT, TINY, TOKEN, WEIGHTS, FakeHub
+from tests.local_agent.harness import PATIENCE_S, until
+from tests.local_agent.repo_hub import COMMIT, LOADED, SIZE, TOKEN, WEIGHTS, FakeHub
 
 REPO = "org/tiny"
-LOADED = {name: content for name, content in TINY.items() if name != "README.md"}
-SIZE = sum(map(len, LOADED.values()))
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    hub = FakeHub()
-    hub.start()
-    yield hub
-    hub.close()
+    with FakeHub() as hub:
+        yield hub
 
 
 class Stage:
@@ -72,6 +72,14 @@ class Stage:
         task = asyncio.create_task(self.pull())
         await until(lambda: any(progress.bytes_done > 1_500_000 for progress in self.seen))
         return task, program()
+
+
+async def stop(task: asyncio.Task[tuple[int, bool]]) -> None:
+    """Stop a pull as jobs and commands do."""
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+    assert done, "it goes on"
+    assert task.cancelled()
 
 
 def program() -> psutil.Process:
@@ -125,9 +133,7 @@ async def test_a_cancelled_pull_ends_its_process_and_the_next_goes_on(
     assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
     assert "hf_of_somebody" not in str(child.environ())
     assert child.cmdline()[1:3] == ["-I", "-S"]
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await stop(task)
     assert not child.is_running()
     assert stage.cache.find(REPO) is None
     hub.release()
@@ -258,8 +264,7 @@ async def test_wrong_bytes_of_the_user_s_cache_are_taken_once(stage: Stage, hub:
 async def test_removed_is_removed_broken_pulls_too(stage: Stage, hub: FakeHub) -> None:
     assert await stage.puller().remove(REPO) == 0
     task, _ = await stage.started(hub)
-    task.cancel()
-    await asyncio.wait({task})
+    await stop(task)
     assert await stage.puller().remove(REPO) > 1_000_000
     assert not stage.cache.folder(REPO).exists()
     hub.release()
@@ -278,4 +283,47 @@ async def test_removed_is_removed_broken_pulls_too(stage: Stage, hub: FakeHub) -
     ],
 )
 def test_where_the_user_s_cache_is(env: dict[str, str], folder: Path) -> None:
-    assert users_cache(env).root == folder
+    found = users_cache(env)
+    assert found is not None
+    assert found.root == folder
+
+
+async def test_without_a_home_folder_everything_is_downloaded(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expanduser(path: Path) -> Path:
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.setattr(Path, "home", lambda: expanduser(Path("~")))
+    assert users_cache({}) is None
+    assert users_cache({"HF_HOME": "~nobody"}) is None
+    this_host(load_settings())
+    puller = RepositoryPuller(stage.cache, users=None, env=stage.env, secrets=stage.secrets)
+    assert await puller.pull(REPO, stage.seen.append) == (SIZE, True)
+
+
+async def test_a_loop_of_links_in_the_user_s_cache_is_passed_over(stage: Stage) -> None:
+    own = RepositoryPuller(stage.users, users=stage.cache, env=stage.env, secrets=stage.secrets)
+    await own.pull(REPO, stage.seen.append)
+    theirs = stage.users.find(REPO)
+    assert theirs is not None
+    (theirs / "loop.json").symlink_to("loop.json")
+    assert await stage.pull() == (SIZE, True)
+
+
+@pytest.mark.parametrize("named", [{}, {"SSL_CERT_DIR": "/own"}])
+async def test_a_python_that_knows_no_authorities_gets_them(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, named: dict[str, str]
+) -> None:
+    nowhere = SimpleNamespace(cafile=None, capath=None)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nowhere)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "file=$SSL_CERT_FILE dir=$SSL_CERT_DIR."\nexit 3\n')
+    python.chmod(0o755)
+    puller = RepositoryPuller(stage.cache, users=None, env=named, secrets={}, python=str(python))
+    said = "file= dir=own." if named else "file=cacert.pem dir=."
+    with pytest.raises(SourceFailed, match=f"{said}$"):
+        await puller.pull(REPO, stage.seen.append)

@@ -144,7 +144,7 @@ async def test_weights_that_are_not_pulled_are_404_with_the_command(
 
 @pytest.mark.parametrize(
     ("engine", "words"),
-    [("llama_cpp", "pip install"), ("warp", "unknown engine 'warp'; known: external")],
+    [("llama_cpp", "with its extra `llama`"), ("warp", "unknown engine 'warp'; known: external")],
 )
 async def test_an_engine_that_can_not_run_here_is_said_so(
     stage: Stage, tmp_path: Path, engine: str, words: str

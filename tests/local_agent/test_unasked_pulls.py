@@ -12,6 +12,7 @@ from local_agent.pulls.puller import Pulled
 from local_agent.pulls.unasked import UnaskedPulls
 from local_agent.weights.errors import SourceUnreachable
 from local_agent.weights.progress import OnProgress
+from tests.local_agent.harness import until
 
 
 class Stage:
@@ -24,6 +25,7 @@ class Stage:
         self.waits: list[float] = []
         self.go = asyncio.Event()
         self.go.set()
+        self.held = ""  # this one waits for `go`; all do, if it is empty
         self.jobs = PullJobs(self.pull, PullMarks(lambda: None), lambda: None)
 
     def resolve(self, name: str) -> ModelId | None:
@@ -36,7 +38,8 @@ class Stage:
 
     async def pull(self, model: ModelId, on_progress: OnProgress) -> Pulled:
         self.started.append(model)
-        await self.go.wait()
+        if self.held in {"", model}:
+            await self.go.wait()
         if self.failures:
             self.failures -= 1
             raise SourceUnreachable("the index can't be reached")
@@ -75,8 +78,7 @@ async def test_a_pull_that_somebody_stops_is_left_alone() -> None:
     stage = Stage("small")
     stage.go.clear()
     running = asyncio.create_task(stage.run("small"))
-    while not stage.started:
-        await asyncio.sleep(0)
+    await until(lambda: stage.started)
     await stage.jobs.cancel(ModelId("small"))
     await running
     assert stage.started == ["small"]
@@ -99,3 +101,31 @@ async def test_without_names_nothing_happens() -> None:
     stage = Stage("small")
     await stage.run()
     assert stage.started == []
+
+
+async def test_nobody_waits_for_the_longest_pull() -> None:
+    stage = Stage("big", "small")
+    stage.go.clear()
+    stage.held, stage.failures = "big", 2
+    running = asyncio.create_task(stage.run("big", "small"))
+    await until(lambda: stage.there["small"])
+    assert stage.started == ["big", "small", "small", "small"]
+    stage.go.set()
+    await running
+    assert stage.there["big"]
+
+
+async def test_a_name_that_goes_and_comes_back_is_pulled_then() -> None:
+    stage = Stage("small")
+    stage.go.clear()
+    running = asyncio.create_task(stage.run("small"))
+    await until(lambda: bool(stage.started))
+    del stage.there["small"]
+    stage.jobs.keep(())
+    await until(lambda: len(stage.waits) > 3)
+    assert set(stage.waits) == {15.0}  # to look for a name costs nothing
+    stage.there["small"] = False
+    stage.go.set()
+    await running
+    assert stage.started == ["small", "small"]
+    assert stage.there["small"]

@@ -335,6 +335,12 @@ async def test_one_pull_per_model(tmp_path: Path) -> None:
     assert store.remove(MODEL)
 
 
+def test_a_lock_that_nobody_can_open_is_taken_for_held(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "models")
+    store.lock_path(MODEL).mkdir(parents=True)
+    assert store.is_being_changed(MODEL)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Registration
 from shared.kit.run_file import announced
+from tests.threaded import served_by
 
 NOW = 2_000_000_000.0
 
@@ -219,12 +220,8 @@ def test_probe_tells_routers_from_strangers(status: int, body: bytes, answer: An
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        assert probe_router("0.0.0.0", server.server_port) == answer
-        server.shutdown()
-        thread.join()
+    with served_by(Handler) as port:
+        assert probe_router("0.0.0.0", port) == answer
 
 
 def test_probe_finds_nobody_and_programs_without_http() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from router.settings import load_settings
 from router.store import agents
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Registration
+from tests.threaded import served_by
 
 CASSETTES = Path(__file__).parent / "cassettes"
 KEY = "sk-made-up-for-this-test"
@@ -57,14 +57,8 @@ def upstream() -> Iterator[Upstream]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(Handler) as found.port:
+        yield found
 
 
 @pytest.fixture(autouse=True)

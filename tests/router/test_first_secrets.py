@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from router.app import serve
 from router.domain import Catalog
 from router.settings import Settings, load_settings
 from router.store.agents import list_agents, revoke_agent
+from router.store.first_secrets import FirstSecrets
 from router.store.keys import list_keys, parse_prefix, revoke_key
+from router.store.prepare import prepare
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 
@@ -142,3 +147,30 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_the_router_shut(
 def test_without_the_settings_nothing_is_made(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="without an API key"):
         serve(load_settings(router_host="0.0.0.0", router_port=0))
+    made = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in made if not name.startswith("models.db")} == set()
+    assert write(settings, list_keys) == write(settings, list_agents) == []
+
+
+def test_routers_that_start_at_once_on_one_registry_make_one_of_each(settings: Settings) -> None:
+    prepare(settings.store_url)
+    key_file, token_file = settings.router_key_file, settings.router_agent_token_file
+    assert key_file is not None
+    assert token_file is not None
+    at_once = 4
+    together = threading.Barrier(at_once)
+
+    def make(_: int) -> bool:
+        with closing(FirstSecrets(settings.store_url)) as secrets:
+            together.wait(10)
+            is_made = secrets.make_key(key_file)
+            secrets.admit_local_agent(token_file)
+            return is_made
+
+    with ThreadPoolExecutor(at_once) as routers:
+        made = list(routers.map(make, range(at_once)))
+    assert sorted(made) == [False] * (at_once - 1) + [True]
+    (key,) = write(settings, list_keys)
+    assert key.prefix == parse_prefix(held(key_file))
+    (agent,) = write(settings, list_agents)
+    assert agent.key_prefix == parse_prefix(held(token_file))

@@ -273,3 +273,11 @@ class Leases(RuleBasedStateMachine):
 
 test_leases_in_any_order = Leases.TestCase
 test_leases_in_any_order.settings = settings(max_examples=60, stateful_step_count=25)
+
+
+def test_two_agents_that_had_one_name_can_both_go(members: Membership) -> None:
+    for row_id in (1, 2):  # the first one's row was given another name meanwhile
+        members.register(row_id, "mac", f"a{row_id}", registration(), f"l{row_id}")
+    members.merge(LeaseBook(version=1, agents=(record(1),)), read_at=0)
+    members.merge(LeaseBook(version=2, agents=()), read_at=0)
+    assert list(members) == []

@@ -57,7 +57,7 @@ async def spread(
     """Return how many of so many requests under way at once each endpoint has."""
     for engine in (a, b):
         engine.reset()
-        engine.script.add("stall:ms=400,times=0")
+        engine.script.add("stall:ms=30000,times=0")
     async with anyio.create_task_group() as group:
         for number in range(times):
             group.start_soon(lambda: router.client.post(CHAT, json=chat()))
@@ -65,6 +65,7 @@ async def spread(
                 while len(a.requests) + len(b.requests) <= number:
                     await anyio.sleep(0.001)
         found = Counter({"a": len(a.requests), "b": len(b.requests)})
+        group.cancel_scope.cancel()
     await settled(router)
     return found
 

@@ -104,3 +104,13 @@ def test_another_projects_settings_are_none_of_an_installation(
     (tmp_path / "state" / ".env").write_text("ROUTER_PORT=8123\nOUR_KEY=sk-ours\n")
     assert load_settings().router_port == 8123
     assert settings.credential("OUR_KEY") == "sk-ours"
+
+
+def test_the_files_of_first_secrets_may_lie_in_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ROUTER_KEY_FILE", "~/key")
+    monkeypatch.setenv("ROUTER_AGENT_TOKEN_FILE", "~/token")
+    settings = load_settings()
+    assert settings.router_key_file == Path.home() / "key"
+    assert settings.router_agent_token_file == Path.home() / "token"

@@ -151,13 +151,11 @@ def test_both_images_have_the_same_versions_and_the_router_no_engine() -> None:
 
 
 def test_only_loopback_ports_are_published_unless_tls_is_asked_for() -> None:
-    published = {
-        (name, service): port
-        for name, service, values in services()
-        for port in values.get("ports", [])
-    }
-    assert {service for _, service in published} == {"router", "sim", "prometheus", "tls"}
-    for (_, service), port in published.items():
+    published = [
+        (service, port) for _, service, values in services() for port in values.get("ports", [])
+    ]
+    assert {service for service, _ in published} == {"router", "sim", "prometheus", "tls"}
+    for service, port in published:
         prefix = "${TLS_ADDRESS:-127.0.0.1}:" if service == "tls" else "127.0.0.1:"
         assert port.startswith(prefix), service
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from scripts.devstack.text import curl, snippet
+from tests.threaded import served_by
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-iir-abcdefgh-" + "a" * 40
@@ -25,7 +28,7 @@ case "$*" in
   *ROUTER_KEY_FILE*) echo "$STAND_IN_KEY" ;;
   *"printenv AGENT_PULL") echo "$STAND_IN_PULL" ;;
   "compose config") echo "name: mine" ;;
-  *"python -") cat >/dev/null ;;
+  *"python -") cat >/dev/null; exit "${STAND_IN_WAIT:-0}" ;;
   "ps "*) echo left-over ;;
 esac
 """
@@ -107,15 +110,35 @@ def test_nobody_waits_for_a_model_that_is_not_pulled(stage: Stage) -> None:
     assert not any(call.endswith("python -") for call in stage.asked)
 
 
-def test_without_the_first_keys_file_it_asks_for_a_key_of_yours(stage: Stage) -> None:
-    done = stage.run("up", STAND_IN_FAILS="ROUTER_KEY_FILE")
+@pytest.mark.parametrize("pulled", ["another", "smollm2-135m-instruct,another"])
+def test_nobody_waits_for_the_embedded_model_if_others_are_pulled(
+    stage: Stage, pulled: str
+) -> None:
+    done = stage.run("up", STAND_IN_PULL=pulled)
     assert done.returncode == 0
+    assert not any(call.endswith("python -") for call in stage.asked)
+    assert stage.run("up", STAND_IN_PULL="another, default").returncode == 0
+    assert any(call.endswith("python -") for call in stage.asked)
+
+
+@pytest.mark.parametrize("gone", [{"STAND_IN_FAILS": "ROUTER_KEY_FILE"}, {"STAND_IN_WAIT": "3"}])
+def test_without_the_first_key_it_asks_for_a_key_of_yours(
+    stage: Stage, gone: dict[str, str]
+) -> None:
+    done = stage.run("up", **gone)
+    assert done.returncode == 0
+    assert KEY not in done.stdout
     assert curl("http://127.0.0.1:8123", needs_key=True) in done.stdout.splitlines()
     assert "iir keys create --name NAME" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("fails", "words"), [("compose version", "docker compose (v2)"), ("info", "does not answer")]
+    ("fails", "words"),
+    [
+        ("compose version", "docker compose (v2)"),
+        ("config --quiet", "2.24 or newer is needed"),
+        ("info", "does not answer"),
+    ],
 )
 def test_what_is_missing_is_named(stage: Stage, fails: str, words: str) -> None:
     for action in ("up", "down"):
@@ -140,13 +163,72 @@ def test_down_keeps_the_data_unless_told_otherwise(stage: Stage) -> None:
     assert stage.asked[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
+# -- the agent beside the containers ---------------------------------------------------------------
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    """Return the script in a folder of its own, as in a checkout without `.env`."""
+    folder = tmp_path / "checkout" / "scripts"
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(ROOT / "scripts/docker_native_agent.sh", folder))
+
+
+def native_run(script: Path, action: str, **env: str) -> str:
+    done = subprocess.run(
+        ["sh", str(script), action],
+        env={"PATH": os.defpath, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_native_agent_takes_the_environment_before_env_file_before_the_default(
+    native: Path,
+) -> None:
+    assert native_run(native, "pulled") == "smollm2-135m"
+    (native.parents[1] / ".env").write_text('AGENT_PULL="a, b"\nIIR_HOME=/elsewhere\n')
+    assert native_run(native, "pulled") == "a, b"
+    assert native_run(native, "log") == "/elsewhere/logs/docker-agent.log"
+    assert native_run(native, "pulled", AGENT_PULL="c") == "c"
+    assert native_run(native, "pulled", AGENT_PULL="") == ""
+
+
+def test_a_native_agent_is_ended_however_long_its_path_is(native: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    program = folder / "iir-agent"
+    program.write_text("#!/bin/sh\nwhile :; do read -r _; done\n")
+    program.chmod(0o755)
+    run = tmp_path / "home" / "run"
+    run.mkdir(parents=True)
+    with subprocess.Popen([program, "serve"], stdin=subprocess.PIPE) as process:
+        (run / "docker-agent.pid").write_text(f"{process.pid}\n")
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        try:
+            # what `ps` takes for the width of the terminal
+            native_run(native, "stop", IIR_HOME=str(tmp_path / "home"), COLUMNS="80")
+            reaper.join(10)
+            assert process.returncode == -signal.SIGTERM
+        finally:
+            process.kill()
+    assert list(run.iterdir()) == []
+
+
 class Router(http.server.BaseHTTPRequestHandler):
-    """Says of its default model what it is told to, one answer after the other."""
+    """Says of its default model what it is told to, one answer after the other, to who has the key."""
 
     answers: list[tuple[int, str]]
 
     def do_GET(self) -> None:
         status, value = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if self.headers["authorization"] != f"Bearer {KEY}":
+            status = 500
         body = json.dumps({"status": {"value": value}}).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -160,21 +242,22 @@ class Router(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def router() -> Iterator[tuple[type[Router], int]]:
     handler = type("Handler", (Router,), {"answers": [(200, "loaded")]})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield handler, server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(handler) as port:
+        yield handler, port
 
 
 @pytest.mark.parametrize(
     ("answers", "code", "said"),
     [
-        ([(404, ""), (200, "downloading"), (200, "loading"), (200, "loaded")], 0, "downloading"),
-        ([(401, "")], 0, ""),
-        ([(200, "failed")], 1, "failed"),
+        (
+            [(404, ""), (200, "downloading"), (200, "loading"), (200, "loaded")],
+            0,
+            ["no agent has it yet", "downloading", "loading"],
+        ),
+        ([(401, "")], 3, []),
+        ([(503, ""), (200, "loaded")], 0, ["the router answers 503"]),
+        ([(200, "failed")], 1, ["failed"]),
+        ([(404, "")], 1, ["no agent has it yet"]),
     ],
 )
 def test_waiting_for_the_model(
@@ -182,14 +265,16 @@ def test_waiting_for_the_model(
     tmp_path: Path,
     answers: list[tuple[int, str]],
     code: int,
-    said: str,
+    said: list[str],
 ) -> None:
     handler, port = router
     handler.answers = answers
     key = tmp_path / "key"
     key.write_text(f"{KEY}\n")
     text = (ROOT / "scripts/docker_wait.py").read_text()
-    text = text.replace("PORT = 8000", f"PORT = {port}").replace("FAILED_S = 120.0", "FAILED_S = 0")
+    text = text.replace("PORT = 8000", f"PORT = {port}").replace(
+        "HOPELESS_S = 120.0", "HOPELESS_S = 0"
+    )
     done = subprocess.run(
         [sys.executable, "-"],
         input=text,
@@ -200,5 +285,6 @@ def test_waiting_for_the_model(
         check=False,
     )
     assert done.returncode == code, done.stderr
-    assert said in done.stdout
+    lines = [line.rpartition(" (")[0] for line in done.stdout.splitlines()]
+    assert lines == [f"the embedded model: {one}" for one in said]
     assert KEY not in done.stdout + done.stderr

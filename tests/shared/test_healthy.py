@@ -6,7 +6,6 @@ import http.server
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from shared.kit.healthy import problem
 from shared.kit.run_file import announced
+from tests.threaded import served_by
 
 
 class Service(http.server.BaseHTTPRequestHandler):
@@ -31,13 +31,8 @@ class Service(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[tuple[type[Service], int]]:
     handler = type("Handler", (Service,), {})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield handler, server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(handler) as port:
+        yield handler, port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
@@ -58,11 +53,11 @@ def test_one_that_drains_or_starts_is_not(
 
 def test_neither_is_one_that_is_gone_or_never_was(tmp_path: Path) -> None:
     assert problem(str(tmp_path / "run.json")) == "it does not run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with announced(tmp_path / "run.json", host="127.0.0.1", port=port):
-        assert "does not answer" in (problem(str(tmp_path / "run.json")) or "")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens
+        port = silent.getsockname()[1]
+        with announced(tmp_path / "run.json", host="127.0.0.1", port=port):
+            assert "does not answer" in (problem(str(tmp_path / "run.json")) or "")
 
 
 def test_the_command_says_why_and_exits_with_1(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""The commands of docs/docker.md: keys, the agent's file, and the router's image by itself."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.integration.compose_stack import (
+    BUILD_LIMIT_S,
+    ROUTER_IMAGE,
+    Compose,
+    composed,
+    docker,
+    require_compose,
+)
+from tests.integration.stack import ROOT, output_of, until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Compose]:
+    with composed(AGENT_PULL="") as found:
+        found.run("up", "--detach", "--build", "--wait")
+        yield found
+
+
+def status(address: str, key: str) -> int:
+    headers = {"authorization": f"Bearer {key.strip()}"}
+    url = f"http://{address}/v1/models"
+    return httpx.get(url, headers=headers, trust_env=False, timeout=10).status_code
+
+
+def made(said: str) -> str:
+    """Return the key that `iir keys create` has shown."""
+    (key,) = [word for word in said.split() if word.startswith("sk-iir-")]
+    return key
+
+
+def test_keys_are_made_and_revoked_and_the_first_is_not_made_anew(compose: Compose) -> None:
+    address = compose.run("port", "router", "8000")
+    first = compose.inside("router", "cat", "/data/api-key")
+    assert status(address, first) == 200
+    laptop = made(compose.inside("router", "iir", "keys", "create", "--name", "laptop"))
+    ops = compose.inside("router", "iir", "keys", "create", "--name", "ops", "--scope", "admin")
+    compose.inside("router", "iir", "keys", "revoke", "first")
+    until(lambda: status(address, first) == 401, 5, "the first key is refused")
+    assert status(address, laptop) == 200
+    assert made(ops) not in {first, laptop}
+    compose.run("restart", "router")
+    address = compose.run(
+        "port", "router", "8000"
+    )  # another one, as the port was left to the engine
+    until(lambda: is_up(address), 30, "the router is back")
+    assert compose.inside("router", "cat", "/data/api-key") == first
+    assert (status(address, first), status(address, laptop)) == (401, 200)
+
+
+def is_up(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}/health", trust_env=False, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def test_the_agent_takes_a_file_and_lists_what_it_has(compose: Compose) -> None:
+    assert "smollm2-135m" in compose.inside("agent", "iir-agent", "ls")
+    models = [{"id": "mine", "engine": "simulated"}]
+    text = json.dumps({"known_models": False, "models": models})
+    compose.inside("agent", "sh", "-c", "cat > /data/agent/agent.yaml", says=text)
+    listed = json.loads(compose.inside("agent", "iir-agent", "ls", "--json"))
+    assert [row["id"] for row in listed] == ["mine"]
+
+
+def test_the_routers_image_by_itself() -> None:
+    require_compose()
+    words = [
+        "docker",
+        "build",
+        "--quiet",
+        "--file",
+        "router/Dockerfile",
+        "--tag",
+        ROUTER_IMAGE,
+        ".",
+    ]
+    output_of(words, limit_s=BUILD_LIMIT_S, folder=ROOT)
+    name = f"iir-test-{uuid.uuid4().hex[:8]}"
+    confined = ("--read-only", "--tmpfs", "/tmp")
+    try:
+        docker(
+            *("run", "--detach", "--name", name, "--publish", "127.0.0.1::8000"),
+            *("--volume", f"{name}:/data", *confined, ROUTER_IMAGE),
+        )
+        address = docker("port", name, "8000/tcp")
+        until(lambda: is_up(address), 30, "it serves")
+        key = docker("exec", name, "cat", "/data/api-key")
+        assert status(address, key) == 200
+        assert status(address, "sk-iir-nothing") == 401
+        docker("stop", "--time", "40", name)
+        assert json.loads(docker("inspect", name))[0]["State"]["ExitCode"] == 0
+    finally:
+        docker("rm", "--force", name)
+        docker("volume", "rm", "--force", name)
