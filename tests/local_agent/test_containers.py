@@ -327,6 +327,6 @@ async def test_a_worker_that_lost_its_address_is_replaced(bench: Bench) -> None:
     launcher = bench.launcher(network="workers")
     await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
     bench.client.all["c1"] = replace(bench.client.all["c1"], addresses={"workers": ""})
-    assert await launcher.left_running({"m": "h"}) == []
+    assert await launcher.left_running(wanted(m="h")) == {}
     process = await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=7)
     assert (process.host, list(bench.client.all)) == ("172.30.0.9", ["c2"])
