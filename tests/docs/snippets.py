@@ -3,6 +3,7 @@
 <!-- runs -->               it runs, in the order of the page, against a router and an agent
 <!-- runs: until Ctrl-C --> the same for one command that goes on by itself
 <!-- runs: and fails -->    the same for what ends with an error
+<!-- runs: until it prints --> the same for a look that is taken again until it prints the block after it
 <!-- prints -->             its lines are lines of what the block before it printed, or whole words of them, in
                            this order; `…` is anything within a line
 <!-- agent.yaml -->         an agent takes it as its file
@@ -26,7 +27,7 @@ NEEDS = (
 
 _COMMENT = re.compile(r"<!--.*?-->(?:\n\s*```)?", re.DOTALL)
 _KNOWN = re.compile(
-    r"<!-- (?:runs(?:: until Ctrl-C|: and fails)?|prints|agent\.yaml|(?:tested|needs): \S[^\n]*) -->\n\s*```"
+    r"<!-- (?:runs(?:: until Ctrl-C|: until it prints|: and fails)?|prints|agent\.yaml|(?:tested|needs): \S[^\n]*) -->\n\s*```"
     r"|<!-- (?:Written by|bench:) .* -->(?:\n\s*```)?",  # what scripts write and look for
     re.DOTALL,
 )

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from local_agent.config_file import load_config
-from tests.docs.playground import Done, Playground
+from shared.kit.clock import monotonic
+from tests.docs.playground import PATIENCE_S, Done, Playground
 from tests.docs.snippets import NEEDS, SPOKEN, Snippet, missing_lines, snippets, unknown_marks
 
 ROOT = Path(__file__).parents[2]
@@ -103,16 +104,20 @@ def test_the_commands_of_a_page_that_ends_the_open_mode_run(
 
 def follow(page: Sequence[Snippet], ground: Playground) -> int:
     """Do what a reader does who types in all that a page shows; return how many snippets ran."""
-    printed, ran = "", 0
+    printed, ran, again = "", 0, None
     for one in page:
         if one.how == "runs":
             ground.catch_up()
             done = run(one, ground)
+            again = one if one.what == "until it prints" else None
             assert (done.code != 0) == (one.what == "and fails"), f"{one}:\n{done.output}"
             printed = done.output
             ran += 1
         elif one.how == "prints":
-            lines = missing_lines(ground.here(one.text), printed)
+            ends = monotonic() + PATIENCE_S
+            while (lines := missing_lines(ground.here(one.text), printed)) and again is not None:
+                assert monotonic() < ends, f"{one}: not printed, but:\n{printed}"
+                printed = run(again, ground).output
             assert lines == [], f"{one}: not printed, but:\n{printed}"
     return ran
 

@@ -72,8 +72,12 @@ def test_the_agent_takes_a_file_and_lists_what_it_has(compose: Compose) -> None:
     models = [{"id": "mine", "engine": "simulated"}]
     text = json.dumps({"known_models": False, "models": models})
     compose.inside("agent", "sh", "-c", "cat > /data/agent/agent.yaml", says=text)
-    listed = json.loads(compose.inside("agent", "iir-agent", "ls", "--json"))
-    assert [row["id"] for row in listed] == ["mine"]
+
+    def listed() -> list[str]:
+        rows = json.loads(compose.inside("agent", "iir-agent", "ls", "--json"))
+        return [row["id"] for row in rows]
+
+    until(lambda: listed() == ["mine"], 10, "the running agent follows its file")
 
 
 def test_the_routers_image_by_itself() -> None:

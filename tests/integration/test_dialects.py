@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
@@ -176,7 +176,7 @@ def test_the_ledger_counts_them(served: Stack) -> None:
 
 
 def test_a_worker_killed_under_a_stream_raises_in_both_sdks(stack: Stack) -> None:
-    endless = {"ignore_eos": True}
+    endless = {"ignore_eos": True, "temperature": 0}
     with of_openai(stack) as client:
         stream = client.responses.create(
             model="default",
@@ -195,9 +195,15 @@ def test_a_worker_killed_under_a_stream_raises_in_both_sdks(stack: Stack) -> Non
         pytest.raises(anthropic.APIStatusError),
         other.messages.stream(max_tokens=2000, extra_body=endless, **ASKED) as message,
     ):
-        for number, _text in enumerate(message.text_stream):
-            if number == 5:
-                stack.worker().kill()
+        kill_at_the_fifth(message.text_stream, stack)
+
+
+def kill_at_the_fifth(events: Iterable[object], stack: Stack) -> None:
+    seen = 0
+    for seen, _event in enumerate(events, start=1):
+        if seen == 5:
+            stack.worker().kill()
+    pytest.fail(f"it ended as if nothing had happened, after {seen} events")
 
 
 def test_a_client_that_waits_gets_comments(stack: Stack) -> None:

@@ -93,10 +93,15 @@ class Engine:
         return f"http://{hub.attrs['NetworkSettings']['IPAddress']}"
 
     def run(self, volume: str, *command: str) -> str:
-        output = self.client.containers.run(
-            IMAGE, list(command), remove=True, volumes={volume: {"bind": PLACE, "mode": "rw"}}
-        )
-        return str(output.decode())
+        volumes = {volume: {"bind": PLACE, "mode": "rw"}}
+        container = self.client.containers.run(IMAGE, list(command), detach=True, volumes=volumes)
+        try:
+            # its output is read once it has ended, and before it is removed: without `detach` the SDK
+            # reads it afterwards, and may find nothing
+            assert container.wait()["StatusCode"] == 0, container.logs().decode()
+            return str(container.logs(stderr=False).decode())
+        finally:
+            container.remove(force=True)
 
     def clean(self) -> None:
         for container in self.containers:
