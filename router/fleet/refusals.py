@@ -13,10 +13,16 @@ def without_deployment(name: str) -> NoEndpoint:
     return NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
 
 
-def without_credential(provider: Provider) -> ProviderNotConfigured:
-    """Return the error for a model of a provider whose key is not set."""
+def missing_setting(provider: Provider) -> tuple[str, str]:
+    """Return what a provider without an endpoint lacks, and which variable would give it."""
+    return ("credential", provider.key_env) if provider.key_env else ("address", "LLMD_ENDPOINT")
+
+
+def not_configured(provider: Provider) -> ProviderNotConfigured:
+    """Return the error for a model of a provider whose key or address is not set."""
+    what, variable = missing_setting(provider)
     return ProviderNotConfigured(
-        f"The provider {provider.name!r} has no credential. Set {provider.key_env} in the "
+        f"The provider {provider.name!r} has no {what}. Set {variable} in the "
         "router's environment or .env, and restart it."
     )
 
