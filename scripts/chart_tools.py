@@ -177,11 +177,15 @@ ENVOY = Tool(
 def main() -> int:
     """Bring both; say where they are, or why one is missing (the tests that need it are skipped then)."""
     for tool in (HELM, ENVOY):
-        try:
-            print(f"{tool.name}: {get(tool)}")
-        except ToolError as error:
-            print(error, file=sys.stderr)
+        _report(tool)
     return 0
+
+
+def _report(tool: Tool) -> None:
+    try:
+        print(f"{tool.name}: {get(tool)}")
+    except ToolError as error:
+        print(error, file=sys.stderr)
 
 
 if __name__ == "__main__":
