@@ -148,7 +148,7 @@ async def test_no_header_of_the_clusters_own_reaches_a_client(
     start_router: StartRouter, status: int
 ) -> None:
     body = '{"id":"a","object":"chat.completion","choices":[]}' if status == 200 else "no"
-    inner = {name: "10.0.0.7:8000" for name in HIDDEN[1:]}
+    inner = dict.fromkeys(HIDDEN[1:], "10.0.0.7:8000")
     async with cluster(start_router, router_attempts=1) as (router, found):
         found.next.append(refusal(status, body, "rejected-saturated", **inner))
         answer = await router.client.post(CHAT, json=chat())
