@@ -26,7 +26,10 @@ def cluster_models(
             continue
         url = f"{endpoint.base_url}/models"
         try:
-            ids = fetch_model_ids(provider.name, url, endpoint.credential, limit_s=_LIMIT_S)
+            # as the router asks it, which knows no proxies
+            ids = fetch_model_ids(
+                provider.name, url, endpoint.credential, limit_s=_LIMIT_S, by_proxy=False
+            )
         except CommandFailed as error:
             problems[provider.name] = str(error)
         else:

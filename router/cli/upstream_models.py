@@ -16,7 +16,12 @@ _TIMEOUT_S = 20.0
 
 
 def fetch_model_ids(
-    provider: str, url: str, credential: str | None, *, limit_s: float = _TIMEOUT_S
+    provider: str,
+    url: str,
+    credential: str | None,
+    *,
+    limit_s: float = _TIMEOUT_S,
+    by_proxy: bool = True,
 ) -> list[str]:
     """Return the ids of a provider's models, in its order, each once.
 
@@ -27,6 +32,7 @@ def fetch_model_ids(
         url: what is asked.
         credential: if it needs one.
         limit_s: how long each step of the answer may take, in seconds.
+        by_proxy: go by the proxies that the environment names.
 
     Raises:
         CommandFailed: no answer, or one that is no list of models.
@@ -38,7 +44,7 @@ def fetch_model_ids(
         headers["authorization"] = f"Bearer {credential}"
     try:
         with (
-            httpx.Client(follow_redirects=False, timeout=limit_s) as client,
+            httpx.Client(follow_redirects=False, timeout=limit_s, trust_env=by_proxy) as client,
             client.stream("GET", url, headers=headers) as reply,
         ):
             _check_status(provider, reply.status_code)

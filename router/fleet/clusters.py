@@ -118,6 +118,10 @@ class Clusters:
         cluster = self._clusters.get(endpoint)
         return cluster is not None and cluster.state is ClusterState.UNKNOWN
 
+    def untold(self) -> list[EndpointId]:
+        """Return the clusters of which nobody knows yet what they serve."""
+        return [name for name, cluster in self._clusters.items() if not cluster.answers]
+
     def __iter__(self) -> Iterator[tuple[EndpointId, ClusterState]]:
         """Iterate over the clusters and how they stand."""
         return ((name, cluster.state) for name, cluster in self._clusters.items())

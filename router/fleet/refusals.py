@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from router.domain import Provider, Zone
 from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, ZoneRefused
 from shared.contracts.agents import AgentModel
-from shared.http.errors import ModelNotPulled, UnsupportedApi
+from shared.http.errors import ModelNotFound, ModelNotPulled, UnsupportedApi
+
+
+def unknown_model(name: str, untold: Sequence[str]) -> ModelNotFound:
+    """Return the error for a name that nobody knows; `untold`: clusters that may, but were not asked yet."""
+    hint = "GET /v1/models lists what is there."
+    if untold:
+        hint += f" The cluster {untold[0]!r} could not be asked yet for what it serves: iir doctor."
+    return ModelNotFound(f"The model {name!r} does not exist. {hint}", param="model")
 
 
 def without_deployment(name: str) -> NoEndpoint:

@@ -38,6 +38,7 @@ from router.fleet.refusals import (
     no_agent,
     not_configured,
     not_pulled,
+    unknown_model,
     without_deployment,
 )
 from router.fleet.rests import Rests
@@ -316,10 +317,7 @@ class Fleet:
             return known
         rule = next((rule for rule in self._rules if name.startswith(rule.prefix)), None)
         if rule is None or rule.provider not in self._catalog.providers:
-            raise ModelNotFound(
-                f"The model {name!r} does not exist. GET /v1/models lists what is there.",
-                param="model",
-            )
+            raise unknown_model(name, self.clusters.untold())
         row = DeploymentEntry(provider=rule.provider, upstream_name=name)
         entry = ModelEntry(id=ModelName(name), deployments=(row,))
         if len(self._prefixed) >= _MOST_PREFIXED:

@@ -30,7 +30,7 @@ class Load(msgspec.Struct, frozen=True):
 
 class _Card(msgspec.Struct):
     id: str
-    created: int | None = None
+    created: float | None = None
     max_model_len: int | None = None
     parent: str | None = None
 
@@ -100,7 +100,7 @@ def _served(card: _Card) -> ServedModel:
     base = card.parent if is_model_name(card.parent) else None
     return ServedModel(
         id=card.id,
-        created_at=max(card.created or 0, 0),
+        created_at=int(max(card.created or 0, 0)),
         context_tokens=length if length is not None and length > 0 else None,
         base_model=base,
     )
