@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from router.domain import DeploymentEntry
+from router.store.catalog import add_model
 from shared.testing.engine import EngineOptions, SimulatedEngine
 from shared.testing.wire import Exchange, Request, WireServer
 from tests.router.harness import RunningRouter, StartRouter
@@ -92,3 +94,10 @@ async def cluster(
         start(llmd_endpoint=settings.pop("llmd_endpoint", url), **settings) as router,
     ):
         yield router, found
+
+
+async def deploy(router: RunningRouter, model: str = "tiny", **fields: Any) -> None:
+    """Give a model of the cluster a row."""
+    row = DeploymentEntry(provider="llmd", upstream_name=model, **fields)
+    router.write(lambda c: add_model(c, model, row))
+    await router.catch_up()
