@@ -244,11 +244,14 @@ class Settings(BaseServiceSettings):
 def _bare_url(value: str, ending: str) -> str:
     """Return a URL without its path, which may only be `ending`; without a scheme it is http."""
     text = value.strip()
-    url = normalise(text if "://" in text else f"http://{text}", "address")
+    try:
+        url = normalise(text if "://" in text else f"http://{text}", "address")
+    except ValueError as error:
+        raise ValueError(f"{error}; write it as http://HOST:PORT") from None
     bare = url.removesuffix(ending)
     if urlsplit(bare).path:
         raise ValueError(
-            f"the address must end after host and port, or with {ending}: http://HOST:PORT"
+            f"the address must end after host and port, or with {ending}; write it as http://HOST:PORT"
         )
     return bare
 

@@ -108,7 +108,8 @@ def _models(registry: Registry) -> Finding:
     counts = f"{len(catalog.models)} models in the registry, {by_agents} of agents"
     if not catalog.providers:
         return Finding("catalog", "warning", "there are no providers", "iir seed")
-    if not catalog.models and not by_agents:
+    has_cluster = any(provider.dialect == LLMD for provider in catalog.providers.values())
+    if not catalog.models and not by_agents and not has_cluster:
         return Finding(
             "catalog",
             "warning",

@@ -178,6 +178,7 @@ def test_the_doctor_says_how_the_cluster_is(iir: Iir, cluster: Cluster) -> None:
     iir("keys", "create", "--name", "one")
     found = findings()["cluster llmd"]
     assert (found.level, found.message) == ("ok", "serves org/tiny, other")
+    assert findings()["catalog"].level == "ok", "it is the cluster that has the models"
     cluster.models = ()
     assert findings()["cluster llmd"].level == "warning"
     cluster.models, cluster.status = tuple(f"m{n}" for n in range(9)), 200
@@ -216,3 +217,13 @@ def test_a_further_cluster_needs_an_address(iir: Iir, cluster: Cluster) -> None:
     assert findings()["cluster spare"].level == "ok"
     arguments = ("--dialect", "llmd", "--base-url", "")
     assert "http://" in iir("providers", "add", "third", *arguments, code=2)
+
+
+def test_a_bad_address_is_one_line_that_says_how_to_write_it(
+    iir: Iir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given in ("http://gateway/api", "ftp://gateway", "http://", "gateway:99999"):
+        monkeypatch.setenv("LLMD_ENDPOINT", given)
+        error = iir("models", "list", code=2)
+        assert error.startswith("iir: the setting LLMD_ENDPOINT is not valid: the address ")
+        assert error.endswith("write it as http://HOST:PORT\n")
