@@ -58,7 +58,7 @@ class ClusterError(ApiError):
     code = "cluster_unavailable"
     origin = "upstream"
     is_retryable = True
-    rest_s = 2.0
+    rest_s: float = 2.0
 
 
 class ClusterContended(ClusterError):
@@ -95,7 +95,7 @@ class PickerGone(ClusterError):
 class PodUnreachable(ClusterError):
     """The pod that was picked could not be reached. Asked again, the cluster picks anew."""
 
-    rest_s = 0.0
+    rest_s = 0.0  # the other pods work
 
 
 class ProviderNotConfigured(Unavailable):

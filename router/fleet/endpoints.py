@@ -99,4 +99,6 @@ class ProviderEndpoints:
         )
 
     def _is_set_here(self, provider: Provider) -> bool:
-        return provider.name == provider.dialect == LLMD
+        """Tell whether the settings say where it is; what else they say of it goes nowhere else."""
+        is_it = provider.name == provider.dialect == LLMD
+        return is_it and self._settings.llmd_endpoint is not None

@@ -210,6 +210,20 @@ async def test_an_adapter_goes_by_the_model_that_it_was_made_for(start_router: S
         assert json.loads(found.requests[0].body)["model"] == "tuned"
 
 
+async def test_what_the_settings_say_of_a_cluster_goes_to_no_other(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
+    row = Provider(name="llmd", dialect="llmd", base_url="http://127.0.0.1:1", zone=Zone.CLUSTER)
+    async with start_router(llmd_metrics_url="http://127.0.0.1:1") as router:
+        router.write(lambda c: add_provider(c, row))
+        await router.catch_up()
+        [endpoint] = [each for each in router.router.fleet.endpoints() if each.id == "llmd"]
+        assert endpoint.credential is None
+        assert endpoint.gateway is not None
+        assert endpoint.gateway.metrics_url is None
+
+
 async def test_a_credential_of_the_cluster(
     start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ ERRORS = [
     (refusal(429, "gone", "evicted-priority"), 429, "cluster_evicted"),
     (COLD, 503, "cluster_cold"),
     (NO_PODS, 503, "cluster_cold"),
+    (refusal(503, "full", "rejected-saturated"), 429, "cluster_contended"),
     (refusal(503, "stop", "rejected-shutting-down"), 503, "cluster_unavailable"),
     (PICKER_GONE, 503, "cluster_unavailable"),
     (refusal(503, "busy"), 503, "cluster_unavailable"),
@@ -106,6 +107,9 @@ async def test_retry_after_is_spread_and_the_pods_own_counts(start_router: Start
         found.next.append(refusal(503, error, **{"retry-after": "20"}))
         answer = await router.client.post(CHAT, json=chat())
         assert answer.headers.get_list("retry-after") == ["20"]
+        found.next.append(refusal(429, "local_rate_limited", **{"retry-after": "9"}))
+        answer = await router.client.post(CHAT, json=chat())
+        assert answer.headers.get_list("retry-after") == ["9"]
 
 
 async def test_the_sdk_raises_what_it_raises_for_openai(start_router: StartRouter) -> None:
@@ -218,6 +222,20 @@ async def test_a_pod_that_is_gone_costs_one_more_attempt_in_the_same_cluster(
         assert (answer.status_code, error_of(answer)["code"]) == (503, "cluster_unavailable")
         assert POD_REFUSED not in answer.text
         assert len(found.requests) <= 5
+
+
+async def test_a_cluster_that_lost_a_pod_goes_on_being_preferred(start_router: StartRouter) -> None:
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    async with running(engine) as url, cluster(start_router) as (router, found):
+        await with_cloud(router, url)
+        found.next.extend([POD_GONE, POD_GONE])
+        answer = await router.client.post(CHAT, json=chat())
+        assert (answer.headers["x-iir-endpoint"], answer.headers["x-iir-attempts"]) == (
+            "cloud",
+            "3",
+        )
+        answer = await router.client.post(CHAT, json=chat())
+        assert answer.headers["x-iir-endpoint"] == "llmd"
 
 
 async def test_a_stream_that_is_cut_ends_with_an_error(start_router: StartRouter) -> None:

@@ -59,9 +59,8 @@ class LlmdBackend:
                 return Probed(is_cold=True)
             if response.status >= 500:
                 raise UpstreamFailed(f"The gateway answered a probe with {response.status}.")
-            if (
-                response.status >= 300
-            ):  # the credential is not taken; or pools are several, without a list
+            if response.status >= 300:
+                # the credential is not taken; or there are several pools, of which none is meant
                 return Probed(is_accepted=False)
             return Probed(models=found_models(body))
 

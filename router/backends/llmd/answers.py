@@ -43,6 +43,7 @@ from shared.http.upstream_errors import upstream_error
 NO_ENDPOINTS: Final = "rejected-no-endpoints"
 NO_PODS: Final = b"no pods available"
 _REASON: Final = b"x-llm-d-request-dropped-reason"
+_CONTENDED: Final = frozenset({"rejected-saturated", "rejected-ttl-expired"})
 _BUSY: Final = frozenset({429, 503})
 _POD_GONE: Final = (b"upstream connect error", b"disconnect/reset", b"no healthy upstream")
 _PICKERS_TEXT: Final = re.compile(rb"inference error: \w+ - ([ -~]{1,300})\s*")
@@ -60,15 +61,22 @@ def meaning_of(reply: Reply, body: bytes, request_id: str) -> ApiError:
     """
     reason = dropped_reason(reply.told)
     found = _by_reason(reason, reply.status, body) or _by_answer(reply, body)
-    if (
-        found.retry_after_s is None
-        and found.status in _BUSY
-        and retry_after_s(reply.headers) is None
-    ):
-        rest_s = found.rest_s if isinstance(found, ClusterError) else 1.0
-        # llm-d says no time; all at once would be what it had too much of
-        found.retry_after_s = max(rest_s, 1.0) + crc32(request_id.encode()) % 3
+    if found.status not in _BUSY:
+        return found
+    asked_s = retry_after_s(reply.headers)
+    if isinstance(found, ClusterError):
+        if asked_s is not None:  # a gateway's own rate limit may
+            found.rest_s = found.retry_after_s = asked_s
+        else:
+            found.retry_after_s = max(found.rest_s, 1.0) + _spread_s(request_id)
+    elif asked_s is None:
+        found.retry_after_s = 1 + _spread_s(request_id)
     return found
+
+
+def _spread_s(request_id: str) -> float:
+    """Return 0 to 2 s: all at once would be what the cluster had too much of."""
+    return crc32(request_id.encode()) % 3
 
 
 def dropped_reason(headers: Sequence[tuple[bytes, bytes]]) -> str:
@@ -86,12 +94,12 @@ def _by_reason(reason: str, status: int, body: bytes) -> ClusterError | None:
             "The cluster has no pod that could serve the model now: it starts, or is scaled to zero. "
             "Ask again later."
         )
-    if status == 503 and reason.startswith("rejected-"):
-        return ClusterRestarting("The cluster's endpoint picker is being restarted. Ask again.")
-    if status == 429:
+    if status == 429 or reason in _CONTENDED:
         return ClusterContended(
             "The cluster has as many requests for this model as it takes. Ask again later."
         )
+    if status == 503 and reason:
+        return ClusterRestarting("The cluster's endpoint picker is being restarted. Ask again.")
     return None
 
 
