@@ -230,6 +230,12 @@ def test_a_list_as_vllm_writes_it() -> None:
     )
 
 
+@pytest.mark.parametrize("number", [-1, 0, 2**53, 10**30, 1e300])
+def test_numbers_that_make_no_sense_are_no_numbers(number: float) -> None:
+    found = found_models(listing({"id": "m", "created": number, "max_model_len": number}))
+    assert found == (ServedModel(id="m"),)
+
+
 def test_names_that_nobody_could_send_are_left_out() -> None:
     bad = ["", "two words", "line\nbreak", "x" * 257, "bell\a"]
     found = found_models(listing(*({"id": name} for name in bad), {"id": "good", "parent": "a b"}))

@@ -19,6 +19,7 @@ _READY = ("llm_d_epp_ready_endpoints", "llm_d_epp_ready_pods", "inference_pool_r
 _WAITING_EACH = ("llm_d_epp_average_queue_size", "inference_pool_average_queue_size")
 _HELD = ("llm_d_epp_flow_control_queue_size", "inference_extension_flow_control_queue_size")
 _MOST_QUEUED = 1_000_000
+_MOST_NUMBER = 2**53
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -31,7 +32,7 @@ class Load(msgspec.Struct, frozen=True):
 class _Card(msgspec.Struct):
     id: str
     created: float | None = None
-    max_model_len: int | None = None
+    max_model_len: float | None = None
     parent: str | None = None
 
 
@@ -96,14 +97,16 @@ def told_load(metrics: bytes) -> Load:
 
 
 def _served(card: _Card) -> ServedModel:
-    length = card.max_model_len
-    base = card.parent if is_model_name(card.parent) else None
     return ServedModel(
         id=card.id,
-        created_at=int(max(card.created or 0, 0)),
-        context_tokens=length if length is not None and length > 0 else None,
-        base_model=base,
+        created_at=_sane(card.created) or 0,
+        context_tokens=_sane(card.max_model_len),
+        base_model=card.parent if is_model_name(card.parent) else None,
     )
+
+
+def _sane(number: float | None) -> int | None:
+    return int(number) if number is not None and 0 < number < _MOST_NUMBER else None
 
 
 def _first(text: str, names: Sequence[str]) -> float | None:
