@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -62,11 +62,11 @@ def _described(text: str) -> Iterator[tuple[str, str]]:
             meaning = ""
 
 
-def _at(defaults: object, path: str) -> object:
+def _at(defaults: dict[str, Any], path: str) -> object:
+    value: Any = defaults
     for name in path.split("."):
-        assert isinstance(defaults, dict), path
-        defaults = defaults[name]
-    return defaults
+        value = value[name]
+    return value
 
 
 def _check_all(defaults: object, described: dict[str, str], path: str = "") -> None:
