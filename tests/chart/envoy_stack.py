@@ -5,7 +5,8 @@ For a test of the data path::
     async with envoy_stack(tmp_path, pods=2) as stack:
         stack.url                                   # what Service llm-d:8000 leads to; LLMD_ENDPOINT
         stack.pods[0].requests                      # what a pod saw: headers, body (shared.testing.engine)
-        stack.pods[0].script.add("cut:after=2")     # faults of a pod, also mid-stream (shared.testing.faults)
+        stack.pods[0].script.add("stall:after=2")   # faults of a pod (shared.testing.faults)
+        stack.pods[0].crashed.set()                 # ends the pod, also while streams run: they are cut
         stack.picker.refuse(429, reason="rejected-saturated")   # plain text, as llm-d says it
         stack.picker.refuse(503, reason="rejected-no-endpoints")
         stack.picker.hang()                         # takes requests and never answers
@@ -16,7 +17,8 @@ For a test of the data path::
         stack.picker.start()                        # there again, on the same port, with the last order
         stack.picker.seen()                         # the headers of each request that it was asked about
 
-`proxied(folder, values=…)` is Envoy and picker alone, for several tests one after another; `simulated_pods`
+A pod that ends before picker and Envoy have passed its answer's head on is a 502, not a cut stream: let the pod
+stall, read what it sent, then end it. `proxied(folder, values=…)` is Envoy and picker alone, for several tests one after another; `simulated_pods`
 are the pods. Nothing of the rendered configuration is changed but port numbers; Envoy runs with the
 container's own arguments. What is missing on a machine (helm, Envoy) skips the test, in CI it fails.
 """
@@ -168,10 +170,18 @@ def proxied(folder: Path, values: Mapping[str, object] | None = None) -> Iterato
                 log=log,
             )
         finally:
-            envoy.kill()
-            envoy.wait()
+            envoy.terminate()  # it writes its log to the end then
+            _await_end(envoy)
     finally:
         picker.kill()
+
+
+def _await_end(envoy: subprocess.Popen[bytes]) -> None:
+    try:
+        envoy.wait(10)
+    finally:
+        envoy.kill()
+        envoy.wait()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from scripts.chart_tools import ENVOY, HELM, Tool, find
+from tests.chart.scenarios import MORE, PROFILES
 from tests.integration.stack import ROOT, missing
 
 CHART = ROOT / "worker_cluster" / "chart"
-PROFILES = ("sim", "cpu", "gpu-small", "gpu-pd", "gateway-agentgateway", "gateway-istio")
 NAMESPACE = "llm-d"
 NEWEST = "1.35"
 
@@ -77,18 +77,20 @@ def render(values: Mapping[str, object] | None = None, **options: str) -> list[O
 
 
 @cache
-def rendered(profile: str = "", kubernetes: str = NEWEST) -> tuple[Object, ...]:
-    """Return a profile's objects, rendered once for all tests; do not change them."""
-    return tuple(render(profile=profile, kubernetes=kubernetes))
+def rendered(name: str, kubernetes: str = NEWEST) -> tuple[Object, ...]:
+    """Return the objects of a profile or of one of `scenarios.MORE`, rendered once; do not change them."""
+    if name in PROFILES:
+        return tuple(render(profile=name, kubernetes=kubernetes))
+    return tuple(render(MORE[name], kubernetes=kubernetes))
 
 
-def named(found: Sequence[Object], kind: str, name: str) -> Object:
+def named(found: Iterable[Object], kind: str, name: str) -> Object:
     """Return the object of this kind and name."""
     (match,) = [one for one in found if (one["kind"], one["metadata"]["name"]) == (kind, name)]
     return match
 
 
-def pod_specs(found: Sequence[Object]) -> list[tuple[str, Object]]:
+def pod_specs(found: Iterable[Object]) -> list[tuple[str, Object]]:
     """Return name and pod template of each workload, bare pods included."""
     specs = []
     for one in found:

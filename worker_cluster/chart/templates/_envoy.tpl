@@ -32,7 +32,8 @@ static_resources:
                 normalize_path: true
                 merge_slashes: true
                 common_http_protocol_options:
-                  headers_with_underscores_action: REJECT_REQUEST
+                  # some programs behind read them as dashes; a refusal would reach clients as a closed connection
+                  headers_with_underscores_action: DROP_HEADER
                 # the wait for a first token counts as idle, and so does the picker's queue
                 stream_idle_timeout: {{ $proxy.streamIdleTimeout }}
                 request_timeout: 0s
