@@ -66,7 +66,7 @@ _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
 _LOOP_S = 0.1
 _GOODBYE_S = 1.5
-_FIRST_LOOK_S = 3.0
+_FIRST_LOOK_S = 2.0
 
 
 class Router:

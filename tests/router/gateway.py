@@ -27,7 +27,7 @@ def refusal(status: int, body: str = "", reason: str = "", **headers: str) -> An
         found = [*([TEXT] if body else []), *headers.items()]
         found += [(REASON, reason)] if reason else []
         await exchange.send_head(status, found, length=len(body))
-        await exchange.send_body(body.encode())
+        await exchange.send_body(body.encode("latin-1"))
 
     return answering
 
