@@ -20,7 +20,7 @@ def fetch_model_ids(
     url: str,
     credential: str | None,
     *,
-    limit_s: float = _TIMEOUT_S,
+    limit_s: float | None = None,
     by_proxy: bool = True,
 ) -> list[str]:
     """Return the ids of a provider's models, in its order, each once.
@@ -31,7 +31,7 @@ def fetch_model_ids(
         provider: its name, for messages.
         url: what is asked.
         credential: if it needs one.
-        limit_s: how long each step of the answer may take, in seconds.
+        limit_s: how long each step of the answer may take, in seconds, if not as usual.
         by_proxy: go by the proxies that the environment names.
 
     Raises:
@@ -39,6 +39,7 @@ def fetch_model_ids(
     """
     import httpx  # noqa: PLC0415 - needed by this command alone, and slow to load
 
+    limit_s = limit_s or _TIMEOUT_S
     headers = {"accept": "application/json"}
     if credential is not None:
         headers["authorization"] = f"Bearer {credential}"
