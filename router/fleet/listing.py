@@ -28,7 +28,7 @@ def list_models(
 
     A name that is an alias, or anybody else's, is theirs; clusters are asked for what is left.
     """
-    listed = {entry.id: _of_entry(entry) for entry in catalog.models}
+    listed: dict[str, ListedModel] = {e.id: _of_entry(e) for e in catalog.models}
     for member in membership:
         state = membership.state(member)
         if state is LeaseState.GONE:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Way:
         self.router.write(lambda c: add_provider(c, cloud))
         for provider, priority in rows.items():
             row = DeploymentEntry(provider=provider, upstream_name=MODEL, priority=priority)
-            self.router.write(lambda c, row=row: add_model(c, MODEL, row))
+            self.router.write(partial(add_model, name=MODEL, deployment=row))
         await self.router.catch_up()
 
 
@@ -215,7 +216,7 @@ async def test_without_its_picker_the_cluster_is_unavailable_until_that_is_back(
 
 
 async def test_a_picker_that_hangs_is_given_up_after_the_limit(tmp_path: Path) -> None:
-    limits = {"router_first_byte_timeout_s": 0.3, "llmd_queue_ttl_s": 0.2}
+    limits: dict[str, Any] = {"router_first_byte_timeout_s": 0.3, "llmd_queue_ttl_s": 0.2}
     async with whole_way(tmp_path, **limits) as way:
         way.stack.picker.hang()
         answer = await way.ask()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 import pytest
 
@@ -28,7 +30,7 @@ async def with_engine(router: RunningRouter, url: str, priority: int = 100) -> N
     router.write(lambda c: add_provider(c, engine))
     for provider, number in (("llmd", 100), ("engine", priority)):
         row = DeploymentEntry(provider=provider, upstream_name="tiny", priority=number)
-        router.write(lambda c, row=row: add_model(c, "tiny", row))
+        router.write(partial(add_model, name="tiny", deployment=row))
     await router.catch_up()
 
 
