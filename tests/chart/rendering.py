@@ -66,6 +66,12 @@ def manifest(
     return helm(*words, "--values", "-", says=json.dumps(values or {}))
 
 
+def notes(values: Mapping[str, object] | None = None) -> str:
+    """Return what one reads after an install."""
+    words = ["install", "llm-d", str(CHART), "--namespace", NAMESPACE, "--dry-run=client"]
+    return helm(*words, "--values", "-", says=json.dumps(values or {})).partition("NOTES:")[2]
+
+
 def objects(text: str) -> list[Object]:
     """Return a manifest's objects."""
     return [item for item in yaml.load_all(text, _LOADER) if item]
