@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,8 +210,10 @@ def test_the_documented_command_brings_what_external_selects() -> None:
 
 
 @pytest.mark.parametrize("mode", ["standalone", "gateway"])
-def test_after_an_install_one_reads_the_command_for_upstreams_router(mode: str) -> None:
-    said = notes({"mode": mode, "router": {"source": "external"}})
+def test_after_an_install_one_reads_the_command_for_upstreams_router(
+    mode: str, tmp_path: Path
+) -> None:
+    said = notes(tmp_path, {"mode": mode, "router": {"source": "external"}})
     assert (
         f"helm upgrade --install llm-d-router oci://ghcr.io/llm-d/charts/llm-d-router-{mode}"
         in said
@@ -225,9 +228,9 @@ def test_after_an_install_one_reads_the_command_for_upstreams_router(mode: str) 
     assert given["router.modelServers.matchLabels.llm-d\\.ai/guide"] == "llm-d"
 
 
-def test_made_up_answers_are_announced_and_real_ones_are_not() -> None:
-    assert "SIMULATOR" in notes()
-    said = notes({"engine": {"type": "vllm"}, "service": {"port": 9000}})
+def test_made_up_answers_are_announced_and_real_ones_are_not(tmp_path: Path) -> None:
+    assert "SIMULATOR" in notes(tmp_path / "sim")
+    said = notes(tmp_path / "vllm", {"engine": {"type": "vllm"}, "service": {"port": 9000}})
     assert "SIMULATOR" not in said
     assert "http://llm-d.llm-d.svc.cluster.local:9000" in said
     assert "port-forward svc/llm-d 18000:9000" in said
