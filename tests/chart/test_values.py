@@ -209,6 +209,13 @@ def test_a_release_of_another_name_keeps_the_service() -> None:
     assert "--endpoint-selector=llm-d.ai/guide=other" in picker["args"]
 
 
+def test_releases_may_have_names_that_services_may_not() -> None:
+    named(objects(manifest(release="my.release")), "Service", "my-release-epp")
+    with pytest.raises(RefusedError, match="set nameOverride, since the release is called 1st"):
+        manifest(release="1st")
+    named(objects(manifest({"nameOverride": "first"}, release="1st")), "Service", "first-epp")
+
+
 def test_every_default_is_in_the_schema_and_the_schema_has_no_other() -> None:
     assert set(_leaves(DEFAULTS)) | {"global"} == set(_schema_leaves(SCHEMA))
 
