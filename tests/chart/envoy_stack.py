@@ -18,9 +18,9 @@ For a test of the data path::
         stack.picker.seen()                         # the headers of each request that it was asked about
 
 A pod that ends before picker and Envoy have passed its answer's head on is a 502, not a cut stream: let the pod
-stall, read what it sent, then end it. `proxied(folder, values=…)` is Envoy and picker alone, for several tests one after another; `simulated_pods`
-are the pods. Nothing of the rendered configuration is changed but port numbers; Envoy runs with the
-container's own arguments. What is missing on a machine (helm, Envoy) skips the test, in CI it fails.
+stall, read what it sent, then end it. `proxied` is Envoy and picker alone, for several tests one after another;
+`simulated_pods` are the pods. Nothing of the rendered configuration is changed but port numbers; Envoy runs with
+the container's own arguments. What is missing on a machine (helm, Envoy) skips the test, in CI it fails.
 """
 
 from __future__ import annotations

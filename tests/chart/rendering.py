@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -64,6 +65,25 @@ def manifest(
     if profile:
         words += ["--values", str(CHART / "values" / f"{profile}.yaml")]
     return helm(*words, "--values", "-", says=json.dumps(values or {}))
+
+
+def notes(folder: Path, values: Mapping[str, object] | None = None) -> str:
+    """Return what one reads after an install, which helm 3 shows nobody without a cluster.
+
+    Args:
+        folder: for a copy of the chart that has the notes as an object.
+        values: of the chart.
+    """
+    copy = folder / "chart"
+    shutil.copytree(CHART, copy)
+    (copy / "templates" / "NOTES.txt").rename(copy / "notes.txt")
+    (copy / "templates" / "notes.yaml").write_text(
+        'notes: {{ tpl (.Files.Get "notes.txt") . | quote }}\n'
+    )
+    words = ["template", "llm-d", str(copy), "--namespace", NAMESPACE, "--values", "-"]
+    text = helm(*words, "--show-only", "templates/notes.yaml", says=json.dumps(values or {}))
+    said: str = yaml.safe_load(text)["notes"]
+    return said
 
 
 def objects(text: str) -> list[Object]:

@@ -298,3 +298,16 @@ def test_no_container_may_become_more_than_it_is(name: str) -> None:
             assert one["securityContext"]["allowPrivilegeEscalation"] is False
             assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert "memory" in one["resources"]["limits"]
+
+
+@pytest.mark.parametrize("name", ["sim", "gateway-istio", "sim-disaggregated"])
+def test_a_namespace_of_pod_security_restricted_takes_what_is_not_vllm(name: str) -> None:
+    for _, template in pod_specs(rendered(name)):
+        spec = template["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        for volume in spec.get("volumes", []):
+            assert set(volume) - {"name"} <= {"configMap", "emptyDir"}
+        for one in containers(template):
+            contexts = (spec["securityContext"], one["securityContext"])
+            assert any(context.get("runAsNonRoot") for context in contexts)
+            assert not any("hostPort" in port for port in one.get("ports", []))

@@ -176,6 +176,16 @@ def _end(wire: Wire, who: str) -> None:
             pod.crashed.set()
 
 
+async def test_a_client_that_leaves_frees_the_pod(wire: Wire) -> None:
+    wire.picker.pick([wire.addresses[0]])
+    pod = wire.pods[0]
+    pod.script.add("stall:after=2")
+    async with wire.client.stream("POST", CHAT, json={**ASK, "stream": True}) as answer:
+        async for _ in _until(answer.aiter_lines(), 2):
+            pass
+    await pod.journal.wait_for(lambda: pod.requests[0].aborted)
+
+
 async def test_the_longest_silence_is_limited_also_while_the_picker_hangs(tmp_path: Path) -> None:
     with proxied(tmp_path, {"router": {"proxy": {"streamIdleTimeout": "1s"}}}) as short:
         short.picker.hang()

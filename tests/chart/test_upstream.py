@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.chart import upstream
-from tests.chart.rendering import CHART, Object, containers, named, pod_specs, render, rendered
+from tests.chart.rendering import (
+    CHART,
+    Object,
+    containers,
+    named,
+    notes,
+    pod_specs,
+    render,
+    rendered,
+)
 from tests.chart.scenarios import ALL
 from tests.chart.test_contract import labels, of_kind, ports, selects
 
@@ -197,3 +207,30 @@ def test_the_documented_command_brings_what_external_selects() -> None:
     (guide,) = re.findall(r"matchLabels\.llm-d\\\.ai/guide=(\S+)'", text)
     template = dict(pod_specs(rendered("external")))["llm-d-decode"]
     assert labels(template)["llm-d.ai/guide"] == guide
+
+
+@pytest.mark.parametrize("mode", ["standalone", "gateway"])
+def test_after_an_install_one_reads_the_command_for_upstreams_router(
+    mode: str, tmp_path: Path
+) -> None:
+    said = notes(tmp_path, {"mode": mode, "router": {"source": "external"}})
+    assert (
+        f"helm upgrade --install llm-d-router oci://ghcr.io/llm-d/charts/llm-d-router-{mode}"
+        in said
+    )
+    assert f"--version {upstream.RELEASE} " in said
+    given = dict(
+        pair.split("=")
+        for group in re.findall(r"--set '?([^\s']+)", said)
+        for pair in group.split(",")
+    )
+    assert set(given) <= upstream.CHART_VALUES[mode]
+    assert given["router.modelServers.matchLabels.llm-d\\.ai/guide"] == "llm-d"
+
+
+def test_made_up_answers_are_announced_and_real_ones_are_not(tmp_path: Path) -> None:
+    assert "SIMULATOR" in notes(tmp_path / "sim")
+    said = notes(tmp_path / "vllm", {"engine": {"type": "vllm"}, "service": {"port": 9000}})
+    assert "SIMULATOR" not in said
+    assert "http://llm-d.llm-d.svc.cluster.local:9000" in said
+    assert "port-forward svc/llm-d 18000:9000" in said

@@ -170,6 +170,14 @@ def test_gpus_are_asked_for_by_vllm_for_gpus_only() -> None:
     assert engine["resources"]["limits"]["amd.com/gpu"] == "2"
 
 
+def test_requests_and_limits_are_those_that_were_set() -> None:
+    asked = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "3Gi"}}
+    found = render({**GPU, "modelServer": {"resources": asked}})
+    (engine,) = containers(dict(pod_specs(found))["llm-d-decode"])
+    gpu = {"nvidia.com/gpu": "1"}
+    assert engine["resources"] == {part: {**amounts, **gpu} for part, amounts in asked.items()}
+
+
 def test_own_plug_ins_replace_the_charts() -> None:
     own = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: []\n"
     config = named(render({"router": {"epp": {"pluginsConfig": own}}}), "ConfigMap", "llm-d-epp")
@@ -199,6 +207,13 @@ def test_a_release_of_another_name_keeps_the_service() -> None:
     template = dict(pod_specs(found))["other-epp"]
     picker, _ = containers(template)
     assert "--endpoint-selector=llm-d.ai/guide=other" in picker["args"]
+
+
+def test_releases_may_have_names_that_services_may_not() -> None:
+    named(objects(manifest(release="my.release")), "Service", "my-release-epp")
+    with pytest.raises(RefusedError, match="set nameOverride, since the release is called 1st"):
+        manifest(release="1st")
+    named(objects(manifest({"nameOverride": "first"}, release="1st")), "Service", "first-epp")
 
 
 def test_every_default_is_in_the_schema_and_the_schema_has_no_other() -> None:

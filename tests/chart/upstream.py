@@ -89,3 +89,19 @@ CHART_LABELS = {
 
 CHART_PROXY_PORT = 8081
 """On which the proxy of upstream's chart listens (`llm-d-router-standalone/values.yaml`)."""
+
+_SHARED = {
+    "router.modelServers.matchLabels.llm-d\\.ai/guide",
+    "router.modelServers.targetPorts[0].number",
+}
+CHART_VALUES = {
+    "standalone": {*_SHARED, "router.inferencePool.create"},
+    "gateway": {
+        *_SHARED,
+        "httpRoute.create",
+        "httpRoute.inferenceGatewayName",
+        "httpRoute.requestTimeout",
+        "provider.name",
+    },
+}
+"""Values of upstream's charts that our notes set, by mode (`config/charts/*/values.yaml`)."""

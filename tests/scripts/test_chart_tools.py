@@ -26,6 +26,10 @@ class Packages:
         return folder / "package"
 
 
+def unpack(package: Path, program: Path) -> None:
+    program.write_bytes(package.read_bytes())
+
+
 @pytest.fixture
 def packages() -> Packages:
     return Packages()
@@ -43,7 +47,7 @@ def tool(packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         package="@some/helm@1.0.0",
         sha256={kind: hashlib.sha256(PROGRAM).hexdigest()},
         bring=packages.bring,
-        unpack=lambda package, program: program.write_bytes(package.read_bytes()) and None,
+        unpack=unpack,
         hint="install it",
     )
 

@@ -177,8 +177,8 @@ livenessProbe:
 {{- $all := deepCopy $v.modelServer.resources -}}
 {{- if and (eq $v.engine.type "vllm") (gt (int $v.modelServer.gpu.count) 0) -}}
 {{- $gpus := dict $v.modelServer.gpu.resource (toString (int $v.modelServer.gpu.count)) -}}
-{{- $_ := set $all "requests" (merge $gpus (default dict $all.requests)) -}}
-{{- $_ := set $all "limits" (merge $gpus (default dict $all.limits)) -}}
+{{- $_ := set $all "requests" (merge (deepCopy $gpus) (default dict $all.requests)) -}}
+{{- $_ := set $all "limits" (merge (deepCopy $gpus) (default dict $all.limits)) -}}
 {{- end -}}
 {{ toYaml $all }}
 {{- end -}}

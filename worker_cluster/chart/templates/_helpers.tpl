@@ -1,6 +1,6 @@
 {{/* Name of the release's objects. The picker is NAME-epp, as the upstream router chart calls it. */}}
 {{- define "llmd.name" -}}
-{{- default .Release.Name .Values.nameOverride | lower | trunc 40 | trimSuffix "-" -}}
+{{- default .Release.Name .Values.nameOverride | lower | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "llmd.epp" -}}

@@ -117,6 +117,9 @@ What values.schema.json cannot say, or not so that one knows what to do. Each me
 
 {{- define "llmd.validate.rest" -}}
 {{- $v := .Values -}}
+{{- if not (regexMatch "^[a-z]" (include "llmd.name" .)) -}}
+{{- fail (printf "a Service's name begins with a letter: set nameOverride, since the release is called %s" .Release.Name) -}}
+{{- end -}}
 {{- if and $v.service.nodePort (ne $v.service.type "NodePort") -}}
 {{- fail (printf "service.nodePort=%d needs service.type=NodePort" (int $v.service.nodePort)) -}}
 {{- end -}}
