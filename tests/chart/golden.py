@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.chart.rendering import ROOT, manifest
+from tests.chart.rendering import manifest
 from tests.chart.scenarios import PROFILES
+from tests.integration.stack import ROOT
 
 FOLDER = ROOT / "tests" / "chart" / "golden"
 

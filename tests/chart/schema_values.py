@@ -8,7 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 Schema = Mapping[str, Any]
-_FREE = st.just({})  # an object that the schema says nothing about: Kubernetes' own
+_FREE: st.SearchStrategy[Any] = st.just(
+    {}
+)  # an object that the schema says nothing about: Kubernetes' own
 
 
 def values_of(schema: Schema, root: Schema) -> st.SearchStrategy[Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.chart.rendering import ROOT, Object, containers, named, pod_specs, rendered
+from tests.chart.rendering import Object, containers, named, pod_specs, rendered
 from tests.chart.scenarios import ALL, PROFILES
+from tests.integration.stack import ROOT
 
 GIVEN = {"llm-d-hf-token", "llm-d-key", "registry"}
 """Secrets that the scenarios say are there."""

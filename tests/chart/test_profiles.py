@@ -91,9 +91,9 @@ def test_each_further_kind_has_a_schema_and_fits_it() -> None:
 
 
 def _distinct(kubernetes: str) -> Iterator[Object]:
-    """Yield what all scenarios together have, each object once."""
+    """Yield what all scenarios together have, each object once; for 1.29, those that have all kinds."""
     seen = set()
-    for name in ALL:
+    for name in ALL if kubernetes == NEWEST else ("sim", "gpu-pd", "standalone-all", "gateway-all"):
         for one in rendered(name, kubernetes):
             text = json.dumps(one, sort_keys=True)
             if text not in seen:

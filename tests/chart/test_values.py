@@ -239,7 +239,7 @@ def _schema_leaves(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield inner
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_the_schema_allows_is_rendered_or_refused_by_name(data: st.DataObject) -> None:
     values = {"mode": data.draw(values_of(SCHEMA["properties"]["mode"], SCHEMA))}
