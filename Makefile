@@ -43,12 +43,14 @@ docker-down: ## stop those; VOLUMES=1 removes their data too
 	@sh scripts/docker_dev.sh down
 
 test: setup-dev ## unit, property and contract tests, with branch coverage (PYTEST_ARGS=… some of them)
+	@"$(BIN)/python" -m scripts.chart_tools >/dev/null
 	@if [ -n "$(PYTEST_ARGS)" ]; then exec "$(BIN)/python" -m pytest -n auto $(PYTEST_ARGS); fi; \
 	"$(BIN)/python" -m pytest -n auto --dist worksteal --cov --cov-branch --cov-report=term \
 	  --cov-fail-under=90 && \
 	"$(BIN)/python" -m coverage report --include="$(PURE)" --fail-under=100
 
 test-integration: setup-dev ## tests against real engines and package downloads
+	@"$(BIN)/python" -m scripts.chart_tools >/dev/null
 	@"$(BIN)/python" -m pytest -m integration $(PYTEST_ARGS)
 
 soak: setup-dev ## the router under random faults for 30 minutes (SOAK_ARGS="--minutes 2"); nothing may leak or be lost
@@ -66,6 +68,7 @@ lint: setup-dev ## ruff, black, mypy, import-linter, sizes, generated docs, shel
 	@"$(BIN)/python" -m scripts.check_sizes
 	@"$(BIN)/python" -m scripts.gen_config_docs --check
 	@"$(BIN)/python" -m scripts.gen_reference_docs --check
+	@"$(BIN)/python" -m scripts.gen_chart_docs --check
 	@"$(BIN)/shellcheck" scripts/*.sh .ci/run
 	@"$(BIN)/actionlint" -shellcheck "$(BIN)/shellcheck" .github/workflows/*.yml
 	@"$(BIN)/zizmor" --offline --quiet .github
@@ -87,6 +90,7 @@ seed: setup ## write the known providers and prefix rules; changes nothing that 
 docs: setup-dev ## build the documentation into site/
 	@"$(BIN)/python" -m scripts.gen_config_docs
 	@"$(BIN)/python" -m scripts.gen_reference_docs
+	@"$(BIN)/python" -m scripts.gen_chart_docs
 	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 

@@ -30,8 +30,9 @@ from router.dispatch.admission import Admission
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.dispatch.retry import RetryBudget
-from router.domain import Endpoint, EndpointId, Provider, Zone
+from router.domain import LLMD, EndpointId, Zone
 from router.fleet.breaker import BreakerRule, Breakers
+from router.fleet.endpoints import ProviderEndpoints
 from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
@@ -46,7 +47,6 @@ from router.store.first_secrets import FirstSecrets
 from router.store.ledger import UsageLedger
 from router.store.prepare import prepare
 from router.store.reader import RegistryReader
-from router.store.urls import api_base
 from router.store.writer import RegistryWriter
 from shared import __version__
 from shared.http.body_limit import BodyLimit
@@ -54,7 +54,7 @@ from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback, split_list
 from shared.http.serve import PortTaken, bind, run, server_options
-from shared.http.transport import Timeouts, Transport
+from shared.http.transport import Transport
 from shared.http.transports import make_transport
 from shared.kit.clock import Clock, monotonic
 from shared.kit.logs import configure_logs, get_logger
@@ -66,6 +66,7 @@ _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
 _LOOP_S = 0.1
 _GOODBYE_S = 1.5
+_FIRST_LOOK_S = 2.0
 
 
 class Router:
@@ -85,14 +86,9 @@ class Router:
         self.transport: Transport = transport or make_transport(settings.router_transport)
         self.fleet = Fleet(
             Membership(clock, settings.router_lease_ttl_s),
-            self._endpoint_of,
+            ProviderEndpoints(settings),
             Breakers(clock, BreakerRule(failures=settings.router_breaker_failures)),
-            Timeouts(
-                connect_s=settings.router_connect_timeout_s,
-                first_byte_s=settings.router_first_byte_timeout_s,
-                idle_s=settings.router_idle_timeout_s,
-                total_s=settings.router_total_timeout_s,
-            ),
+            settings.timeouts,
         )
         self.admission = Admission(
             clock,
@@ -100,7 +96,8 @@ class Router:
             longest_s=settings.router_queue_s,
             processes=settings.web_concurrency,
         )
-        self.backends = {name: BACKENDS[name](self.transport) for name in BACKENDS}
+        tenant_of = self.fleet.tenants.of
+        self.backends = {name: BACKENDS[name](self.transport, tenant_of) for name in BACKENDS}
         self.prober = Prober(self.fleet, self.backends)
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
@@ -153,8 +150,11 @@ class Router:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring the registry up to date, load it, and follow it until the end."""
-        await asyncio.get_running_loop().run_in_executor(None, prepare, self.settings.store_url)
+        await asyncio.get_running_loop().run_in_executor(None, prepare_registry, self.settings)
         await self.sync.load()
+        if self.settings.router_probe_s:
+            with anyio.move_on_after(_FIRST_LOOK_S):
+                await self.prober.look_at_new()
         self.readiness.is_loaded = True
         try:
             async with anyio.create_task_group() as tasks:
@@ -269,23 +269,6 @@ class Router:
         app.include_router(docs_routes(app))
         return app
 
-    def _endpoint_of(self, provider: Provider) -> Endpoint | None:
-        base_url = provider.base_url
-        if provider.name == "openai" and self.settings.openai_base_url:
-            base_url = self.settings.openai_base_url
-        credential = None
-        if provider.key_env is not None:
-            credential = self.settings.credential(provider.key_env)
-            if credential is None:
-                return None
-        return Endpoint(
-            id=EndpointId(provider.name),
-            base_url=api_base(base_url),
-            backend=provider.dialect,
-            zone=provider.zone,
-            credential=credential,
-        )
-
     def _zone_of(self, endpoint: EndpointId) -> Zone | None:
         provider = self.fleet.catalog.providers.get(endpoint)
         return provider.zone if provider is not None else Zone.LOCAL
@@ -296,6 +279,18 @@ def create_app(
 ) -> ASGIApp:
     """Return the router as an ASGI application; nothing is opened before its start."""
     return Router(settings, transport=transport, epoch=epoch).asgi()
+
+
+def prepare_registry(settings: Settings) -> None:
+    """Bring the registry up to date; a cluster that the settings name gets its row.
+
+    Raises:
+        StoreError: the registry can't be read or written.
+    """
+    has_cluster = prepare(settings.store_url, has_cluster=settings.llmd_endpoint is not None)
+    if settings.llmd_endpoint is not None and not has_cluster:
+        text = f"remove the provider {LLMD!r}, which speaks another dialect: iir providers remove"
+        get_logger("router").warning("llmd_endpoint_ignored", next_step=text)
 
 
 def make_epoch() -> str:
@@ -311,7 +306,7 @@ def serve(settings: Settings) -> None:
     """
     configure_logs(level=settings.log_level, json=settings.log_json)
     try:
-        prepare(settings.store_url)
+        prepare_registry(settings)
         _make_first_secrets(settings)
         _refuse_open_network(settings)
         listener = bind(settings.router_host, settings.router_port)

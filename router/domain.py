@@ -36,11 +36,25 @@ class Scope(str, Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """What only the gateway of an llm-d cluster has.
+
+    `metrics_url` is where its endpoint picker tells how much waits. `model_header` is the name of the
+    header by which it chooses among several pools.
+    """
+
+    metrics_url: str | None = None
+    model_header: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """An address that serves at least one model now.
 
     `base_url` ends before `/chat/completions` (`https://api.openai.com/v1`). `credential` goes to
     the origin of `base_url` only. `incarnation` tells the starts of an agent apart; others have none.
+    `timeouts` are limits of its own, in place of the router's. `gateway`: there is an llm-d cluster
+    behind it; its probes tell which models it serves.
     """
 
     id: EndpointId
@@ -49,11 +63,18 @@ class Endpoint:
     zone: Zone
     credential: str | None = field(default=None, repr=False)
     incarnation: int | None = None
+    timeouts: Timeouts | None = None
+    gateway: Gateway | None = None
 
     @property
     def is_agent(self) -> bool:
         """Tell whether a local agent is there."""
         return self.incarnation is not None
+
+    @property
+    def is_watched(self) -> bool:
+        """Tell whether more than the registry says how it stands: a lease, or its probes."""
+        return self.incarnation is not None or self.gateway is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +91,9 @@ class TimeLimits:
 
 
 DEFAULT_PATHS: Final = paths_of(DEFAULT_APIS)
+LLMD: Final = "llmd"
+"""The dialect of llm-d's gateways, and the name of the provider whose address is `LLMD_ENDPOINT`."""
+LONGEST_MODEL: Final = 256
 _DEFAULT_TIMEOUTS: Final = Timeouts()
 
 
@@ -80,7 +104,7 @@ class Deployment:
     `paths` are the routes that it serves. `timeouts` hold for whole answers, `stream_timeouts` for
     streams, which have no total limit. `max_in_flight` is how many requests its `pool` takes at
     once (None: no limit); all deployments with the same pool share its places. `is_loaded`: it can
-    serve at once, as far as is known.
+    serve at once, as far as is known. `objective` and `base_model` are llm-d's: see `DeploymentEntry`.
     """
 
     endpoint: Endpoint
@@ -95,6 +119,8 @@ class Deployment:
     pool: str = ""
     max_in_flight: int | None = None
     is_loaded: bool = True
+    objective: str | None = None
+    base_model: str | None = None
 
 
 # Values that are made for each request are msgspec's structs: a frozen dataclass takes ten times as
@@ -141,6 +167,29 @@ class Call(msgspec.Struct, frozen=True):
     wait_s: float | None = None
 
 
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that an endpoint says it serves; `base_model` is what an adapter (LoRA) was made for."""
+
+    id: str
+    created_at: int = 0
+    context_tokens: int | None = None
+    base_model: str | None = None
+
+
+class Probed(msgspec.Struct, frozen=True, kw_only=True):
+    """What an endpoint answered to a probe.
+
+    `is_accepted`: it gave what it was asked for, which it does not where it refuses the credential.
+    `models`: what it serves; None: it does not say. `is_cold`: it can be reached, but has nothing that
+    could serve. `queued`: how many requests wait there; None: it does not say.
+    """
+
+    is_accepted: bool = True
+    models: tuple[ServedModel, ...] | None = None
+    is_cold: bool = False
+    queued: int | None = None
+
+
 class Ranked(msgspec.Struct, frozen=True):
     """One place in a policy's ranking, with the reason that `x-iir-reason` shows."""
 
@@ -165,6 +214,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+def is_model_name(value: object) -> bool:
+    """Tell whether clients could send `value` as `model`. Slashes are fine."""
+    if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_MODEL:
+        return False
+    return all(c.isprintable() and not c.isspace() for c in value)
+
+
 # ── the registry's snapshot ──────────────────────────────────────────────────────────────────
 
 
@@ -173,7 +229,8 @@ class Provider:
     """A third party as data. `dialect` names a backend; `agent` stands for all leased agents.
 
     `max_in_flight` is how many requests its endpoint takes at once (None: no limit). `apis` are
-    those of `APIS` that it speaks (None: what its dialect does by default).
+    those of `APIS` that it speaks (None: what its dialect does by default). Agents have no `base_url`,
+    nor has the cluster whose address is a setting.
     """
 
     name: str
@@ -197,7 +254,12 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentEntry:
-    """A deployment row: provider by name."""
+    """A deployment row: provider by name.
+
+    `objective` is the name of llm-d's InferenceObjective for its requests. `base_model` is what it goes
+    by where llm-d chooses among several pools (the model that an adapter was made for); None: its
+    upstream name.
+    """
 
     provider: str
     upstream_name: str
@@ -206,6 +268,8 @@ class DeploymentEntry:
     context_tokens: int | None = None
     capabilities: tuple[str, ...] = ()
     limits: TimeLimits = TimeLimits()
+    objective: str | None = None
+    base_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

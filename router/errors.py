@@ -48,8 +48,58 @@ class AgentLost(AgentUnavailable):
         super().__init__(f"{message} Ask again.", retry_after_s=5)
 
 
+class ClusterError(ApiError):
+    """An llm-d cluster did not take a request. Nothing was committed, so another endpoint may.
+
+    `rest_s`: for how long others are better asked first.
+    """
+
+    status = 503
+    code = "cluster_unavailable"
+    origin = "upstream"
+    is_retryable = True
+    rest_s: float = 2.0
+
+
+class ClusterContended(ClusterError):
+    """Its queues are full, or the request's time in them is over; no GPU has worked for it."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "cluster_contended"
+    rest_s = 1.0
+
+
+class ClusterEvicted(ClusterContended):
+    """It dropped the request in favour of more important ones, maybe after work on it."""
+
+    code = "cluster_evicted"
+    rest_s = 5.0
+
+
+class ClusterCold(ClusterError):
+    """It has no pod that could serve: it is scaled to zero, or starts."""
+
+    code = "cluster_cold"
+    rest_s = 5.0
+
+
+class ClusterRestarting(ClusterError):
+    """Its endpoint picker stops, and starts anew."""
+
+
+class PickerGone(ClusterError):
+    """Its endpoint picker does not answer, so the gateway can send requests nowhere."""
+
+
+class PodUnreachable(ClusterError):
+    """The pod that was picked could not be reached. Asked again, the cluster picks anew."""
+
+    rest_s = 0.0  # the other pods work
+
+
 class ProviderNotConfigured(Unavailable):
-    """The model's provider has no credential here."""
+    """The model's provider has no credential here, or no address."""
 
     code = "provider_not_configured"
     is_retryable = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -14,14 +14,22 @@ from router.domain import (
     Deployment,
     Endpoint,
     EndpointId,
+    KeyId,
     LeaseBook,
     Outcome,
+    Probed,
     Ranked,
     RequestFacts,
     ShownCredential,
 )
 from shared.contracts.agents import Heartbeat, Registration
 from shared.http.exchange import Reply
+
+TenantOf = Callable[[KeyId | None], str | None]
+"""Returns what stands for a key's owner where an upstream shares fairly among tenants.
+
+It is always the same for a key, and tells nothing of it. None: nobody in particular.
+"""
 
 
 class Backend(Protocol):
@@ -36,11 +44,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def probe(self, endpoint: Endpoint) -> bool:
+    async def probe(self, endpoint: Endpoint) -> Probed:
         """Ask an endpoint whether it answers at all; the cheapest question its protocol has.
-
-        Returns:
-            Whether it gave what it was asked for, which it does not where it refuses the credential.
 
         Raises:
             ApiError: it can't be reached, or is out of order.

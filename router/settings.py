@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, field_validator
 
+from shared.http.base_url import normalise
+from shared.http.transport import Timeouts
 from shared.http.transports import TransportName
 from shared.kit.environment import BaseServiceSettings
 from shared.kit.home import env_file
+
+# A header of the gateway's own: not one that we or HTTP mean something by.
+_OWN_HEADER: Final = re.compile(
+    r"x-(?!request-id$|llm-d-|iir-|api-key$)[a-z0-9-]{1,62}", re.IGNORECASE
+)
 
 
 class Settings(BaseServiceSettings):
@@ -35,6 +44,28 @@ class Settings(BaseServiceSettings):
         default=None,
         description="Base URL of the provider `openai`, in place of the registry's "
         "`https://api.openai.com`.",
+    )
+    llmd_endpoint: str | None = Field(
+        default=None,
+        description="Address of an llm-d cluster's gateway (`http://llm-d.llm-d.svc:8000`), with or "
+        "without `/v1`. It makes the provider `llmd`, and what the cluster serves can be asked for. Unset: "
+        "there is none.",
+    )
+    llmd_metrics_url: str | None = Field(
+        default=None,
+        description="Where that cluster's endpoint picker has its metrics (`http://llm-d-epp.llm-d.svc:9090`). "
+        "Its queues then count when an endpoint is chosen. Unset: they do not.",
+    )
+    llmd_model_header: str | None = Field(
+        default=None,
+        description="Header by which llm-d's gateways choose among several pools "
+        "(`X-Gateway-Base-Model-Name`). Unset: none is sent.",
+    )
+    llmd_queue_ttl_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long llm-d's flow control may hold a request (`defaultRequestTTL`), in seconds. So "
+        "much longer than others' is the limit for the first byte of its endpoints.",
     )
     router_allowed_hosts: str = Field(
         default="",
@@ -163,6 +194,23 @@ class Settings(BaseServiceSettings):
     def _is_address(cls, value: str) -> str:
         return value.strip().strip("[]") or "127.0.0.1"
 
+    @field_validator("llmd_endpoint")
+    @classmethod
+    def _is_gateway(cls, value: str | None) -> str | None:
+        return None if value is None else _bare_url(value, "/v1")
+
+    @field_validator("llmd_metrics_url")
+    @classmethod
+    def _is_metrics(cls, value: str | None) -> str | None:
+        return None if value is None else f"{_bare_url(value, '/metrics')}/metrics"
+
+    @field_validator("llmd_model_header")
+    @classmethod
+    def _is_header(cls, value: str | None) -> str | None:
+        if value is not None and not _OWN_HEADER.fullmatch(value.strip()):
+            raise ValueError("it must be the name of a header like X-Gateway-Base-Model-Name")
+        return None if value is None else value.strip().lower()
+
     @field_validator("router_key_file", "router_agent_token_file")
     @classmethod
     def _is_expanded(cls, value: Path | None) -> Path | None:
@@ -176,11 +224,36 @@ class Settings(BaseServiceSettings):
         path = self.sqlite_db_path or self.iir_home / "models.db"
         return f"sqlite:///{path.expanduser().absolute()}"
 
+    @property
+    def timeouts(self) -> Timeouts:
+        """Return the time limits of endpoints that have none of their own."""
+        return Timeouts(
+            connect_s=self.router_connect_timeout_s,
+            first_byte_s=self.router_first_byte_timeout_s,
+            idle_s=self.router_idle_timeout_s,
+            total_s=self.router_total_timeout_s,
+        )
+
     def credential(self, variable: str) -> str | None:
         """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
         file = env_file(os.environ.get("IIR_HOME"))
         value = os.environ.get(variable) or dotenv_values(file).get(variable)
         return value.strip() or None if value else None
+
+
+def _bare_url(value: str, ending: str) -> str:
+    """Return a URL without its path, which may only be `ending`; without a scheme it is http."""
+    text = value.strip()
+    try:
+        url = normalise(text if "://" in text else f"http://{text}", "address")
+    except ValueError as error:
+        raise ValueError(f"{error}; write it as http://HOST:PORT") from None
+    bare = url.removesuffix(ending)
+    if urlsplit(bare).path:
+        raise ValueError(
+            f"the address must end after host and port, or with {ending}; write it as http://HOST:PORT"
+        )
+    return bare
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -37,7 +37,13 @@ CREDENTIALS = [
         "",
         "The router's own OpenAI key. Sent to the base URL of the provider `openai` only; never "
         "logged. Without it, models of that provider answer 503 `provider_not_configured`.",
-    )
+    ),
+    Variable(
+        "LLMD_API_KEY",
+        "",
+        "The credential for the cluster at `LLMD_ENDPOINT`, where its gateway or its model servers want one. "
+        "Sent there only; never logged.",
+    ),
 ]
 
 HEAD = """\

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from local_agent.domain import Deployment
 from local_agent.ports import Engine, Launch
+from shared.kit.exposition import total
 from shared.kit.plugins import Plugins
 
 ENGINES: Plugins[Engine] = Plugins("engine", __name__)
@@ -47,18 +48,5 @@ def unknown_options(deployment: Deployment, known: Collection[str]) -> str | Non
 
 
 def metric(text: str, name: str) -> int:
-    """Return the sum of a metric over its labels in Prometheus text; 0 if it is not there.
-
-    Format: https://prometheus.io/docs/instrumenting/exposition_formats/
-    """
-    # vLLM's text is 60 KB: it is cut at the name, not read line by line
-    rests = (part.partition("\n")[0] for part in f"\n{text}".split(f"\n{name}")[1:])
-    return int(sum(_number(rest.rpartition("}")[2]) for rest in rests if rest[:1] in {"{", " "}))
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text.split(maxsplit=1)[0])
-    except (ValueError, IndexError):
-        return 0.0
-    return number if abs(number) < float("inf") else 0.0
+    """Return the sum of a metric over its labels in Prometheus text; 0 if it is not there."""
+    return int(total(text, name) or 0)

@@ -45,11 +45,13 @@ def health_routes(fleet: Fleet, readiness: Readiness, registry: CollectorRegistr
     @allow(None)
     async def readyz() -> Response:
         is_ready = readiness.is_loaded and not readiness.is_draining
-        body = {
+        body: dict[str, object] = {
             "status": "draining" if readiness.is_draining else "ready" if is_ready else "starting",
             "registry": readiness.registry,
             "agents": _live_agents(fleet),
         }
+        if clusters := {name: state.value for name, state in fleet.clusters}:
+            body["clusters"] = clusters
         return JSONResponse(body, 200 if is_ready else 503)
 
     # load balancers and uptime checks ask like this

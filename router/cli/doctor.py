@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import typer
 
+from router.cli.clusters import cluster_models
 from router.cli.listing import agent_state
 from router.cli.output import AsJson, write_json, write_table
 from router.cli.router_probe import Answer, probe_router
-from router.domain import Catalog
+from router.domain import LLMD, Catalog
+from router.fleet.endpoints import ProviderEndpoints
 from router.settings import Settings, load_settings
 from router.store.agents import AgentInfo, list_agents
 from router.store.database import Connection
@@ -77,6 +79,7 @@ def examine(
         yield Finding("registry", "ok", "reachable, intact and up to date")
         yield _models(registry)
         yield from _credentials(registry.catalog, settings)
+        yield from _clusters(registry.catalog, settings)
         yield _keys(registry.catalog, settings)
         yield from _agents(registry, now - 2 * settings.router_lease_ttl_s)
     yield _router(settings, ask)
@@ -105,7 +108,8 @@ def _models(registry: Registry) -> Finding:
     counts = f"{len(catalog.models)} models in the registry, {by_agents} of agents"
     if not catalog.providers:
         return Finding("catalog", "warning", "there are no providers", "iir seed")
-    if not catalog.models and not by_agents:
+    has_cluster = any(provider.dialect == LLMD for provider in catalog.providers.values())
+    if not catalog.models and not by_agents and not has_cluster:
         return Finding(
             "catalog",
             "warning",
@@ -125,6 +129,36 @@ def _credentials(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
             yield Finding(check, "warning", text, f"set {provider.key_env} and restart the router")
         else:
             yield Finding(check, "ok", f"{provider.key_env} is set")
+
+
+def _clusters(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    row = catalog.providers.get(LLMD)
+    if settings.llmd_endpoint is not None and (row is None or row.dialect != LLMD):
+        text = (
+            "LLMD_ENDPOINT is set, but the provider `llmd` is not there or speaks another dialect"
+        )
+        fix = "iir providers remove llmd" if row else "start the router: it adds it"
+        yield Finding("provider llmd", "warning", text, fix)
+    clusters = [each for each in catalog.providers.values() if each.dialect == LLMD]
+    endpoint_of = ProviderEndpoints(settings)
+    found, problems = cluster_models(clusters, settings)
+    for cluster in clusters:
+        served = [model for provider, model in found if provider is cluster]
+        problem = problems.get(cluster.name)
+        yield _cluster(cluster.name, endpoint_of(cluster) is not None, served, problem)
+
+
+def _cluster(name: str, has_address: bool, served: Sequence[str], problem: str | None) -> Finding:
+    check = f"cluster {name}"
+    if not has_address:
+        text = "its address or credential is not set here, so its models can't be used"
+        fix = "set LLMD_ENDPOINT and restart the router, or: iir providers remove NAME"
+        return Finding(check, "warning", text, fix)
+    if problem is None and served:
+        more = f" and {len(served) - 3} more" if len(served) > 3 else ""
+        return Finding(check, "ok", f"serves {', '.join(served[:3])}{more}")
+    fix = "kubectl get pods in its namespace; is the address right: iir providers list"
+    return Finding(check, "warning", problem or "it answers, and serves no model", fix)
 
 
 def _keys(catalog: Catalog, settings: Settings) -> Finding:

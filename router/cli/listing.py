@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from router.domain import DeploymentEntry, ModelEntry, Provider, TimeLimits
+from router.fleet.refusals import missing_setting
 from router.store.agents import AgentInfo
 from router.store.catalog import AGENT_DIALECT
 from shared.contracts.agents import AgentModel
@@ -22,6 +23,7 @@ class ListedModel:
     status: str
     context_tokens: int | None
     limits: TimeLimits = field(default_factory=TimeLimits)
+    objective: str | None = None
 
 
 def list_served(
@@ -29,7 +31,7 @@ def list_served(
     providers: Sequence[Provider],
     agents: Sequence[AgentInfo],
     *,
-    has_credential: Callable[[Provider], bool],
+    is_usable: Callable[[Provider], bool],
     oldest: float,
 ) -> list[ListedModel]:
     """Return the registry's models and those that agents registered, by id.
@@ -38,7 +40,7 @@ def list_served(
         models: the registry's.
         providers: all of them.
         agents: all of them.
-        has_credential: whether a provider's credential is there, if it needs one.
+        is_usable: whether a provider's credential and address are there, if it needs them.
         oldest: a lease that was renewed before this, in seconds since 1970, has expired.
     """
     offered = list(_offered(agents, oldest))
@@ -53,12 +55,33 @@ def list_served(
                     aliases=model.aliases,
                     served_by=provider.name,
                     zone=provider.zone.value,
-                    status=_status(place, provider, offered, has_credential),
+                    status=_status(place, provider, offered, is_usable),
                     context_tokens=place.context_tokens,
                     limits=place.limits,
+                    objective=place.objective,
                 )
             )
     return sorted(found, key=lambda row: (row.id, row.served_by))
+
+
+def in_clusters(
+    served: Sequence[ListedModel], found: Iterable[tuple[Provider, str]]
+) -> list[ListedModel]:
+    """Return `served` with the models that clusters serve under names which nobody else has."""
+    taken = {name for row in served for name in (row.id, *row.aliases)}
+    more = [
+        ListedModel(
+            id=model,
+            aliases=(),
+            served_by=provider.name,
+            zone=provider.zone.value,
+            status="ready",
+            context_tokens=None,
+        )
+        for provider, model in found
+        if model not in taken
+    ]
+    return sorted([*served, *more], key=lambda row: (row.id, row.served_by))
 
 
 def agent_state(agent: AgentInfo, oldest: float) -> str:
@@ -109,10 +132,10 @@ def _status(
     place: DeploymentEntry,
     provider: Provider,
     offered: Sequence[tuple[AgentModel, ListedModel]],
-    has_credential: Callable[[Provider], bool],
+    is_usable: Callable[[Provider], bool],
 ) -> str:
     if provider.dialect != AGENT_DIALECT:
-        return "ready" if has_credential(provider) else "no credential"
+        return "ready" if is_usable(provider) else f"no {missing_setting(provider)[0]}"
     wanted = place.upstream_name
     for model, row in offered:
         if wanted == model.id or wanted in model.aliases:

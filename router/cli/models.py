@@ -7,18 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from router.cli.listing import ListedModel, list_served
+from router.cli.clusters import cluster_models
+from router.cli.listing import ListedModel, in_clusters, list_served
 from router.cli.output import AsJson, write_json, write_table
 from router.cli.session import read, write
-from router.domain import DeploymentEntry, TimeLimits
+from router.domain import LLMD, DeploymentEntry, Provider, TimeLimits
+from router.fleet.endpoints import ProviderEndpoints
 from router.settings import load_settings
 from router.store import catalog
 from router.store.agents import list_agents
 from router.store.database import Connection
+from router.store.deployed import set_cluster_fields
+from router.store.errors import InvalidValue
 from shared.kit.clock import wall_time
 
 app = typer.Typer(help="Models, their aliases and where they are served.", no_args_is_help=True)
 
+_OBJECTIVE = "In an llm-d cluster: the InferenceObjective of its requests."
+_BASE = "In an llm-d cluster with several pools: the model by which its pool is found."
 _Id = Annotated[str, typer.Argument(help="The model's public id.", metavar="ID")]
 
 
@@ -43,6 +49,12 @@ def add(
     first_byte_s: Annotated[float | None, _limit("until the first byte")] = None,
     idle_s: Annotated[float | None, _limit("between two chunks")] = None,
     total_s: Annotated[float | None, _limit("in all")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help=f"{_OBJECTIVE} By default none.", metavar="NAME")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help=f"{_BASE} By default its name there.", metavar="NAME")
+    ] = None,
 ) -> None:
     """Add a model, or another place that serves it."""
     entry = DeploymentEntry(
@@ -53,9 +65,44 @@ def add(
         limits=TimeLimits(
             connect_s=connect_s, first_byte_s=first_byte_s, idle_s=idle_s, total_s=total_s
         ),
+        objective=objective,
+        base_model=base_model,
     )
     write(lambda c: catalog.add_model(c, model_id, entry, aliases=alias or ()))
     typer.echo(f"model {model_id} added on {provider}")
+
+
+@app.command("set")
+def set_command(
+    model_id: _Id,
+    *,
+    provider: Annotated[str, typer.Option(help="The llm-d cluster that serves it.")] = LLMD,
+    objective: Annotated[str | None, typer.Option(help=_OBJECTIVE, metavar="NAME")] = None,
+    no_objective: Annotated[
+        bool, typer.Option("--no-objective", help="Send no objective: priority 0.")
+    ] = False,
+    base_model: Annotated[str | None, typer.Option(help=_BASE, metavar="NAME")] = None,
+    no_base_model: Annotated[
+        bool, typer.Option("--no-base-model", help="Its pool is found by its name there.")
+    ] = False,
+) -> None:
+    """Change what an llm-d cluster is told of a model's requests."""
+    change: dict[str, str | None] = {}
+    for field, given, is_taken_back in (
+        ("objective", objective, no_objective),
+        ("base_model", base_model, no_base_model),
+    ):
+        if given is not None and is_taken_back:
+            raise InvalidValue("these options contradict each other: set it, or take it back")
+        if given is not None or is_taken_back:
+            change[field] = given
+    if not change:
+        raise InvalidValue("say what to set; `iir models set --help` shows the options")
+    now = write(lambda c: set_cluster_fields(c, model_id, provider, change))
+    base = now.base_model or now.upstream_name
+    typer.echo(
+        f"model {model_id} on {provider}: objective {now.objective or '-'}; base model {base}"
+    )
 
 
 @app.command("list")
@@ -63,22 +110,30 @@ def list_command(as_json: AsJson = False) -> None:
     """List all models: where each is served, and how it stands."""
     settings = load_settings()
     oldest = wall_time() - 2 * settings.router_lease_ttl_s
+    endpoint_of = ProviderEndpoints(settings)
 
-    def fetch(connection: Connection) -> list[ListedModel]:
-        return list_served(
+    def fetch(connection: Connection) -> tuple[list[ListedModel], list[Provider]]:
+        providers = catalog.list_providers(connection)
+        served = list_served(
             catalog.list_models(connection),
-            catalog.list_providers(connection),
+            providers,
             list_agents(connection),
-            has_credential=lambda p: not p.key_env or settings.credential(p.key_env) is not None,
+            is_usable=lambda p: endpoint_of(p) is not None,
             oldest=oldest,
         )
+        return served, providers
 
-    rows = read(fetch, settings)
+    served, providers = read(fetch, settings)
+    found, problems = cluster_models(providers, settings)
+    for problem in problems.values():
+        typer.echo(f"{problem}; of its models only those with a row are listed", err=True)
+    rows = in_clusters(served, found)
     if as_json:
         write_json([asdict(row) for row in rows])
         return
+    special = "time limits, objective" if any(r.objective for r in rows) else "time limits"
     write_table(
-        ("id", "aliases", "served by", "zone", "status", "context", "time limits"),
+        ("id", "aliases", "served by", "zone", "status", "context", special),
         [
             (
                 r.id,
@@ -87,7 +142,7 @@ def list_command(as_json: AsJson = False) -> None:
                 r.zone,
                 r.status,
                 r.context_tokens,
-                _limits(r.limits),
+                _special(r),
             )
             for r in rows
         ],
@@ -102,6 +157,7 @@ def remove(model_id: _Id) -> None:
     typer.echo(f"model {model_id} removed")
 
 
-def _limits(limits: TimeLimits) -> str:
-    found = asdict(limits).items()
-    return ", ".join(f"{name[:-2]} {value:g} s" for name, value in found if value is not None)
+def _special(row: ListedModel) -> str:
+    found = asdict(row.limits).items()
+    limits = [f"{name[:-2]} {value:g} s" for name, value in found if value is not None]
+    return ", ".join([*limits, *([f"objective {row.objective}"] if row.objective else [])])

@@ -75,4 +75,5 @@ def date(seconds: int | None) -> str | None:
 def _setting_error(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     name = "_".join(str(part) for part in first["loc"]).upper()
-    return f"the setting {name} is not valid: {first['msg']}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"the setting {name} is not valid: {message}"

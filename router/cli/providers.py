@@ -11,13 +11,15 @@ from router.backends import BACKENDS
 from router.cli.output import AsJson, CommandFailed, write_json, write_table
 from router.cli.session import read, write
 from router.cli.upstream_models import fetch_model_ids
-from router.domain import DeploymentEntry, Provider, Zone
+from router.domain import LLMD, DeploymentEntry, Provider, Zone
+from router.fleet.endpoints import ProviderEndpoints
+from router.fleet.refusals import missing_setting
 from router.settings import Settings, load_settings
 from router.store import catalog
 from router.store.agents import list_agents
 from router.store.database import Connection
 from router.store.errors import InvalidValue
-from router.store.urls import api_base, normalise
+from router.store.urls import normalise
 from shared.contracts.apis import APIS
 
 app = typer.Typer(help="Third parties as data: base URL, credential, zone.", no_args_is_help=True)
@@ -115,7 +117,7 @@ def list_command(as_json: AsJson = False) -> None:
             (
                 p.name,
                 p.dialect,
-                p.base_url,
+                p.base_url or _address(p, settings),
                 p.zone.value,
                 _credential(p, settings),
                 None if p.max_in_flight is None else f"at most {p.max_in_flight}",
@@ -139,23 +141,17 @@ def refresh(name: _Name) -> None:
     """Ask a provider for its models and add those whose names are new."""
     settings = load_settings()
     provider = read(lambda c: catalog.get_provider(c, name), settings)
-    if provider.dialect != "openai":
+    if provider.dialect not in {"openai", LLMD}:
         raise CommandFailed(f"provider {name!r} has no list of models that can be asked for")
-    credential = settings.credential(provider.key_env) if provider.key_env else None
-    if provider.key_env and credential is None:
-        raise CommandFailed(f"provider {name!r} needs a credential: set {provider.key_env}")
-    base_url = normalise(_base_url(provider, settings))
-    ids = fetch_model_ids(name, f"{api_base(base_url)}/models", credential)
+    endpoint = ProviderEndpoints(settings)(provider)
+    if endpoint is None:
+        what, variable = missing_setting(provider)
+        raise CommandFailed(f"provider {name!r} needs a {what}: set {variable}")
+    ids = fetch_model_ids(name, f"{normalise(endpoint.base_url)}/models", endpoint.credential)
     added = write(lambda c: _add_new(c, name, ids), settings)
     left_out = len(ids) - added
     note = f"; left out, their names are in use: {left_out}" if left_out else ""
     typer.echo(f"models added: {added}{note}")
-
-
-def _base_url(provider: Provider, settings: Settings) -> str:
-    if provider.name == "openai" and settings.openai_base_url:
-        return settings.openai_base_url
-    return provider.base_url
 
 
 def _add_new(connection: Connection, provider: str, ids: list[str]) -> int:
@@ -176,6 +172,13 @@ def _add_new(connection: Connection, provider: str, ids: list[str]) -> int:
             catalog.add_model(connection, model_id, entry)
             added += 1
     return added
+
+
+def _address(provider: Provider, settings: Settings) -> str | None:
+    """Return the address of a provider whose address is a setting."""
+    if provider.dialect != LLMD:
+        return None
+    return settings.llmd_endpoint or "LLMD_ENDPOINT (not set)"
 
 
 def _credential(provider: Provider, settings: Settings) -> str | None:

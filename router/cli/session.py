@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from router.settings import Settings, load_settings
+from router.store.cluster import admit_cluster
 from router.store.database import Connection, file_of
 from router.store.migrate import migrate
 from router.store.prepare import prepare
@@ -40,13 +41,22 @@ def write(
         StoreError: it can't be written.
         Refusal: from `change`.
     """
-    url = (settings or load_settings()).store_url
+    found = settings or load_settings()
+    url, has_cluster = found.store_url, found.llmd_endpoint is not None
     path = file_of(url)
     if path is not None and not path.exists():
-        make = prepare if is_seeded else migrate
-        make(url)
+        if is_seeded:
+            prepare(url)
+        else:
+            migrate(url)
+
+    def changed(connection: Connection) -> T:
+        if has_cluster and is_seeded:
+            admit_cluster(connection)
+        return change(connection)
+
     writer = RegistryWriter(url)
     try:
-        return writer.run_sync(change)
+        return writer.run_sync(changed)
     finally:
         writer.close()

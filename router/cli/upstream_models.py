@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from router.cli.output import CommandFailed
-from router.store.names import is_model_name
+from router.domain import is_model_name
 
 if TYPE_CHECKING:
     import httpx
@@ -15,28 +15,43 @@ _MOST_BYTES = 8 * 1024 * 1024
 _TIMEOUT_S = 20.0
 
 
-def fetch_model_ids(provider: str, url: str, credential: str | None) -> list[str]:
+def fetch_model_ids(
+    provider: str,
+    url: str,
+    credential: str | None,
+    *,
+    limit_s: float | None = None,
+    by_proxy: bool = True,
+) -> list[str]:
     """Return the ids of a provider's models, in its order, each once.
 
     The credential goes to `url` alone: redirects are not followed.
+
+    Args:
+        provider: its name, for messages.
+        url: what is asked.
+        credential: if it needs one.
+        limit_s: how long each step of the answer may take, in seconds, if not as usual.
+        by_proxy: go by the proxies that the environment names.
 
     Raises:
         CommandFailed: no answer, or one that is no list of models.
     """
     import httpx  # noqa: PLC0415 - needed by this command alone, and slow to load
 
+    limit_s = limit_s or _TIMEOUT_S
     headers = {"accept": "application/json"}
     if credential is not None:
         headers["authorization"] = f"Bearer {credential}"
     try:
         with (
-            httpx.Client(follow_redirects=False, timeout=_TIMEOUT_S) as client,
+            httpx.Client(follow_redirects=False, timeout=limit_s, trust_env=by_proxy) as client,
             client.stream("GET", url, headers=headers) as reply,
         ):
             _check_status(provider, reply.status_code)
             return _ids(provider, _bounded(provider, reply))
     except httpx.TimeoutException:
-        raise CommandFailed(f"provider {provider!r} did not answer in {_TIMEOUT_S:g} s") from None
+        raise CommandFailed(f"provider {provider!r} did not answer in {limit_s:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
         raise CommandFailed(
             f"provider {provider!r} can't be reached; check its base URL and the network"

@@ -13,7 +13,7 @@ from router.dispatch.admission import Admission, Place
 from router.dispatch.attempt import Attempt
 from router.dispatch.retry import RetryBudget
 from router.domain import Call, EndpointId, ModelName, Outcome, Ranked
-from router.errors import AgentLost, CircuitOpen, DeadlineExceeded, NoEndpoint
+from router.errors import AgentLost, CircuitOpen, DeadlineExceeded, NoEndpoint, PodUnreachable
 from router.fleet.registry import Fleet
 from router.ports import Backend, OutcomeSink, RoutingPolicy
 from shared.http.cutoff import TimeLimit
@@ -22,6 +22,7 @@ from shared.http.exchange import Reply
 from shared.kit.clock import Clock
 
 _NOWHERE = EndpointId("")
+_AGAIN = (StaleConnection, PodUnreachable)
 
 
 class Dispatched(msgspec.Struct, frozen=True):
@@ -221,9 +222,9 @@ class Dispatcher:
     def _check_retry(self, trip: _Trip, error: ApiError) -> None:
         """Return if another attempt may follow the one that failed.
 
-        It goes to another endpoint, or to the same on a new connection if the old one was stale: once,
-        and beyond the attempts that the settings allow if they allow several, since if nobody is there
-        any more another endpoint has to have its chance.
+        It goes to another endpoint, or to the same if the old connection was stale, or if only the pod was
+        away that a cluster had picked: once, and beyond the attempts that the settings allow if they allow
+        several, since if nobody is there any more another endpoint has to have its chance.
 
         Raises:
             ApiError: that attempt's error.
@@ -231,7 +232,7 @@ class Dispatcher:
         tried = trip.last.candidate if trip.last is not None else None
         left = self._left(trip)
         others = [each for each in left if each.candidate is not tried]
-        if isinstance(error, StaleConnection) and 1 < trip.most == self._max_attempts:
+        if isinstance(error, _AGAIN) and 1 < trip.most == self._max_attempts:
             trip.most += 1
             others = [*(each for each in left if each.candidate is tried), *others]
         trip.ranking = others

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from router.errors import AgentLost, AgentUnavailable
+from router.errors import (
+    AgentLost,
+    AgentUnavailable,
+    ClusterCold,
+    ClusterContended,
+    ClusterError,
+    ClusterRestarting,
+    PickerGone,
+)
 from router.fleet.breaker import Fault
 from shared.http.errors import (
     ApiError,
@@ -15,6 +23,14 @@ from shared.http.headers import retry_after_s
 
 _BUSY_S = 1.0
 _REFUSED_S = 10.0
+_TELLS_NOTHING = (
+    UpstreamCredentialRefused,
+    StaleConnection,
+    AgentLost,
+    ClusterContended,
+    ClusterCold,
+    ClusterRestarting,
+)
 
 
 def fault_of(error: ApiError | None) -> Fault | None:
@@ -23,13 +39,14 @@ def fault_of(error: ApiError | None) -> Fault | None:
     A client's own mistake proves that the endpoint works. Busy (429, 503) is no defect: the answer
     says when to come back. Nor is an agent without memory for the model now (507). A refused credential
     is the operator's to mend, and waiting won't. A kept connection may be closed at any time. Of an agent
-    that is lost its lease tells, and the next start of it is another one.
+    that is lost its lease tells, and the next start of it is another one. A cluster that is full, cold or
+    restarted works; without its picker it serves no model at all.
     """
     if error is None:
         return Fault.NONE
-    if isinstance(error, (UpstreamCredentialRefused, StaleConnection, AgentLost)):
+    if isinstance(error, _TELLS_NOTHING):
         return None
-    if isinstance(error, UpstreamUnreachable | AgentUnavailable):
+    if isinstance(error, UpstreamUnreachable | AgentUnavailable | PickerGone):
         return Fault.ENDPOINT
     if isinstance(error, UpstreamAnswer):
         if error.status in {408, 409, 425, 429, 503, 507, 529}:
@@ -46,6 +63,9 @@ def rest_of(error: ApiError) -> tuple[float, bool] | None:
     """
     if isinstance(error, UpstreamCredentialRefused):
         return _REFUSED_S, False
+    if isinstance(error, ClusterError):
+        # never binding: the next request may be of more importance, or of another tenant
+        return (error.rest_s, False) if error.rest_s else None
     if not isinstance(error, UpstreamAnswer) or error.status not in {429, 503, 507, 529}:
         return None
     asked_s = retry_after_s([(name.encode(), value.encode()) for name, value in error.headers])

@@ -21,6 +21,7 @@ from prometheus_client.core import (
 )
 
 from router.domain import EndpointId, Outcome, RequestFacts
+from router.errors import ClusterCold, ClusterError
 from router.fleet.registry import Fleet
 from shared.http.errors import (
     UpstreamCredentialRefused,
@@ -224,6 +225,8 @@ _OWN = frozenset(
         *(
             error.code
             for error in (
+                ClusterCold,
+                ClusterError,
                 UpstreamCredentialRefused,
                 UpstreamFailed,
                 UpstreamInterrupted,

@@ -32,7 +32,7 @@ class Deployments:
 
     def of_row(self, row: DeploymentEntry, provider: Provider, endpoint: Endpoint) -> Deployment:
         """Return the deployment of a registry row on its provider's endpoint."""
-        timeouts = self._limited(row.limits)
+        timeouts = self._limited(row.limits, endpoint.timeouts)
         return Deployment(
             endpoint=endpoint,
             upstream_name=row.upstream_name,
@@ -45,6 +45,8 @@ class Deployments:
             stream_timeouts=replace(timeouts, total_s=row.limits.total_s),
             pool=endpoint.id,
             max_in_flight=provider.max_in_flight,
+            objective=row.objective,
+            base_model=row.base_model,
         )
 
     def of_agent(
@@ -82,8 +84,8 @@ class Deployments:
             is_loaded=model.status == "loaded",
         )
 
-    def _limited(self, limits: TimeLimits) -> Timeouts:
-        default = self._timeouts
+    def _limited(self, limits: TimeLimits, own: Timeouts | None = None) -> Timeouts:
+        default = own or self._timeouts
         return Timeouts(
             connect_s=limits.connect_s or default.connect_s,
             first_byte_s=limits.first_byte_s or default.first_byte_s,

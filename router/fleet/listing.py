@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from router.domain import Catalog
+from router.domain import Catalog, ModelEntry
 from router.fleet.membership import LeaseState, Membership
 
 
@@ -20,15 +21,14 @@ class ListedModel:
     context_tokens: int | None = None
 
 
-def list_models(catalog: Catalog, membership: Membership) -> list[ListedModel]:
-    """Return every model by name: the catalog's, then the agents'."""
-    listed: dict[str, ListedModel] = {}
-    for entry in catalog.models:
-        owner = entry.deployments[0].provider if entry.deployments else "none"
-        context = entry.deployments[0].context_tokens if entry.deployments else None
-        listed[entry.id] = ListedModel(
-            entry.id, owner, entry.created_at, None, entry.aliases, context
-        )
+def list_models(
+    catalog: Catalog, membership: Membership, in_clusters: Iterable[ModelEntry] = ()
+) -> list[ListedModel]:
+    """Return every model by name: the catalog's, then the agents', then those of clusters.
+
+    A name that is an alias, or anybody else's, is theirs; clusters are asked for what is left.
+    """
+    listed: dict[str, ListedModel] = {e.id: _of_entry(e) for e in catalog.models}
     for member in membership:
         state = membership.state(member)
         if state is LeaseState.GONE:
@@ -45,4 +45,20 @@ def list_models(catalog: Catalog, membership: Membership) -> list[ListedModel]:
                     model.aliases,
                     model.context_tokens,
                 )
+    taken = {alias for model in listed.values() for alias in model.aliases}
+    for entry in in_clusters:
+        if entry.id not in taken:
+            listed.setdefault(entry.id, _of_entry(entry))
     return sorted(listed.values(), key=lambda model: model.id)
+
+
+def _of_entry(entry: ModelEntry) -> ListedModel:
+    first = entry.deployments[0] if entry.deployments else None
+    return ListedModel(
+        entry.id,
+        "none" if first is None else first.provider,
+        entry.created_at,
+        None,
+        entry.aliases,
+        None if first is None else first.context_tokens,
+    )

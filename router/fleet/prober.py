@@ -3,7 +3,8 @@
 It asks those that hold no lease, and agents where so many fell silent that silence tells nothing. An
 endpoint that can't be reached loses its traffic after as many misses as requests would need, and
 gets it back with the first answer, however long its breaker would have stayed open. Those in a cloud
-are asked only while their breaker is open: their operators count requests. Others that are spared are
+are asked only while their breaker is open: their operators count requests; clusters are asked always,
+since nobody else tells which models they serve. Others that are spared are
 asked more often: who was restarted is to serve again within a second.
 """
 
@@ -14,7 +15,7 @@ from functools import partial
 
 import anyio
 
-from router.domain import Endpoint, EndpointId, Zone
+from router.domain import Endpoint, EndpointId, Gateway, Probed, Zone
 from router.fleet.deployments import agent_endpoint
 from router.fleet.membership import Member
 from router.fleet.registry import Fleet
@@ -33,6 +34,7 @@ class Prober:
         self._fleet = fleet
         self._backends = backends
         self._silent: set[EndpointId] = set()
+        self._mute: set[EndpointId] = set()
         self._log = get_logger("prober")
 
     async def look(self) -> None:
@@ -41,14 +43,20 @@ class Prober:
         await self._ask_all([each for each in self._fleet.endpoints() if self._is_due(each)])
 
     async def look_at_spared(self) -> None:
-        """Ask those that get no requests, but for those in a cloud."""
+        """Ask those that get no requests, but for those in a cloud, and clusters that are new."""
         spared = [
             each
             for each in self._fleet.endpoints()
-            if each.zone is not Zone.CLOUD and self._is_spared(each)
+            if (each.zone is not Zone.CLOUD and self._is_spared(each)) or self._is_new(each)
         ]
         if spared:
             await self._ask_all(spared)
+
+    async def look_at_new(self) -> None:
+        """Ask the clusters that were never asked: until then nobody knows what they serve."""
+        new = [each for each in self._fleet.endpoints() if self._is_new(each)]
+        if new:
+            await self._ask_all(new)
 
     async def look_at_silent(self) -> None:
         """Ask the agents that are not taken for lost only because so many are silent at once."""
@@ -66,7 +74,7 @@ class Prober:
         async with limiter:
             try:
                 # an agent that started anew takes another credential
-                is_there = await self._backends[endpoint.backend].probe(endpoint)
+                is_there = (await self._backends[endpoint.backend].probe(endpoint)).is_accepted
             except ApiError:
                 is_there = False
         self._fleet.membership.vouch(member, is_there=is_there)
@@ -78,9 +86,11 @@ class Prober:
                 group.start_soon(partial(self._ask, limiter, endpoint))
 
     def _is_due(self, endpoint: Endpoint) -> bool:
-        return endpoint.backend in self._backends and (
-            endpoint.zone is not Zone.CLOUD or self._is_spared(endpoint)
-        )
+        is_free = endpoint.zone is not Zone.CLOUD or endpoint.gateway is not None
+        return endpoint.backend in self._backends and (is_free or self._is_spared(endpoint))
+
+    def _is_new(self, endpoint: Endpoint) -> bool:
+        return endpoint.backend in self._backends and self._fleet.clusters.is_new(endpoint.id)
 
     def _is_spared(self, endpoint: Endpoint) -> bool:
         return endpoint.backend in self._backends and self._fleet.breakers.is_spared(endpoint.id)
@@ -88,22 +98,37 @@ class Prober:
     async def _ask(self, limiter: anyio.CapacityLimiter, endpoint: Endpoint) -> None:
         async with limiter:
             try:
-                await self._backends[endpoint.backend].probe(endpoint)
+                told = await self._backends[endpoint.backend].probe(endpoint)
             except ApiError as error:
                 self._note_silence(endpoint, error)
             else:
-                self._note_answer(endpoint)
+                self._note_answer(endpoint, told)
 
     def _note_silence(self, endpoint: Endpoint, error: ApiError) -> None:
-        if isinstance(error, UpstreamTimeout) and self._fleet.is_busy(endpoint.id):
-            return  # engines of a single thread answer nobody else while they work
+        is_single = endpoint.gateway is None
+        if is_single and isinstance(error, UpstreamTimeout) and self._fleet.is_busy(endpoint.id):
+            return  # engines of a single thread answer nobody else while they work; gateways do
         self._fleet.breakers.miss(endpoint.id)
+        self._fleet.clusters.miss(endpoint.id)
         if endpoint.id not in self._silent:
             self._silent.add(endpoint.id)
             self._log.warning("endpoint_silent", endpoint=endpoint.id, reason=error.code)
 
-    def _note_answer(self, endpoint: Endpoint) -> None:
+    def _note_answer(self, endpoint: Endpoint, told: Probed) -> None:
         self._fleet.breakers.answer(endpoint.id)
+        if endpoint.gateway is not None:
+            self._fleet.learn(endpoint.id, told)
+            self._note_metrics(endpoint.id, told, endpoint.gateway)
         if endpoint.id in self._silent:
             self._silent.discard(endpoint.id)
             self._log.info("endpoint_answers_again", endpoint=endpoint.id)
+
+    def _note_metrics(self, endpoint: EndpointId, told: Probed, gateway: Gateway) -> None:
+        """Say once when the metrics that were asked for are not there."""
+        if gateway.metrics_url is None or told.queued is not None:
+            self._mute.discard(endpoint)
+        elif endpoint not in self._mute:
+            self._mute.add(endpoint)
+            self._log.warning(
+                "cluster_metrics_unread", endpoint=endpoint, setting="LLMD_METRICS_URL"
+            )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from router.domain import Provider, Zone
 from router.errors import AgentUnavailable, NoEndpoint, ProviderNotConfigured, ZoneRefused
 from shared.contracts.agents import AgentModel
-from shared.http.errors import ModelNotPulled, UnsupportedApi
+from shared.http.errors import ModelNotFound, ModelNotPulled, UnsupportedApi
+
+
+def unknown_model(name: str, untold: Sequence[str]) -> ModelNotFound:
+    """Return the error for a name that nobody knows; `untold`: clusters that may, but were not asked yet."""
+    hint = "GET /v1/models lists what is there."
+    if untold:
+        hint += f" The cluster {untold[0]!r} could not be asked yet for what it serves: iir doctor."
+    return ModelNotFound(f"The model {name!r} does not exist. {hint}", param="model")
 
 
 def without_deployment(name: str) -> NoEndpoint:
@@ -13,10 +23,16 @@ def without_deployment(name: str) -> NoEndpoint:
     return NoEndpoint(f"{name!r} has no deployment. Add one: iir models add.")
 
 
-def without_credential(provider: Provider) -> ProviderNotConfigured:
-    """Return the error for a model of a provider whose key is not set."""
+def missing_setting(provider: Provider) -> tuple[str, str]:
+    """Return what a provider without an endpoint lacks, and which variable would give it."""
+    return ("credential", provider.key_env) if provider.key_env else ("address", "LLMD_ENDPOINT")
+
+
+def not_configured(provider: Provider) -> ProviderNotConfigured:
+    """Return the error for a model of a provider whose key or address is not set."""
+    what, variable = missing_setting(provider)
     return ProviderNotConfigured(
-        f"The provider {provider.name!r} has no credential. Set {provider.key_env} in the "
+        f"The provider {provider.name!r} has no {what}. Set {variable} in the "
         "router's environment or .env, and restart it."
     )
 

@@ -2,7 +2,7 @@
 
 Two indexes answer: one over the catalog, built when its snapshot is swapped, and one over the
 agents' models, patched when an agent registers or reports. A request costs two dictionary look-ups,
-however many models and endpoints there are.
+however many models and endpoints there are. What only clusters serve is looked up after these.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from router.domain import (
     ModelEntry,
     ModelName,
     PrefixRule,
+    Probed,
     Provider,
     TimeLimits,
     Zone,
 )
 from router.errors import CircuitOpen, UpstreamBusy
 from router.fleet.breaker import Breakers
+from router.fleet.candidates import distinct, fit_for, names
+from router.fleet.clusters import Clusters
 from router.fleet.deployments import Deployments
 from router.fleet.listing import ListedModel, list_models
 from router.fleet.membership import LeaseState, Membership
 from router.fleet.refusals import (
     no_agent,
+    not_configured,
     not_pulled,
-    outside_zone,
-    unsupported,
-    without_credential,
+    unknown_model,
     without_deployment,
 )
 from router.fleet.rests import Rests
+from router.fleet.tenants import Tenants
 from router.fleet.waits import Waits
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotFound
@@ -87,6 +90,8 @@ class Fleet:
         self.breakers = Breakers(monotonic) if breakers is None else breakers
         self.rests = Rests(membership.now)
         self.waits = Waits(membership)
+        self.clusters = Clusters()
+        self.tenants = Tenants()
         self._endpoint_of = endpoint_of
         self._deployments = Deployments(timeouts or Timeouts())
         self._in_flight: dict[EndpointId, int] = {}
@@ -123,6 +128,8 @@ class Fleet:
             for name, provider in catalog.providers.items()
             if provider.dialect != AGENT_DIALECT
         }
+        self.clusters.keep(self._endpoints.values())
+        self.tenants.swap(catalog.keys)
         self._rules = tuple(sorted(catalog.prefix_rules, key=lambda rule: -len(rule.prefix)))
         self._entries = entries
         self._prefixed = {}
@@ -148,6 +155,12 @@ class Fleet:
         """Let the names go that only agents had of which nothing was heard for a day."""
         if self._membership.gone() != self._gone:
             self.patch()
+
+    def learn(self, endpoint: EndpointId, told: Probed) -> None:
+        """Take what a probe told of a cluster."""
+        if self.clusters.learn(endpoint, told):
+            self._built = {}  # by identity, and the rows of before are gone
+            self._ready = {}
 
     def resolve(
         self, name: str, zone: Zone | None = None, path: str = "/chat/completions"
@@ -176,7 +189,7 @@ class Fleet:
         entry = self._entries.get(name)
         agents = self._agent_index.get(name)
         if entry is None and agents is None:
-            entry = self._by_prefix(name)
+            entry = self.clusters.entry(name) or self._by_prefix(name)
         found: list[Candidate] = []
         model = name
         if agents:
@@ -190,11 +203,11 @@ class Fleet:
                 if agents is None or self._is_local(row):
                     found += self._of_row(row, problems)
             if agents:
-                found = _distinct(found)
+                found = distinct(found)
         if not found:
             raise problems[0] if problems else without_deployment(name)
-        fit = _fit(found, name, zone, path)
-        if not problems and not any(c.deployment.endpoint.is_agent for c in found):
+        fit = fit_for(found, name, zone, path)
+        if not problems and not any(c.deployment.endpoint.is_watched for c in found):
             if len(self._ready) >= _MOST_READY:
                 self._ready = {}
             self._ready[name, zone, path] = _Ready(
@@ -240,8 +253,8 @@ class Fleet:
         return endpoint in self._in_flight
 
     def models(self) -> list[ListedModel]:
-        """Return every model by name: the catalog's, then the agents'."""
-        return list_models(self._catalog, self._membership)
+        """Return every model by name: the catalog's, then the agents', then the clusters'."""
+        return list_models(self._catalog, self._membership, self.clusters.entries())
 
     def _is_local(self, row: DeploymentEntry) -> bool:
         provider = self._catalog.providers.get(row.provider)
@@ -293,7 +306,7 @@ class Fleet:
 
     def _unlist(self, row_id: int, models: tuple[AgentModel, ...]) -> None:
         del self._agent_names[row_id]
-        for name in _names(models):
+        for name in names(models):
             self._agent_index[name].pop(row_id)
             if not self._agent_index[name]:
                 del self._agent_index[name]
@@ -304,10 +317,7 @@ class Fleet:
             return known
         rule = next((rule for rule in self._rules if name.startswith(rule.prefix)), None)
         if rule is None or rule.provider not in self._catalog.providers:
-            raise ModelNotFound(
-                f"The model {name!r} does not exist. GET /v1/models lists what is there.",
-                param="model",
-            )
+            raise unknown_model(name, self.clusters.untold())
         row = DeploymentEntry(provider=rule.provider, upstream_name=name)
         entry = ModelEntry(id=ModelName(name), deployments=(row,))
         if len(self._prefixed) >= _MOST_PREFIXED:
@@ -328,16 +338,23 @@ class Fleet:
             return self._on_agents(agents, problems, row.priority, row.limits)
         endpoint = self._endpoints.get(row.provider)
         if endpoint is None:
-            problems.append(without_credential(provider))
+            problems.append(not_configured(provider))
             return []
         deployment = self._built.get(id(row))
         if deployment is None:
             deployment = self._deployments.of_row(row, provider, endpoint)
             self._built[id(row)] = deployment
-        return [self._loaded(deployment)]
+        return [
+            self._loaded(deployment) if endpoint.gateway is None else self._in_cluster(deployment)
+        ]
 
     def _loaded(self, deployment: Deployment) -> Candidate:
         return Candidate(deployment, Load(self._in_flight.get(deployment.endpoint.id, 0)))
+
+    def _in_cluster(self, deployment: Deployment) -> Candidate:
+        endpoint = deployment.endpoint.id
+        load = Load(self._in_flight.get(endpoint, 0), self.clusters.queued(endpoint))
+        return Candidate(deployment, load, is_suspect=self.clusters.is_cold(endpoint))
 
     def _unknown_local(self, name: str) -> Exception:
         if any(self._membership.state(member).is_routable for member in self._membership):
@@ -368,29 +385,3 @@ class Fleet:
                 is_suspect = state is LeaseState.SUSPECT
                 found.append(Candidate(deployment, load, is_suspect=is_suspect))
         return found
-
-
-def _distinct(found: list[Candidate]) -> list[Candidate]:
-    """Drop the second way to the same place: another attempt there would be none."""
-    best: dict[tuple[EndpointId, str], Candidate] = {}
-    for candidate in found:
-        deployment = candidate.deployment
-        key = (deployment.endpoint.id, deployment.upstream_name)
-        if key not in best or deployment.priority < best[key].deployment.priority:
-            best[key] = candidate
-    return list(best.values())
-
-
-def _fit(found: list[Candidate], name: str, zone: Zone | None, path: str) -> tuple[Candidate, ...]:
-    """Return the candidates in the zone that speak the route's API."""
-    allowed = [c for c in found if zone is None or c.deployment.endpoint.zone is zone]
-    if not allowed:
-        raise outside_zone(zone)
-    speaking = tuple(c for c in allowed if path in c.deployment.paths)
-    if not speaking:
-        raise unsupported(name, path)
-    return speaking
-
-
-def _names(models: tuple[AgentModel, ...]) -> set[str]:
-    return {name for model in models for name in (model.id, *model.aliases)}

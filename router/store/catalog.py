@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, insert, select, update
 
 from router.domain import (
+    LLMD,
     DeploymentEntry,
     ModelEntry,
     ModelName,
@@ -19,6 +20,7 @@ from router.domain import (
     TimeLimits,
     Zone,
 )
+from router.store.deployed import check_cluster_fields, cluster_fields
 from router.store.errors import InvalidValue, NameTaken, UnknownName
 from router.store.limits import api_names, in_flight_limit, share, time_limits
 from router.store.names import label, model_name, variable
@@ -44,11 +46,12 @@ def add_provider(connection: Connection, provider: Provider, *, now: Clock = wal
     is_agents = provider.dialect == AGENT_DIALECT
     if is_agents and provider.base_url:
         raise InvalidValue("a provider with the dialect `agent` has no base URL")
+    is_a_setting = name == provider.dialect == LLMD and not provider.base_url
     connection.execute(
         insert(providers).values(
             name=name,
             dialect=label(provider.dialect, "dialect"),
-            base_url="" if is_agents else normalise(provider.base_url),
+            base_url="" if is_agents or is_a_setting else normalise(provider.base_url),
             zone=provider.zone.value,
             key_env=None if provider.key_env is None else variable(provider.key_env),
             created_at=int(now()),
@@ -136,7 +139,7 @@ def add_model(
         NameTaken: it is deployed there already, or a name belongs to another model.
     """
     model = model_name(name)
-    get_provider(connection, deployment.provider)
+    check_cluster_fields(get_provider(connection, deployment.provider), deployment)
     if not _has_model(connection, model):
         _refuse_alias(connection, model)
         connection.execute(insert(models).values(id=model, created_at=int(now())))
@@ -203,6 +206,8 @@ def list_models(connection: Connection) -> list[ModelEntry]:
                     idle_s=row.idle_s,
                     total_s=row.total_s,
                 ),
+                objective=row.objective,
+                base_model=row.base_model,
             )
         )
     return [
@@ -271,6 +276,7 @@ def _columns(deployment: DeploymentEntry) -> dict[str, object]:
         "context_tokens": deployment.context_tokens,
         "capabilities": list(deployment.capabilities),
         **time_limits(deployment.limits),
+        **cluster_fields(deployment),
     }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from router.domain import LONGEST_MODEL, is_model_name
 from router.store.errors import InvalidValue
 
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# What Kubernetes takes as the name of an object (RFC 1123, subdomain).
+_OBJECT: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_MOST_MODEL = 256
 
 
 def label(value: str, what: str) -> str:
@@ -37,11 +39,16 @@ def model_name(value: str, what: str = "model id") -> str:
     """Return `value` if clients could send it as `model`, else raise `InvalidValue`."""
     if is_model_name(value):
         return value
-    raise InvalidValue(f"the {what} must be 1 to {_MOST_MODEL} printable characters without spaces")
+    raise InvalidValue(
+        f"the {what} must be 1 to {LONGEST_MODEL} printable characters without spaces"
+    )
 
 
-def is_model_name(value: object) -> bool:
-    """Tell whether clients could send `value` as `model`. Slashes are fine."""
-    if not isinstance(value, str) or not 1 <= len(value) <= _MOST_MODEL:
-        return False
-    return all(c.isprintable() and not c.isspace() for c in value)
+def object_name(value: str, what: str) -> str:
+    """Return `value` if it can name an object of Kubernetes, else raise `InvalidValue`."""
+    if not _OBJECT.fullmatch(value):
+        raise InvalidValue(
+            f"the {what} must be the name of an object of Kubernetes: small letters, digits, dots and "
+            "dashes, the first and the last a letter or digit"
+        )
+    return value

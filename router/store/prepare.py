@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, insert, select
 
+from router.store.cluster import admit_cluster
 from router.store.migrate import migrate
 from router.store.tables import meta
 from router.store.writer import RegistryWriter
@@ -15,8 +16,15 @@ PACKAGED = Path(__file__).with_name("seed.yaml")
 _SEEDED = "seeded:packaged"
 
 
-def prepare(url: str) -> None:
+def prepare(url: str, *, has_cluster: bool = False) -> bool:
     """Migrate the registry and add what a fresh one starts with; nothing the user removed returns.
+
+    Args:
+        url: SQLAlchemy's, of the registry.
+        has_cluster: the settings name an llm-d cluster, which needs a row.
+
+    Returns:
+        Whether the cluster has one.
 
     Raises:
         StoreError: the registry can't be read or written.
@@ -25,6 +33,7 @@ def prepare(url: str) -> None:
     writer = RegistryWriter(url)
     try:
         writer.run_sync(_seed_packaged)
+        return has_cluster and writer.run_sync(admit_cluster)
     finally:
         writer.close()
 

@@ -62,6 +62,8 @@ class SeedDeployment(_Strict):
     first_byte_s: float | None = None
     idle_s: float | None = None
     total_s: float | None = None
+    objective: str | None = None
+    base_model: str | None = None
 
 
 class SeedModel(_Strict):
@@ -190,6 +192,8 @@ def _add_model(connection: Connection, entry: SeedModel) -> bool:
                     idle_s=place.idle_s,
                     total_s=place.total_s,
                 ),
+                objective=place.objective,
+                base_model=place.base_model,
             ),
         )
     for alias in entry.aliases:

@@ -75,7 +75,8 @@ prefix_rules = Table(
     Column("provider", ForeignKey("providers.name", ondelete="CASCADE"), nullable=False),
 )
 
-# Prices are in US dollars per million tokens. NULL limits: as the router's settings say.
+# Prices are in US dollars per million tokens. NULL limits: as the router's settings say. `objective` and
+# `base_model` are for llm-d clusters only.
 deployments = Table(
     "deployments",
     metadata,
@@ -92,6 +93,8 @@ deployments = Table(
     Column("first_byte_s", Float),
     Column("idle_s", Float),
     Column("total_s", Float),
+    Column("objective", String(256)),
+    Column("base_model", String(256)),
 )
 
 agents = Table(

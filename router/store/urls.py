@@ -1,12 +1,9 @@
-"""Base URLs of providers: what form they may have, and what is appended to them."""
+"""Base URLs of providers: what form they may have in the registry."""
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, urlsplit
-
 from router.store.errors import InvalidValue
-
-_MOST = 512
+from shared.http import base_url as base_urls
 
 
 def normalise(base_url: str) -> str:
@@ -15,33 +12,8 @@ def normalise(base_url: str) -> str:
     Raises:
         InvalidValue: it is no http or https URL with a host, or holds more than address and path.
     """
-    text = base_url.strip()
-    if len(text) > _MOST or "\\" in text or any(not c.isprintable() or c.isspace() for c in text):
-        raise InvalidValue("the base URL holds characters that are not allowed, or is too long")
-    parts, host = _split(text)
-    if parts.scheme not in {"http", "https"}:
-        raise InvalidValue("the base URL must start with http:// or https://")
-    if "@" in parts.netloc:
-        raise InvalidValue(
-            "the base URL must not hold a user or password; name a --key-env instead"
-        )
-    if not host:
-        raise InvalidValue("the base URL names no host")
-    if parts.query or parts.fragment or text.endswith(("?", "#")):
-        raise InvalidValue("the base URL must end with its path: no query, no fragment")
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
-
-
-def api_base(base_url: str) -> str:
-    """Return where the API's routes hang: a base URL without a path gets OpenAI's `/v1`."""
-    bare = base_url.rstrip("/")
-    return bare if urlsplit(bare).path else f"{bare}/v1"
-
-
-def _split(text: str) -> tuple[SplitResult, str | None]:
     try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        raise InvalidValue("the base URL is malformed: check its host and port") from None
-    return parts, parts.hostname
+        return base_urls.normalise(base_url)
+    except ValueError as error:
+        hint = "; name a --key-env instead" if "password" in str(error) else ""
+        raise InvalidValue(f"{error}{hint}") from None

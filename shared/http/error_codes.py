@@ -28,6 +28,7 @@ class Explanation(NamedTuple):
 _CLIENT = "The request's."
 _OPERATOR = "The operator's: who runs the router."
 _AGENTS_OPERATOR = "The operator's: who runs the agent."
+_CLUSTERS_OPERATOR = "The operator's: who runs the cluster."
 _LOAD = "Nobody's: there is more work than room."
 _PASSING = "Nobody's: it passes by itself."
 _UPSTREAM = "The upstream's: the provider, or the engine behind an agent."
@@ -185,9 +186,35 @@ _TABLE: dict[str, Explanation] = {
         "`iir usage --since 1h --by endpoint` and the log show what failed.",
     ),
     "provider_not_configured": Explanation(
-        "The model's provider needs a credential, and the router has none.",
+        "The model's provider needs a credential or an address, and the router has none.",
         _OPERATOR,
         "Set the variable that the message names, in the environment or `.env`, and restart the router.",
+    ),
+    # a cluster
+    "cluster_contended": Explanation(
+        "The llm-d cluster has as many requests as it takes, or the request waited there for as long as "
+        "it may. No GPU has worked for it.",
+        _LOAD,
+        "Ask again after `retry-after`; SDKs do. More room: more replicas, another endpoint for the model, or "
+        "an objective of a higher priority (`iir models set MODEL --provider llmd --objective NAME`).",
+    ),
+    "cluster_evicted": Explanation(
+        "The llm-d cluster dropped the request for more important ones, maybe after it had worked on it.",
+        _LOAD,
+        "Ask again after `retry-after`, which is longer than usual. As for `cluster_contended`.",
+    ),
+    "cluster_cold": Explanation(
+        "The llm-d cluster has no pod that could serve the model: it is scaled to zero, starts, or no pod "
+        "becomes ready.",
+        _CLUSTERS_OPERATOR,
+        "Ask again after `retry-after`. If it goes on: `kubectl get pods` in the cluster's namespace shows "
+        "what the pods wait for.",
+    ),
+    "cluster_unavailable": Explanation(
+        "The llm-d cluster's gateway answers, but its endpoint picker or the pod that it picked does not.",
+        _CLUSTERS_OPERATOR,
+        "Ask again after `retry-after`: a restart takes seconds. If it goes on: `kubectl get pods` and "
+        "`kubectl logs` of the endpoint picker.",
     ),
     "unavailable": Explanation(
         "The model or the registry can't do this now: the worker failed, can't run on this host, or "

@@ -53,7 +53,8 @@ class Reply(msgspec.Struct):
     that went by so far, as JSON, of which later ones say more. `error_event` renders an error for
     the open stream. `error_origin` is whom an agent names as the cause of its error. `failure` is
     what broke the answer off, told by whoever sent it on; `reported` returns the error with which the
-    answer itself says that it ended, in its API's own event.
+    answer itself says that it ended, in its API's own event. `told` are all headers of an answer that is
+    no success, for who knows what they mean: never to be passed on.
     """
 
     status: int
@@ -66,6 +67,7 @@ class Reply(msgspec.Struct):
     error_origin: Origin | None = None
     failure: ApiError | None = None
     reported: Callable[[], ApiError | None] = _no_report
+    told: Sequence[tuple[bytes, bytes]] = ()
 
     def ended_by(self) -> ApiError | None:
         """Return what broke the answer off after it had begun, or the error that it ended with."""
@@ -167,6 +169,7 @@ async def _held(response: InboundResponse) -> Reply:
         body=body,
         usage=lambda: usage,
         error_origin=_ORIGINS.get(find_header(response.headers, b"x-iir-error-origin") or b""),
+        told=() if is_answer else response.headers,
     )
 
 

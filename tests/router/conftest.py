@@ -57,6 +57,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "EXTERNAL_OPENAI_KEY",
         "OPENAI_BASE_URL",
         "ROUTER_LEASE_TTL_S",
+        "LLMD_ENDPOINT",
+        "LLMD_API_KEY",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("IIR_HOME", str(tmp_path / "home"))

@@ -181,6 +181,7 @@ def test_models_are_added_listed_and_removed(iir: Iir, monkeypatch: pytest.Monke
         "status": "no credential",
         "context_tokens": None,
         "limits": {"connect_s": None, "first_byte_s": None, "idle_s": None, "total_s": None},
+        "objective": None,
     }
     monkeypatch.setenv("EXTERNAL_OPENAI_KEY", "sk-test")
     table = iir("models", "list")

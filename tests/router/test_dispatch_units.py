@@ -21,6 +21,7 @@ from router.domain import (
     ModelEntry,
     ModelName,
     Outcome,
+    Probed,
     Provider,
     Ranked,
     RequestFacts,
@@ -113,9 +114,9 @@ class FakeBackend(Backend):
             raise answer
         yield Reply(200, [], send(*answer), is_stream=True)
 
-    async def probe(self, endpoint: Endpoint) -> bool:
+    async def probe(self, endpoint: Endpoint) -> Probed:
         """Have nothing to ask."""
-        return True
+        return Probed()
 
 
 class InOrder(RoutingPolicy):

@@ -7,7 +7,18 @@ from typing import NoReturn
 
 import pytest
 
-from router.domain import Call, Catalog, Deployment, Endpoint, EndpointId, Provider, Zone
+from router.domain import (
+    Call,
+    Catalog,
+    Deployment,
+    Endpoint,
+    EndpointId,
+    Gateway,
+    Probed,
+    Provider,
+    ServedModel,
+    Zone,
+)
 from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.membership import Membership
 from router.fleet.prober import Prober
@@ -36,6 +47,7 @@ class Asked(Backend):
         self.answers: dict[str, ApiError | None] = {}
         self.asked: list[str] = []
         self.refused: set[str | None] = set()
+        self.told: Probed | None = None
 
     def send(self, deployment: Deployment, call: Call) -> AbstractAsyncContextManager[Reply]:
         return self._refuse()
@@ -43,12 +55,12 @@ class Asked(Backend):
     def _refuse(self) -> NoReturn:
         raise AssertionError("a prober sends no requests")
 
-    async def probe(self, endpoint: Endpoint) -> bool:
+    async def probe(self, endpoint: Endpoint) -> Probed:
         self.asked.append(endpoint.id)
         error = self.answers.get(endpoint.id)
         if error is not None:
             raise error
-        return endpoint.credential not in self.refused
+        return self.told or Probed(is_accepted=endpoint.credential not in self.refused)
 
 
 @pytest.fixture
@@ -161,3 +173,40 @@ async def test_a_busy_engine_that_answers_no_probe_is_no_lost_one(
     for _ in range(2):
         await prober.look()
     assert fleet.breakers.wait_s("lan", "m") is not None
+
+
+def with_cluster(fleet: Fleet, zone: Zone = Zone.CLUSTER) -> None:
+    """Put a cluster in the place of all other endpoints."""
+    found = Endpoint(
+        id=EndpointId("llmd"), base_url="http://x/v1", backend="fake", zone=zone, gateway=Gateway()
+    )
+    fleet._endpoint_of = lambda _provider: found
+    provider = Provider(name="llmd", dialect="fake", base_url="http://x", zone=zone)
+    fleet.swap(Catalog(providers={"llmd": provider}))
+
+
+@pytest.mark.parametrize("zone", [Zone.CLUSTER, Zone.CLOUD])
+async def test_a_new_cluster_is_asked_at_once_and_then_like_others(
+    prober: Prober, backend: Asked, fleet: Fleet, zone: Zone
+) -> None:
+    with_cluster(fleet, zone)
+    backend.told = Probed(models=(ServedModel(id="m"),))
+    for _ in range(2):
+        await prober.look_at_new()
+        await prober.look_at_spared()
+    assert backend.asked == ["llmd"]
+    assert fleet.resolve("m").candidates[0].deployment.endpoint.id == "llmd"
+    await prober.look()
+    assert backend.asked == ["llmd"] * 2
+
+
+async def test_a_busy_cluster_that_answers_no_probe_is_a_lost_one(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet)
+    backend.answers["llmd"] = UpstreamTimeout("its picker hangs")
+    [endpoint] = fleet.endpoints()
+    fleet.enter(Deployment(endpoint=endpoint, upstream_name="m"))
+    for _ in range(2):
+        await prober.look()
+    assert fleet.breakers.wait_s("llmd", "m") is not None

@@ -114,3 +114,61 @@ def test_the_files_of_first_secrets_may_lie_in_the_home_folder(
     settings = load_settings()
     assert settings.router_key_file == Path.home() / "key"
     assert settings.router_agent_token_file == Path.home() / "token"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://Gateway:8000",
+        " http://gateway:8000/ ",
+        "http://gateway:8000/v1",
+        "HTTP://gateway:8000/v1/",
+        "gateway:8000",
+        "gateway:8000/v1/",
+    ],
+)
+def test_the_address_of_a_cluster(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("LLMD_ENDPOINT", given)
+    assert load_settings().llmd_endpoint == "http://gateway:8000"
+
+
+def test_other_addresses_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().llmd_endpoint is None
+    monkeypatch.setenv("LLMD_ENDPOINT", "")
+    assert load_settings().llmd_endpoint is None
+    assert load_settings(llmd_endpoint="https://[::1]:443/v1").llmd_endpoint == "https://[::1]:443"
+    assert load_settings(llmd_endpoint="10.0.0.7").llmd_endpoint == "http://10.0.0.7"
+    for url in ("http://epp:9090", "epp:9090/", "http://epp:9090/metrics", "epp:9090/metrics/"):
+        assert load_settings(llmd_metrics_url=url).llmd_metrics_url == "http://epp:9090/metrics"
+    header = load_settings(llmd_model_header=" X-Gateway-Base-Model-Name ").llmd_model_header
+    assert header == "x-gateway-base-model-name"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("LLMD_ENDPOINT", "http://gateway:8000/v2", "/v1"),
+        ("LLMD_ENDPOINT", "http://gateway:8000/v1/chat/completions", "http://HOST:PORT"),
+        ("LLMD_ENDPOINT", "ftp://gateway", "http://"),
+        ("LLMD_ENDPOINT", "http://", "host"),
+        ("LLMD_ENDPOINT", "http://gateway:99999", "port"),
+        ("LLMD_ENDPOINT", "http://user:s3cret@gateway", "password"),
+        ("LLMD_ENDPOINT", "http://gateway?s3cret=1", "query"),
+        ("LLMD_ENDPOINT", "http://gate way", "characters"),
+        ("LLMD_METRICS_URL", "http://epp:9090/stats", "/metrics"),
+        ("LLMD_MODEL_HEADER", "authorization", "X-Gateway"),
+        ("LLMD_MODEL_HEADER", "x-request-id", "X-Gateway"),
+        ("LLMD_MODEL_HEADER", "x-llm-d-inference-fairness-id", "X-Gateway"),
+        ("LLMD_MODEL_HEADER", "x-a: b", "X-Gateway"),
+        ("LLMD_QUEUE_TTL_S", "-1", "greater"),
+    ],
+)
+def test_what_of_a_cluster_is_refused_says_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, hint: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as refused:
+        load_settings()
+    assert name.lower() in str(refused.value)
+    assert hint in str(refused.value)
+    assert "s3cret" not in str(refused.value)

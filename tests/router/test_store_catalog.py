@@ -9,13 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from router.domain import DeploymentEntry, PrefixRule, Provider, TimeLimits, Zone
-from router.store import catalog, names, urls
+from router.domain import (
+    DeploymentEntry,
+    PrefixRule,
+    Provider,
+    TimeLimits,
+    Zone,
+    is_model_name,
+)
+from router.store import catalog, urls
 from router.store.errors import InvalidValue, NameTaken, Refusal, UnknownName
 from router.store.seed import SeedDocument, read_seed, seed
 from router.store.versions import Version, current
 from router.store.writer import RegistryWriter
 from shared.contracts.apis import APIS
+from shared.http.base_url import api_base
 
 
 def provider(name: str = "acme", **changes: object) -> Provider:
@@ -327,7 +335,7 @@ def test_missing_and_empty_seed_files(tmp_path: Path) -> None:
 )
 def test_base_urls(given: str, stored: str, api: str) -> None:
     assert urls.normalise(given) == stored
-    assert urls.api_base(stored) == api
+    assert api_base(stored) == api
 
 
 @pytest.mark.parametrize(
@@ -373,4 +381,4 @@ def test_any_base_url_is_normal_after_one_pass_or_refused(text: str) -> None:
 @given(st.text(max_size=300))
 def test_model_names_have_no_control_characters_or_spaces(text: str) -> None:
     is_fine = 0 < len(text) <= 256 and text.isprintable() and not any(c.isspace() for c in text)
-    assert names.is_model_name(text) == is_fine
+    assert is_model_name(text) == is_fine

@@ -1,0 +1,238 @@
+"""An llm-d cluster as endpoint: what goes there, what comes back, what never does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from router.domain import Provider, Zone
+from router.store.catalog import add_provider, list_providers
+from router.store.deployed import set_cluster_fields
+from tests.router.gateway import (
+    SATURATED,
+    cluster,
+    deploy,
+    gateway,
+    refusal,
+)
+from tests.router.harness import StartRouter
+from tests.router.scenes import CHAT, bearer, chat, error_of, key, usage_of
+
+HIDDEN = ("x-llm-d-request-dropped-reason", "x-gateway-destination-endpoint", "x-inference-pod")
+
+
+# ── off, and on ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_without_the_setting_nothing_is_there(start_router: StartRouter) -> None:
+    async with start_router() as router:
+        assert "llmd" not in [each.name for each in router.write(list_providers)]
+        assert "clusters" not in (await router.client.get("/readyz")).json()
+        answer = await router.client.post(CHAT, json=chat("llmd-tiny"))
+        assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
+
+
+async def test_what_the_cluster_serves_can_be_asked_for_at_once(start_router: StartRouter) -> None:
+    async with cluster(start_router, "org/tiny", "other") as (router, found):
+        listed = (await router.client.get("/v1/models")).json()["data"]
+        shown = {model["id"]: model for model in listed if model["owned_by"] == "llmd"}
+        assert set(shown) == {"org/tiny", "other"}
+        assert shown["other"]["context_length"] == 8192
+        assert (await router.client.get("/readyz")).json()["clusters"] == {"llmd": "ready"}
+        answer = await router.client.post(CHAT, json=chat("org/tiny"))
+        assert answer.status_code == 200
+        assert answer.headers["x-iir-endpoint"] == "llmd"
+        assert answer.headers["x-iir-zone"] == "cluster"
+        assert json.loads(found.requests[0].body)["model"] == "org/tiny"
+        [row] = await usage_of(router)
+        assert (row["endpoint"], row["zone"], row["model"]) == ("llmd", "cluster", "org/tiny")
+
+
+async def test_a_setting_that_is_taken_back_leaves_a_row_that_says_so(
+    start_router: StartRouter,
+) -> None:
+    async with cluster(start_router) as (router, _):
+        await deploy(router, "pinned")
+    async with start_router() as router:
+        answer = await router.client.post(CHAT, json=chat("pinned"))
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "provider_not_configured")
+        assert "LLMD_ENDPOINT" in answer.text
+
+
+async def test_the_registry_may_have_further_clusters(start_router: StartRouter) -> None:
+    async with (
+        gateway("second-only") as (second, url),
+        cluster(start_router, "first-only") as (router, _),
+    ):
+        row = Provider(name="spare", dialect="llmd", base_url=url, zone=Zone.CLUSTER)
+        router.write(lambda c: add_provider(c, row))
+        await router.catch_up()
+        await router.router.prober.look_at_spared()
+        answer = await router.client.post(CHAT, json=chat("second-only"))
+        assert answer.headers["x-iir-endpoint"] == "spare"
+        assert len(second.requests) == 1
+
+
+async def test_a_model_on_two_clusters_fails_over(start_router: StartRouter) -> None:
+    async with gateway() as (second, url), cluster(start_router) as (router, first):
+        row = Provider(name="spare", dialect="llmd", base_url=url, zone=Zone.CLUSTER)
+        router.write(lambda c: add_provider(c, row))
+        await router.catch_up()
+        await router.router.prober.look_at_spared()
+        first.next.extend([SATURATED] * 8)
+        second_first = [
+            (await router.client.post(CHAT, json=chat())).headers["x-iir-endpoint"]
+            for _ in range(8)
+        ]
+        assert second_first == ["spare"] * 8
+        assert len(second.requests) == 8
+
+
+# ── headers ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_no_header_of_the_clusters_own_comes_from_a_client(start_router: StartRouter) -> None:
+    forged = {
+        "x-llm-d-inference-objective": "mine",
+        "x-llm-d-inference-fairness-id": "mine",
+        "x-gateway-inference-objective": "mine",
+        "x-gateway-destination-endpoint": "169.254.169.254:80",
+        "x-gateway-base-model-name": "mine",
+        "x-slo-ttft-ms": "1",
+        "x-prefiller-host-port": "evil.example:80",
+        "x-encoder-hosts-ports": "evil.example:80",
+        "x-data-parallel-host-port": "evil.example:80",
+        "prefer": "if-available",
+        "x_internal": "mine",
+        "x-iir-priority": "high",
+        "cookie": "mine",
+        "authorization": "Bearer sk-mine",
+    }
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    passed = {"traceparent": trace, "x-request-id": "my-request"}
+    async with cluster(start_router) as (router, found):
+        answer = await router.client.post(CHAT, json=chat(), headers={**forged, **passed})
+        assert answer.status_code == 200
+        sent = dict(found.requests[0].headers)
+        assert sent["traceparent"] == trace
+        assert sent["x-request-id"] == "my-request"
+        assert not set(forged) & set(sent)
+        assert "mine" not in str(sent)
+
+
+async def test_no_trace_is_begun_for_a_client_that_has_none(start_router: StartRouter) -> None:
+    async with cluster(start_router) as (router, found):
+        answer = await router.client.post(CHAT, json=chat())
+        assert found.requests[0].header("traceparent") is None
+        assert found.requests[0].header("x-request-id") == answer.headers["x-request-id"]
+
+
+async def test_no_header_of_the_clusters_own_reaches_a_client(start_router: StartRouter) -> None:
+    inner = dict.fromkeys(HIDDEN[1:], "10.0.0.7:8000")
+    whole = '{"id":"a","object":"chat.completion","choices":[]}'
+    async with cluster(start_router, router_attempts=1) as (router, found):
+        for status in (200, 400, 429, 503):
+            body = whole if status == 200 else "no"
+            found.next.append(refusal(status, body, "rejected-internal", **inner))
+            answer = await router.client.post(CHAT, json=chat())
+            assert answer.status_code == status
+            assert not [name for name in HIDDEN if name in answer.headers]
+            assert "10.0.0.7" not in str(answer.headers) + answer.text
+
+
+async def test_the_objective_is_the_registrys_and_the_tenant_a_hash_of_the_key(
+    start_router: StartRouter,
+) -> None:
+    async with cluster(start_router) as (router, found):
+        first, second = router.write(key()), router.write(key())
+        await deploy(router, objective="premium")
+        for secret in (first, second, first):
+            answer = await router.client.post(CHAT, json=chat(), headers=bearer(secret))
+            assert answer.status_code == 200
+        objectives = {each.header("x-llm-d-inference-objective") for each in found.requests}
+        assert objectives == {"premium"}
+        tenants = [each.header("x-llm-d-inference-fairness-id") for each in found.requests]
+        assert tenants[0] == tenants[2] != tenants[1]
+        for secret, tenant in zip((first, second), tenants, strict=False):
+            assert tenant is not None
+            assert len(tenant) == 16
+            assert tenant not in hashlib.sha256(secret.encode()).hexdigest()
+            assert secret not in str(found.requests[0].headers)
+        change: dict[str, str | None] = {"objective": None}
+        router.write(lambda c: set_cluster_fields(c, "tiny", "llmd", change))
+        await router.catch_up()
+        await router.client.post(CHAT, json=chat(), headers=bearer(first))
+        assert found.requests[-1].header("x-llm-d-inference-objective") is None
+
+
+async def test_the_tenant_of_a_key_is_the_same_after_a_restart(start_router: StartRouter) -> None:
+    tenants = []
+    async with gateway() as (found, url):
+        async with start_router(llmd_endpoint=url) as router:
+            secret = router.write(key())
+        for _ in range(2):
+            async with start_router(llmd_endpoint=url) as router:
+                await router.client.post(CHAT, json=chat(), headers=bearer(secret))
+                tenants.append(found.requests[-1].header("x-llm-d-inference-fairness-id"))
+    assert tenants[0] is not None
+    assert tenants[0] == tenants[1]
+
+
+async def test_programs_without_a_key_share_llmds_default_flow(start_router: StartRouter) -> None:
+    async with cluster(start_router) as (router, found):
+        await router.client.post(CHAT, json=chat())
+        assert found.requests[0].header("x-llm-d-inference-fairness-id") is None
+
+
+async def test_several_pools_are_told_the_model_by_a_header(start_router: StartRouter) -> None:
+    async with cluster(start_router, llmd_model_header="X-Gateway-Base-Model-Name") as (
+        router,
+        found,
+    ):
+        await deploy(router, "my-adapter", base_model="org/base")
+        for model in ("tiny", "my-adapter"):
+            await router.client.post(CHAT, json=chat(model))
+        sent = [each.header("x-gateway-base-model-name") for each in found.requests]
+        assert sent == ["tiny", "org/base"]
+
+
+async def test_an_adapter_goes_by_the_model_that_it_was_made_for(start_router: StartRouter) -> None:
+    cards = [{"id": "base"}, {"id": "tuned", "parent": "base", "root": "/adapters/tuned"}]
+    body = json.dumps({"object": "list", "data": cards})
+    async with cluster(start_router, llmd_model_header="x-pool") as (router, found):
+        found.listing = refusal(200, body)
+        await router.router.prober.look()
+        await router.client.post(CHAT, json=chat("tuned"))
+        assert found.requests[0].header("x-pool") == "base"
+        assert json.loads(found.requests[0].body)["model"] == "tuned"
+
+
+async def test_what_the_settings_say_of_a_cluster_goes_to_no_other(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
+    row = Provider(name="llmd", dialect="llmd", base_url="http://127.0.0.1:1", zone=Zone.CLUSTER)
+    async with start_router(llmd_metrics_url="http://127.0.0.1:1") as router:
+        router.write(lambda c: add_provider(c, row))
+        await router.catch_up()
+        [endpoint] = [each for each in router.router.fleet.endpoints() if each.id == "llmd"]
+        assert endpoint.credential is None
+        assert endpoint.gateway is not None
+        assert endpoint.gateway.metrics_url is None
+
+
+async def test_a_credential_of_the_cluster(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
+    async with cluster(start_router) as (router, found):
+        await router.client.post(CHAT, json=chat(), headers={"authorization": "Bearer mine"})
+        assert found.requests[0].header("authorization") == "Bearer vllm-key"
+        found.next.append(refusal(401, '{"error":"Unauthorized"}'))
+        answer = await router.client.post(CHAT, json=chat())
+        assert (answer.status_code, error_of(answer)["code"]) == (
+            502,
+            "upstream_credential_refused",
+        )

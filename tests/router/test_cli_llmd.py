@@ -1,0 +1,229 @@
+"""`iir` and an llm-d cluster: its row, its models, their objectives, and what the doctor says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.cli.doctor import Finding, examine
+from router.cli.router_probe import Answer
+from router.settings import load_settings
+from router.store.prepare import prepare
+from tests.router.command_line import Iir, from_json
+from tests.threaded import served_by
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@dataclass
+class Cluster:
+    """A gateway on loopback that lists models."""
+
+    url: str = ""
+    status: int = 200
+    models: tuple[str, ...] = ("org/tiny", "other")
+    seen: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+@pytest.fixture
+def cluster(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Set LLMD_ENDPOINT to a cluster."""
+    found = Cluster()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.seen.append((self.path, self.headers.get("authorization")))
+            body = json.dumps({"data": [{"id": name} for name in found.models]}).encode()
+            self.send_response(found.status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with served_by(Handler) as port:
+        found.url = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("LLMD_ENDPOINT", found.url)
+        yield found
+
+
+def findings() -> dict[str, Finding]:
+    found = examine(load_settings(), now=2e9, ask=lambda *_: Answer("ready"))
+    return {finding.check: finding for finding in found}
+
+
+def test_without_the_setting_nothing_of_it_shows(iir: Iir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMD_ENDPOINT", raising=False)
+    iir("keys", "create", "--name", "one")
+    assert "llmd" not in iir("providers", "list") + iir("models", "list") + str(findings())
+
+
+def test_the_setting_makes_a_row_and_its_models_are_listed(iir: Iir, cluster: Cluster) -> None:
+    iir("models", "add", "pinned", "--provider", "llmd", "--upstream-name", "org/tiny")
+    [row] = [p for p in from_json(iir("providers", "list", "--json")) if p["name"] == "llmd"]
+    assert (row["dialect"], row["zone"], row["base_url"]) == ("llmd", "cluster", None)
+    assert set(row["apis"]) >= {"chat", "responses", "messages"}
+    assert cluster.url in iir("providers", "list")
+    listed = {m["id"]: m for m in from_json(iir("models", "list", "--json"))}
+    assert set(listed) == {"pinned", "org/tiny", "other"}
+    assert {(m["served_by"], m["zone"], m["status"]) for m in listed.values()} == {
+        ("llmd", "cluster", "ready")
+    }
+    assert cluster.seen[0] == ("/v1/models", None)
+
+
+def test_a_registry_that_exists_gets_the_row_too(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLMD_ENDPOINT")
+    iir("keys", "create", "--name", "one")
+    url = load_settings().store_url
+    assert not prepare(url)
+    assert "llmd" not in iir("providers", "list")
+    assert prepare(url, has_cluster=True)
+    assert prepare(url, has_cluster=True), "once is enough"
+    assert "LLMD_ENDPOINT (not set)" in iir("providers", "list")
+
+
+def test_without_its_address_a_model_says_so(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iir("models", "add", "pinned", "--provider", "llmd")
+    monkeypatch.delenv("LLMD_ENDPOINT")
+    [row] = from_json(iir("models", "list", "--json"))
+    assert row["status"] == "no address"
+    assert "LLMD_ENDPOINT" in iir("providers", "refresh", "llmd", code=1)
+    finding = findings()["cluster llmd"]
+    assert finding.level == "warning"
+    assert "LLMD_ENDPOINT" in str(finding.fix)
+
+
+def test_a_name_that_somebody_has_is_listed_once(iir: Iir, cluster: Cluster) -> None:
+    iir("models", "add", "other", "--provider", "openai", "--alias", "org/tiny")
+    assert [m["served_by"] for m in from_json(iir("models", "list", "--json"))] == ["openai"]
+
+
+def test_a_cluster_that_is_away_costs_a_line(iir: Iir, cluster: Cluster) -> None:
+    iir("models", "add", "pinned", "--provider", "llmd")
+    cluster.status = 500
+    assert [m["id"] for m in from_json(iir("models", "list", "--json"))] == ["pinned"]
+
+
+def test_refresh_makes_rows_of_what_it_serves(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
+    iir("keys", "create", "--name", "one")
+    assert iir("providers", "refresh", "llmd") == "models added: 2\n"
+    assert cluster.seen == [("/v1/models", "Bearer vllm-key")]
+    monkeypatch.delenv("LLMD_ENDPOINT")
+    assert [m["id"] for m in from_json(iir("models", "list", "--json"))] == ["org/tiny", "other"]
+
+
+def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cluster) -> None:
+    iir("models", "add", "m", "--provider", "llmd", "--objective", "premium")
+    [row] = [m for m in from_json(iir("models", "list", "--json")) if m["id"] == "m"]
+    assert row["objective"] == "premium"
+    assert "objective premium" in iir("models", "list")
+    said = iir("models", "set", "m", "--objective", "batch", "--base-model", "org/tiny")
+    assert said == "model m on llmd: objective batch; base model org/tiny\n"
+    said = iir("models", "set", "m", "--no-objective")
+    assert said == "model m on llmd: objective -; base model org/tiny\n"
+    said = iir("models", "set", "m", "--provider", "llmd", "--no-base-model")
+    assert said == "model m on llmd: objective -; base model m\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("set", "m"), "--help"),
+        (("set", "m", "--objective", "a", "--no-objective"), "contradict"),
+        (("set", "m", "--objective", "Not_A_Name"), "Kubernetes"),
+        (("set", "m", "--objective", ""), "Kubernetes"),
+        (("set", "m", "--objective", "a\r\nx-evil: 1"), "Kubernetes"),
+        (("set", "m", "--base-model", "two words"), "base model"),
+        (("set", "none", "--objective", "a"), "iir models add none"),
+        (("set", "far", "--provider", "openai", "--objective", "a"), "llm-d's"),
+        (("add", "x", "--provider", "openai", "--objective", "a"), "llm-d's"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    iir: Iir, cluster: Cluster, arguments: tuple[str, ...], message: str
+) -> None:
+    iir("models", "add", "m", "--provider", "llmd")
+    iir("models", "add", "far", "--provider", "openai")
+    assert message in iir("models", *arguments, code=2)
+
+
+def test_a_seed_file_may_name_objectives(iir: Iir, cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "models: [{id: m, deployments: [{provider: llmd, objective: premium, base_model: b}]}]"
+    )
+    iir("keys", "create", "--name", "one")
+    iir("seed", str(path))
+    assert iir("models", "set", "m", "--objective", "x") == (
+        "model m on llmd: objective x; base model b\n"
+    )
+
+
+def test_the_doctor_says_how_the_cluster_is(iir: Iir, cluster: Cluster) -> None:
+    iir("keys", "create", "--name", "one")
+    found = findings()["cluster llmd"]
+    assert (found.level, found.message) == ("ok", "serves org/tiny, other")
+    assert findings()["catalog"].level == "ok", "it is the cluster that has the models"
+    cluster.models = ()
+    assert findings()["cluster llmd"].level == "warning"
+    cluster.models, cluster.status = tuple(f"m{n}" for n in range(9)), 200
+    assert findings()["cluster llmd"].message.endswith("and 6 more")
+    cluster.status = 503
+    found = findings()["cluster llmd"]
+    assert found.level == "warning"
+    assert "kubectl" in str(found.fix)
+
+
+def test_a_provider_of_that_name_that_is_something_else(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLMD_ENDPOINT")
+    iir("providers", "add", "llmd", "--base-url", "https://acme.example")
+    monkeypatch.setenv("LLMD_ENDPOINT", cluster.url)
+    assert not prepare(load_settings().store_url, has_cluster=True)
+    finding = findings()["provider llmd"]
+    assert finding.level == "warning"
+    assert "iir providers remove llmd" in str(finding.fix)
+    assert "https://acme.example" in iir("providers", "list")
+
+
+def test_a_further_cluster_needs_an_address(iir: Iir, cluster: Cluster) -> None:
+    iir(
+        "providers",
+        "add",
+        "spare",
+        "--dialect",
+        "llmd",
+        "--zone",
+        "cluster",
+        "--base-url",
+        cluster.url,
+    )
+    assert findings()["cluster spare"].level == "ok"
+    arguments = ("--dialect", "llmd", "--base-url", "")
+    assert "http://" in iir("providers", "add", "third", *arguments, code=2)
+
+
+def test_a_bad_address_is_one_line_that_says_how_to_write_it(
+    iir: Iir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given in ("http://gateway/api", "ftp://gateway", "http://", "gateway:99999"):
+        monkeypatch.setenv("LLMD_ENDPOINT", given)
+        error = iir("models", "list", code=2)
+        assert error.startswith("iir: the setting LLMD_ENDPOINT is not valid: the address ")
+        assert error.endswith("write it as http://HOST:PORT\n")

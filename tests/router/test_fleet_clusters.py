@@ -1,0 +1,321 @@
+"""What is known of clusters: their models, whether they are cold, how much waits there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.backends.llmd.looks import Load, found_models, told_load
+from router.domain import (
+    Catalog,
+    DeploymentEntry,
+    Endpoint,
+    EndpointId,
+    Gateway,
+    ModelEntry,
+    ModelName,
+    PrefixRule,
+    Probed,
+    Provider,
+    ServedModel,
+    Zone,
+    is_model_name,
+)
+from router.fleet.clusters import Clusters, ClusterState
+from router.fleet.membership import Membership
+from router.fleet.registry import Fleet
+from shared.contracts.agents import AgentModel
+from shared.http.errors import ModelNotFound, UpstreamFailed
+from tests.router.test_fleet_membership import FakeClock
+from tests.router.test_fleet_registry import CLOUD, ENGINE, LOCAL, endpoint_of, entry, join, row
+
+LLMD = Provider(name="llmd", dialect="llmd", base_url="http://x", zone=Zone.CLUSTER)
+
+
+def cluster_endpoint(name: str = "llmd", url: str = "http://x/v1") -> Endpoint:
+    return Endpoint(
+        id=EndpointId(name), base_url=url, backend="llmd", zone=Zone.CLUSTER, gateway=Gateway()
+    )
+
+
+def told(*names: str, **fields: Any) -> Probed:
+    return Probed(models=tuple(ServedModel(id=name) for name in names), **fields)
+
+
+def names(clusters: Clusters) -> list[str]:
+    return sorted(found.id for found in clusters.entries())
+
+
+@pytest.fixture
+def clusters() -> Clusters:
+    found = Clusters()
+    found.keep([cluster_endpoint(), None])
+    return found
+
+
+# ── the models ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_pods_that_list_different_adapters_are_taken_together(clusters: Clusters) -> None:
+    llmd = EndpointId("llmd")
+    assert clusters.learn(llmd, told("base", "one"))
+    assert clusters.learn(llmd, told("base", "two"))
+    assert names(clusters) == ["base", "one", "two"]
+    assert not clusters.learn(llmd, told("base", "one"))
+    for _ in range(4):
+        clusters.learn(llmd, told("base", "one"))
+    assert names(clusters) == ["base", "one", "two"]
+    assert clusters.learn(llmd, told("base", "one"))
+    assert names(clusters) == ["base", "one"], "six answers in a row did not have it"
+
+
+@pytest.mark.parametrize(
+    ("after", "state"),
+    [
+        (Probed(is_cold=True), ClusterState.COLD),
+        (Probed(is_accepted=False), ClusterState.UNLISTED),
+        (told(), ClusterState.READY),
+        (None, ClusterState.UNREACHABLE),
+    ],
+)
+def test_names_outlive_a_cluster_that_has_no_pods_or_can_not_be_asked(
+    clusters: Clusters, after: Probed | None, state: ClusterState
+) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("m"))
+    for _ in range(20):
+        if after is None:
+            clusters.miss(llmd)
+        else:
+            clusters.learn(llmd, after)
+    assert names(clusters) == ["m"]
+    assert dict(clusters) == {"llmd": state}
+
+
+def test_a_cluster_with_another_address_is_another_one(clusters: Clusters) -> None:
+    clusters.learn(EndpointId("llmd"), told("m"))
+    clusters.keep([cluster_endpoint()])
+    assert names(clusters) == ["m"]
+    clusters.keep([cluster_endpoint(url="http://y/v1")])
+    assert names(clusters) == []
+    clusters.keep([])
+    assert dict(clusters) == {}
+    assert not clusters.learn(EndpointId("llmd"), told("m")), "it is gone"
+
+
+def test_what_waits_there_is_forgotten_with_the_answers(clusters: Clusters) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("m", queued=7))
+    assert clusters.queued(llmd) == 7
+    clusters.learn(llmd, told("m"))
+    assert clusters.queued(llmd) == 0
+    clusters.learn(llmd, told("m", queued=7))
+    clusters.miss(llmd)
+    assert clusters.queued(llmd) == 0
+
+
+# ── names that others have too ───────────────────────────────────────────────────────────────
+
+
+def fleet_with(*models: ModelEntry, rules: tuple[PrefixRule, ...] = ()) -> Fleet:
+    def any_endpoint(provider: Provider) -> Endpoint | None:
+        return cluster_endpoint() if provider.name == "llmd" else endpoint_of(provider)
+
+    fleet = Fleet(Membership(FakeClock(), 30.0), any_endpoint)
+    providers = {each.name: each for each in (CLOUD, ENGINE, LOCAL, LLMD)}
+    fleet.swap(Catalog(version=1, providers=providers, models=models, prefix_rules=rules))
+    return fleet
+
+
+def served_by(fleet: Fleet, name: str) -> list[str]:
+    return [each.deployment.endpoint.id for each in fleet.resolve(name).candidates]
+
+
+def test_a_name_of_the_registry_or_an_agent_is_not_the_clusters() -> None:
+    fleet = fleet_with(entry("mine", row("engine"), aliases=("alias",)))
+    join(fleet, 1, AgentModel(id="private", status="loaded"))
+    fleet.learn(EndpointId("llmd"), told("mine", "alias", "private", "theirs"))
+    assert served_by(fleet, "mine") == served_by(fleet, "alias") == ["engine"]
+    assert served_by(fleet, "private") == ["agent:mac1"]
+    assert served_by(fleet, "theirs") == ["llmd"]
+    listed = {model.id: model.owned_by for model in fleet.models()}
+    assert listed == {"mine": "engine", "private": "mac1", "theirs": "llmd"}
+
+
+def test_a_name_that_the_cluster_serves_goes_there_and_by_no_prefix_to_a_cloud() -> None:
+    fleet = fleet_with(rules=(PrefixRule("gpt-", "openai"),))
+    assert served_by(fleet, "gpt-oss") == ["openai"]
+    fleet.learn(EndpointId("llmd"), told("gpt-oss"))
+    assert served_by(fleet, "gpt-oss") == ["llmd"]
+    fleet.learn(EndpointId("llmd"), Probed(is_cold=True))
+    assert served_by(fleet, "gpt-oss") == ["llmd"]
+    assert served_by(fleet, "gpt-4") == ["openai"]
+
+
+def test_an_unknown_name_says_that_a_cluster_was_not_asked_yet() -> None:
+    fleet = fleet_with()
+    with pytest.raises(ModelNotFound, match="could not be asked yet"):
+        fleet.resolve("m")
+    fleet.learn(EndpointId("llmd"), told("other"))
+    with pytest.raises(ModelNotFound) as known:
+        fleet.resolve("m")
+    assert "asked" not in str(known.value)
+
+
+def test_a_deployment_is_built_anew_when_the_clusters_models_change() -> None:
+    fleet = fleet_with()
+    llmd = EndpointId("llmd")
+    for number in range(30):
+        found = ServedModel(id="m", context_tokens=1000 + number)
+        fleet.learn(llmd, Probed(models=(found, ServedModel(id=f"other-{number}"))))
+        [candidate] = fleet.resolve("m").candidates
+        assert candidate.deployment.context_tokens == 1000 + number
+        assert candidate.deployment.upstream_name == "m"
+
+
+# ── load and cold ────────────────────────────────────────────────────────────────────────────
+
+
+def test_queue_and_cold_count_from_the_next_request_on() -> None:
+    rows = (row("llmd"), row("engine"))
+    fleet = fleet_with(entry("m", *rows))
+    llmd = EndpointId("llmd")
+    for queued, is_cold in ((0, False), (9, False), (0, True), (3, False)):
+        fleet.learn(llmd, told("m", queued=queued, is_cold=is_cold))
+        found = {c.deployment.endpoint.id: c for c in fleet.resolve("m").candidates}
+        assert found[llmd].load.queued == queued
+        assert found[llmd].is_suspect == is_cold
+        assert not found[EndpointId("engine")].is_suspect
+
+
+class Untouchable:
+    """Fails whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"a request of another model asked the clusters: {name}")
+
+
+def test_requests_for_other_models_do_not_ask_the_clusters() -> None:
+    fleet = fleet_with(entry("m", row("engine"), row("openai")))
+    join(fleet, 1, AgentModel(id="private", status="loaded"))
+    fleet.resolve("m")
+    fleet.clusters = Untouchable()  # type: ignore[assignment] # that is the point
+    for name in ("m", "private"):
+        for _ in range(2):
+            fleet.resolve(name)
+
+
+# ── what a look shows ────────────────────────────────────────────────────────────────────────
+
+
+def listing(*cards: object) -> bytes:
+    return json.dumps({"object": "list", "data": cards}).encode()
+
+
+def test_a_list_as_vllm_writes_it() -> None:
+    found = found_models(
+        listing(
+            {"id": "org/base", "created": 17, "max_model_len": 4096, "parent": None, "root": "x"},
+            {"id": "tuned", "created": 18, "max_model_len": None, "parent": "org/base"},
+            {"id": "org/base", "created": 99},
+        )
+    )
+    assert found == (
+        ServedModel(id="org/base", created_at=17, context_tokens=4096),
+        ServedModel(id="tuned", created_at=18, base_model="org/base"),
+    )
+
+
+@pytest.mark.parametrize("number", [-1, 0, 2**53, 10**30, 1e300])
+def test_numbers_that_make_no_sense_are_no_numbers(number: float) -> None:
+    found = found_models(listing({"id": "m", "created": number, "max_model_len": number}))
+    assert found == (ServedModel(id="m"),)
+
+
+def test_names_that_nobody_could_send_are_left_out() -> None:
+    bad = ["", "two words", "line\nbreak", "x" * 257, "bell\a"]
+    found = found_models(listing(*({"id": name} for name in bad), {"id": "good", "parent": "a b"}))
+    assert found == (ServedModel(id="good"),)
+
+
+def test_a_list_without_end_is_cut() -> None:
+    assert len(found_models(listing(*({"id": f"m{n}"} for n in range(10_000))))) == 4096
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"data":{}}',
+        b'{"data":[{"name":"m"}]}',
+        b'{"data":[{"id":7}]}',
+        b'{"data":[{"id":"\xff"}]}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_list_of_models_is_no_gateway(body: bytes) -> None:
+    with pytest.raises(UpstreamFailed):
+        found_models(body)
+
+
+@given(st.lists(st.text(max_size=20), max_size=20))
+def test_any_list_gives_names_that_clients_can_send_each_once(ids: list[str]) -> None:
+    found = [model.id for model in found_models(listing(*({"id": name} for name in ids)))]
+    assert found == list(dict.fromkeys(filter(is_model_name, ids)))
+
+
+METRICS = """\
+# HELP llm_d_epp_ready_endpoints The number of ready endpoints.
+# TYPE llm_d_epp_ready_endpoints gauge
+llm_d_epp_ready_endpoints{name="llm-d"} 4
+llm_d_epp_average_queue_size{name="llm-d"} 2.5
+llm_d_epp_flow_control_queue_size{fairness_id="a",priority="0"} 3
+llm_d_epp_flow_control_queue_size{fairness_id="b",priority="0"} 4
+llm_d_epp_flow_control_queue_size_bytes{fairness_id="b"} 1000000
+inference_pool_average_queue_size{name="llm-d"} 2.5
+inference_pool_ready_pods{name="llm-d"} 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "load"),
+    [
+        (METRICS, Load(17)),
+        (METRICS.replace("llm_d_epp_", "renamed_"), Load(10)),
+        ('llm_d_epp_ready_pods{name="x"} 0\n', Load(0, is_cold=True)),
+        ('llm_d_epp_average_queue_size{name="x"} 3\n', Load(3)),
+        ("llm_d_epp_average_queue_size 1e300\nllm_d_epp_ready_endpoints 9\n", Load(1_000_000)),
+        ("llm_d_epp_average_queue_size NaN\n", Load(0)),
+        ("llm_d_epp_average_queue_size -3\n", Load(0)),
+        ("other 1\n", Load()),
+        ("", Load()),
+    ],
+)
+def test_the_load_that_a_picker_tells(text: str, load: Load) -> None:
+    assert told_load(text.encode()) == load
+
+
+@given(st.binary(max_size=200))
+def test_any_metrics_are_a_load(text: bytes) -> None:
+    found = told_load(text + b"\nllm_d_epp_average_queue_size " + text)
+    assert found.queued is None or 0 <= found.queued <= 1_000_000
+
+
+def test_entries_name_their_clusters() -> None:
+    clusters = Clusters()
+    clusters.keep([cluster_endpoint("east"), cluster_endpoint("west")])
+    for name in ("east", "west"):
+        clusters.learn(EndpointId(name), told("m"))
+    found = clusters.entry("m")
+    assert found == ModelEntry(
+        id=ModelName("m"),
+        deployments=tuple(
+            DeploymentEntry(provider=name, upstream_name="m") for name in ("east", "west")
+        ),
+    )
