@@ -1,0 +1,189 @@
+"""Our namespace, the token for gated models, and the chart's release in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from scripts.devstack.text import say
+from scripts.k3s.choice import CHART, Choice, again
+from scripts.k3s.errors import ClusterError, NotOurs, ToolFailed
+from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE, SERVICE_PORT
+from scripts.k3s.tools import Tools
+
+_OLDEST_HELM = (3, 13)
+_MARKS = {OWNER_LABEL: OWNER_VALUE}
+DOCTOR = "make k3s-doctor says more."
+_GATEWAY_CRDS = (
+    "gateways.gateway.networking.k8s.io",
+    "inferencepools.inference.networking.k8s.io",
+)
+
+
+def need_programs(tools: Tools) -> None:
+    """Raise `ToolMissing` or `ClusterError` unless a fitting helm is there; kubectl may come with k3s."""
+    said = tools.read(["helm", "version", "--template", "{{.Version}}"])
+    found = re.match(r"v?(\d+)\.(\d+)", said.output)
+    if found is None:
+        raise ClusterError(f"helm does not tell its version: {said.error.strip() or said.output}")
+    if (int(found[1]), int(found[2])) < _OLDEST_HELM:
+        raise ClusterError(
+            f"helm {said.output.strip()} is too old, 3.13 or newer is needed: "
+            "https://helm.sh/docs/intro/install"
+        )
+
+
+def wait_for_nodes(tools: Tools) -> None:
+    """Return when the nodes are ready; raises `ToolFailed`."""
+    wait = tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
+    hint = "native: sudo journalctl -u k3s -n 50; k3d: docker logs k3d-iir-server-0"
+    tools.act("waiting for the node", wait, hint=hint)
+
+
+def ensure_namespace(tools: Tools, name: str) -> None:
+    """Make the namespace with our label; raises `NotOurs` if somebody else made it."""
+    if tools.is_dry and not tools.kubeconfig.is_file():
+        say(f"would make: namespace {name}, labelled {OWNER_LABEL}={OWNER_VALUE}")
+        return
+    found = namespace_owner(tools, name)
+    if found == OWNER_VALUE:
+        return
+    if found is not None:
+        label = tools.kubectl("label", "namespace", name, f"{OWNER_LABEL}={OWNER_VALUE}")
+        raise NotOurs(
+            f"The namespace {name} was there before `make k3s-up`; it is left alone. "
+            f"Use another one: {again('--namespace llm-d-2')}, or hand it over: {' '.join(label)}"
+        )
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": _MARKS}}
+    create = tools.kubectl("create", "-f", "-")
+    tools.act("making the namespace", create, stdin=json.dumps(made), hint=DOCTOR)
+
+
+def namespace_owner(tools: Tools, name: str) -> str | None:
+    """Return whose the namespace is by its label, "" if it has none, None if it is not there.
+
+    Raises:
+        ClusterError: the cluster does not answer.
+    """
+    got = tools.read(tools.kubectl("get", "namespace", name, "--ignore-not-found", "-o", "json"))
+    if got.code != 0:
+        raise ClusterError(f"The cluster does not answer: {got.error.strip()}\n{DOCTOR}")
+    if got.value is None:
+        return None
+    return str((got.value["metadata"].get("labels") or {}).get(OWNER_LABEL, ""))
+
+
+def ensure_token(tools: Tools, namespace: str, token: str) -> list[str]:
+    """Keep the token for gated models as a secret; return the chart's value that names it.
+
+    It goes by standard input: command lines can be read by every program of the machine.
+    """
+    if token:
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": SECRET, "namespace": namespace, "labels": _MARKS},
+            "stringData": {"HF_TOKEN": token},
+        }
+        apply = tools.kubectl("apply", "-f", "-")
+        tools.act("keeping the token", apply, stdin=json.dumps(secret), hint=DOCTOR)
+        return [f"secrets.hfToken.existingSecret={SECRET}"]
+    get = tools.kubectl("get", "secret", SECRET, "--namespace", namespace, "-o", "name")
+    is_there = tools.kubeconfig.is_file() and tools.read(get).code == 0
+    return [f"secrets.hfToken.existingSecret={SECRET}"] if is_there else []
+
+
+def need_gateway(tools: Tools, choice: Choice) -> None:
+    """Raise `ClusterError` if the profile needs a gateway's CRDs and they are not there."""
+    if not choice.profile.startswith("gateway"):
+        return
+    listed = tools.read(tools.kubectl("get", "crd", *_GATEWAY_CRDS, "-o", "name"))
+    if listed.code != 0:
+        raise ClusterError(
+            f"{choice.profile} needs a Gateway and its CRDs, which belong to the cluster and are not "
+            f"installed here: {listed.error.strip()}\nThe steps are in worker_cluster/README.md; without a "
+            f"gateway: {again('--profile cpu')}"
+        )
+
+
+def upgrade(tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Path) -> None:
+    """Install the release or bring it to what was chosen; what the user sets comes last and wins.
+
+    Raises:
+        ToolFailed: the chart refuses the values, or the pods did not become ready in time.
+    """
+    _end_what_was_interrupted(tools, choice.namespace)
+    sets = [word for value in (*values, *choice.sets) for word in ("--set", value)]
+    profile = chart / "values" / f"{choice.profile}.yaml"
+    command = tools.helm(
+        *("upgrade", "--install", RELEASE, str(chart), "--namespace", choice.namespace),
+        *("--values", str(profile), *sets, "--wait", "--timeout", timeout),
+    )
+    tools.act(f"waiting for llm-d ({choice.profile}; the first time takes minutes)", command)
+
+
+def release_status(tools: Tools, namespace: str) -> str:
+    """Return `deployed`, `failed`, `pending-install`, …; "" if there is no release."""
+    status = tools.helm("status", RELEASE, "--namespace", namespace, "-o", "json")
+    found: Any = tools.read(status).value
+    return str(((found or {}).get("info") or {}).get("status", ""))
+
+
+def _end_what_was_interrupted(tools: Tools, namespace: str) -> None:
+    """Clear the state in which a killed helm leaves a release: the next one would refuse to go on."""
+    status = release_status(tools, namespace)
+    if status == "pending-install":
+        say("an installation was interrupted: it is begun anew")
+        uninstall = tools.helm("uninstall", RELEASE, "--namespace", namespace, "--wait")
+        tools.act("ending the interrupted installation", uninstall, hint=DOCTOR)
+    elif status.startswith("pending"):
+        say("a change was interrupted: it is taken back first")
+        back = tools.helm("rollback", RELEASE, "--namespace", namespace)
+        tools.act("taking the interrupted change back", back, hint=DOCTOR)
+
+
+def smoke_test(tools: Tools, namespace: str) -> None:
+    """Run the chart's own test; raises `ToolFailed`."""
+    test = tools.helm("test", RELEASE, "--namespace", namespace, "--logs", "--timeout", "5m")
+    try:
+        tools.act("asking the model a question", test)
+    except ToolFailed as failure:
+        raise ToolFailed(
+            f"{failure}\nllm-d runs, but does not answer as it should. {DOCTOR}"
+        ) from None
+
+
+def cluster_address(tools: Tools, namespace: str) -> str:
+    """Return the Service's address inside the cluster, which its own nodes reach.
+
+    Raises:
+        ClusterError: there is no such Service.
+    """
+    got = tools.read(
+        tools.kubectl("get", "service", SERVICE, "--namespace", namespace, "-o", "json")
+    )
+    address = ((got.value or {}).get("spec") or {}).get("clusterIP", "")
+    if not address:
+        raise ClusterError(f"The Service {SERVICE} has no address: {got.error.strip()}\n{DOCTOR}")
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{SERVICE_PORT}"
+
+
+def remove(tools: Tools, namespace: str) -> None:
+    """Take the release and the namespace with everything in it; raises `NotOurs`."""
+    owner = namespace_owner(tools, namespace)
+    if owner is None:
+        return
+    if owner != OWNER_VALUE:
+        raise NotOurs(f"The namespace {namespace} does not carry our label, so it is left alone.")
+    uninstall = tools.helm("uninstall", RELEASE, "--namespace", namespace)
+    tools.act("uninstalling llm-d", [*uninstall, "--ignore-not-found", "--wait"], hint=DOCTOR)
+    delete = tools.kubectl("delete", "namespace", namespace, "--timeout=180s")
+    tools.act("deleting the namespace", delete, hint=DOCTOR)
+
+
+def chart_folder(root: Path) -> Path:
+    """Return the chart's folder as it is typed from the checkout."""
+    return CHART if root == Path.cwd() else root / CHART
