@@ -24,7 +24,7 @@ from scripts.k3s.register import SETTING, forget, register
 from scripts.k3s.tools import Tools
 
 _GPU_S = 180.0
-_PAUSE_S = 0.5
+_PAUSE_S = 0.2
 _ANSWERS = frozenset({200, 401})
 """401: a model server with a key of its own (secrets.apiKey)."""
 _LOUD = "SIMULATOR: no model runs. Every answer is made up; use it to try the plumbing only."

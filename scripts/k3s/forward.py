@@ -21,11 +21,12 @@ from scripts.devstack.record import Identity, kill, wait_gone, with_descendants
 from scripts.devstack.supervisor import until_signal
 from scripts.k3s.choice import Choice, again
 from scripts.k3s.errors import ClusterError
-from scripts.k3s.pins import SERVICE, SERVICE_PORT
+from scripts.k3s.pins import PORT_NAME, SERVICE
 
 LOOPBACK = "127.0.0.1"
 _END_S = 5.0
 _GRACE_S = 2.0
+_OURSELVES = (sys.executable, "-m", "scripts.k3s", "forward")
 
 
 def is_running(folder: Path) -> bool:
@@ -44,16 +45,17 @@ def start(folder: Path, choice: Choice, environment: Mapping[str, str], root: Pa
             f"PURGE=1 make k3s-down, then {again(f'--port {free_port(LOOPBACK, choice.port + 1)}')}"
         )
     with open_log(log(folder)) as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "scripts.k3s", "forward"],
+        # the shell ends at once, so that the process is nobody's child
+        started = subprocess.run(
+            ["/bin/sh", "-c", '"$@" </dev/null >&2 & echo $!', "sh", *_OURSELVES],
             cwd=root,
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            stderr=output,
             start_new_session=True,
+            check=True,
         )
-    _record(folder).write_text(json.dumps(asdict(Identity.of(child.pid))))
+    _record(folder).write_text(json.dumps(asdict(Identity.of(int(started.stdout)))))
 
 
 def end(folder: Path) -> bool:
@@ -78,7 +80,7 @@ def keep(choice: Choice, kubeconfig: Path, environment: Mapping[str, str]) -> in
     command = [
         *("kubectl", "--kubeconfig", str(kubeconfig), "port-forward"),
         *("--namespace", choice.namespace, "--address", LOOPBACK),
-        *(f"service/{SERVICE}", f"{choice.port}:{SERVICE_PORT}"),
+        *(f"service/{SERVICE}", f"{choice.port}:{PORT_NAME}"),
     ]
     child = Child("port-forward", command, environment, kubeconfig.with_name("port-forward.log"))
 

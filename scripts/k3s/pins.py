@@ -20,7 +20,7 @@ DEVICE_PLUGIN_IMAGE = "nvcr.io/nvidia/k8s-device-plugin:v0.19.3"
 
 RELEASE = "llm-d"
 SERVICE = "llm-d"
-SERVICE_PORT = 8000
+PORT_NAME = "http"
 NODE_PORT = 30800
 SECRET = "llm-d-hf-token"  # noqa: S105 - the name of a secret
 SIMULATOR = "sim"

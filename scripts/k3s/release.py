@@ -10,7 +10,7 @@ from typing import Any
 from scripts.devstack.text import say
 from scripts.k3s.choice import CHART, Choice, again
 from scripts.k3s.errors import ClusterError, NotOurs, ToolFailed
-from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE, SERVICE_PORT
+from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE
 from scripts.k3s.tools import Tools
 
 _OLDEST_HELM = (3, 13)
@@ -164,11 +164,12 @@ def cluster_address(tools: Tools, namespace: str) -> str:
     got = tools.read(
         tools.kubectl("get", "service", SERVICE, "--namespace", namespace, "-o", "json")
     )
-    address = ((got.value or {}).get("spec") or {}).get("clusterIP", "")
+    spec = (got.value or {}).get("spec") or {}
+    address = spec.get("clusterIP", "")
     if not address:
         raise ClusterError(f"The Service {SERVICE} has no address: {got.error.strip()}\n{DOCTOR}")
     host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{SERVICE_PORT}"
+    return f"http://{host}:{spec['ports'][0]['port']}"
 
 
 def remove(tools: Tools, namespace: str) -> None:

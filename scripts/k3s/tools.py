@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,23 +105,19 @@ class Tools:
         if self.is_dry:
             say(f"would run: {shlex.join(command)}")
             return ""
-        with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as printed:
-            given.write(stdin)
-            given.seek(0)
-            try:
-                child = subprocess.Popen(
-                    command,
-                    env=self.environment,
-                    stdin=given,
-                    stdout=printed,
-                    stderr=subprocess.STDOUT,
-                )
-            except FileNotFoundError:
-                raise missing(command[0]) from None
-            code = _wait(child, what)
-            printed.seek(0)
-            output = printed.read()
-        if code != 0:
+        try:
+            child = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        except FileNotFoundError:
+            raise missing(command[0]) from None
+        output = _converse(child, stdin, what)
+        if child.returncode != 0:
             raise ToolFailed(_failure(what, command, output, hint))
         return output
 
@@ -167,21 +162,24 @@ def missing(program: str) -> ToolMissing:
     return ToolMissing(f"{program} is needed and not on the PATH: {where}")
 
 
-def _wait(child: subprocess.Popen[bytes], what: str) -> int:
-    """Return how it ended; it does not outlive an interruption."""
+def _converse(child: subprocess.Popen[str], given: str, what: str) -> str:
+    """Return what it printed; it does not outlive an interruption."""
     waiting = Waiting(what)
+    words: str | None = given
+    printed: str | None = None
     try:
-        while child.poll() is None:
+        while printed is None:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(0.25)
+                printed, _ = child.communicate(words, timeout=0.25)
+            words = None  # given once
             waiting.tick()
     except BaseException:
         child.terminate()
         raise
     finally:
-        code = child.wait()
+        child.wait()
         waiting.clear()
-    return code
+    return printed
 
 
 def _failure(what: str, command: list[str], output: str, hint: str) -> str:
