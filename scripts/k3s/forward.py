@@ -55,7 +55,13 @@ def start(folder: Path, choice: Choice, environment: Mapping[str, str], root: Pa
             start_new_session=True,
             check=True,
         )
-    _record(folder).write_text(json.dumps(asdict(Identity.of(int(started.stdout)))))
+    try:
+        identity = Identity.of(int(started.stdout))
+    except psutil.NoSuchProcess:
+        raise ClusterError(
+            f"The forwarding of port {choice.port} ended at once; log: {log(folder)}"
+        ) from None
+    _record(folder).write_text(json.dumps(asdict(identity)))
 
 
 def end(folder: Path) -> bool:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 import pytest
 
@@ -27,6 +32,20 @@ def answers(port: int) -> bool:
         connection.close()
 
 
+def end_forwarding_program(stage: Stage) -> None:
+    """End kubectl as a pod that goes away does; what supervises it stays."""
+    record = json.loads((stage.home / "k3s" / "forward.json").read_text())
+    for program in psutil.Process(record["pid"]).children():
+        program.kill()
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
 def test_a_kubeconfig_leads_into_its_cluster_by_a_forwarded_port_until_down(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +58,10 @@ def test_a_kubeconfig_leads_into_its_cluster_by_a_forwarded_port_until_down(
     assert answers(stage.port)
     assert stage.run("status") == 0
     assert f"port {stage.port}: forwarded" in capsys.readouterr().out
+
+    first = stage.ran("port-forward")
+    end_forwarding_program(stage)
+    until(lambda: stage.ran("port-forward") != first and answers(stage.port))
 
     stage.forget()
     assert stage.run("up", "--yes") == 0  # the copy of the kubeconfig is used
