@@ -163,6 +163,11 @@ def _merged(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def other_model(more: str = "") -> str:
+    """Return the line for another model; the profile's capacity check knows its own model only."""
+    return again(f"--set model.name=ORG/NAME --set capacityCheck.enabled=false{more}")
+
+
 def again(arguments: str) -> str:
     """Return the line that runs `make k3s-up` with arguments."""
     return f"K3S_ARGS='{arguments}' make k3s-up"

@@ -126,6 +126,8 @@ def _deploy(
     try:
         release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
     except ToolFailed as failure:
+        if not release.release_status(tools, choice.namespace):
+            raise  # the chart refused the values: it says which, and no pod is there to look at
         found = doctor.examine(tools, replace(choice, endpoint=""), place.folder)
         say(str(failure))
         if not found:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scripts.k3s.choice import again
+from scripts.k3s.choice import again, other_model
 
 _SHORTEST = 256
 """What the chart takes at least."""
@@ -40,7 +40,7 @@ def _context(where: str, found: _Match) -> Finding:
     asked, fits = found["asked"], int(found["fits"])
     what = f"{where}: a context of {asked} tokens does not fit the memory; about {fits} do"
     if fits < _SHORTEST:
-        return Finding(what, f"Take a smaller model: {again('--set model.name=ORG/NAME')}")
+        return Finding(what, f"Take a smaller model: {other_model()}")
     return Finding(what, again(f"--set model.maxModelLen={fits}"))
 
 
@@ -95,7 +95,7 @@ def _gated(where: str, found: _Match) -> Finding:
 def _unknown_model(where: str, found: _Match) -> Finding:
     model = found.groupdict().get("model") or "the model"
     what = f"{where}: huggingface.co has no {model}, or it is private"
-    step = f"Is the name right? {again('--set model.name=ORG/NAME')}; a private one: HF_TOKEN=hf_… make k3s-up"
+    step = f"Is the name right? {other_model()}; a private one: HF_TOKEN=hf_… make k3s-up"
     return Finding(what, step)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.k3s.choice import again
+from scripts.k3s.choice import again, other_model
 from scripts.k3s.engine_log import Finding, of_log
 from scripts.k3s.existing import gpus_of
 from scripts.k3s.pins import SECRET
-from scripts.k3s.quantity import doubled, gib
+from scripts.k3s.quantity import doubled, gib, halved
 
 Object = Mapping[str, Any]
 _MODEL_SERVER = "modelserver"
@@ -60,7 +60,7 @@ def _evicted(pod: Object) -> Finding:
     what = f"{_name(pod)} was thrown off its node: {message}"
     if "ephemeral-storage" in message or "disk" in message.lower():
         return Finding(what, "Make room on the disk: images and models take 20 GB and more.")
-    return Finding(what, f"Take a smaller model: {again('--set model.name=ORG/NAME')}")
+    return Finding(what, f"Take a smaller model: {other_model()}")
 
 
 def _unscheduled(pod: Object, message: str, scene: Scene) -> Iterator[Finding]:
@@ -83,10 +83,10 @@ def _insufficient(pod: Object, resource: str, scene: Scene) -> Finding:
         return _insufficient_gpu(pod, scene)
     wanted = _requested(pod, resource)
     what = f"{_name(pod)} asks for {wanted or 'more'} {resource}, and no node has that left"
-    if resource not in {"cpu", "memory"}:
+    less = {"cpu": "1", "memory": halved(wanted)}.get(resource, "")
+    if not less or not _resource(pod, _MODEL_SERVER, "requests", resource):
         return Finding(what, f"{scene.kubectl} describe nodes shows who has it")
-    free = {"cpu": "1", "memory": "4Gi"}[resource]
-    return Finding(what, again(f"--set modelServer.resources.requests.{resource}={free}"))
+    return Finding(what, again(f"--set modelServer.resources.requests.{resource}={less}"))
 
 
 def _insufficient_gpu(pod: Object, scene: Scene) -> Finding:
@@ -217,7 +217,7 @@ def _out_of_memory(pod: Object, name: str, where: str, scene: Scene) -> Finding:
     return Finding(
         f"{what}; the machine has no more to give ({max(roomy, default=0):.0f} GiB)",
         "Take a smaller model or a shorter context: "
-        + again("--set model.name=ORG/NAME --set model.maxModelLen=2048"),
+        + other_model(" --set model.maxModelLen=2048"),
     )
 
 

@@ -32,6 +32,8 @@ class Machine:
     docker_answers: bool
     free_disk_gb: float
     search_path: str
+    gpu_memory_gib: float = 0.0
+    """Of the smallest GPU; 0: not known."""
     native: NativePaths = field(default_factory=NativePaths)
 
     def has(self, program: str) -> bool:
@@ -49,7 +51,14 @@ def look(environment: Mapping[str, str], folder: Path) -> Machine:
         ),
         free_disk_gb=shutil.disk_usage(folder).free / 1e9,
         search_path=environment.get("PATH", ""),
+        gpu_memory_gib=_gpu_memory_gib(environment),
     )
+
+
+def _gpu_memory_gib(environment: Mapping[str, str]) -> float:
+    ask = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    sizes = [float(line) for line in _lines(environment, *ask) if line.strip().isdigit()]
+    return int(min(sizes, default=0.0) / 102.4) / 10  # from MiB, rounded down
 
 
 def _lines(environment: Mapping[str, str], *command: str) -> list[str]:

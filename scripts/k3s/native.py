@@ -146,10 +146,12 @@ class Native:
         return done.stdout
 
     def values(self, choice: Choice) -> list[str]:
-        """Return the runtime class by which k3s hands on GPUs."""
-        if choice.profile.startswith("gpu"):
-            return ["modelServer.gpu.runtimeClassName=nvidia"]
-        return []
+        """Return the runtime class by which k3s hands on GPUs, and what they hold."""
+        if not choice.profile.startswith("gpu"):
+            return []
+        size = self._machine.gpu_memory_gib
+        known = [f"capacityCheck.gpuMemoryGiB={size:g}"] if size else []
+        return ["modelServer.gpu.runtimeClassName=nvidia", *known]
 
     def gpus(self, choice: Choice) -> int:
         """Return the machine's GPUs: the cluster offers them once the device plugin runs."""

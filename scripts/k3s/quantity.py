@@ -20,5 +20,14 @@ def gib(quantity: str) -> float:
 
 def doubled(quantity: str) -> str:
     """Return twice a quantity in its own unit; "" if it is none."""
+    return _times(quantity, 2)
+
+
+def halved(quantity: str) -> str:
+    """Return half a quantity in its own unit; "" if it is none."""
+    return _times(quantity, 0.5)
+
+
+def _times(quantity: str, factor: float) -> str:
     found = _QUANTITY.fullmatch(quantity)
-    return f"{float(found[1]) * 2:g}{found[2]}" if found else ""
+    return f"{float(found[1]) * factor:.15g}{found[2]}" if found else ""

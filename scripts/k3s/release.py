@@ -103,7 +103,7 @@ def need_gateway(tools: Tools, choice: Choice) -> None:
     if listed.code != 0:
         raise ClusterError(
             f"{choice.profile} needs a Gateway and its CRDs, which belong to the cluster and are not "
-            f"installed here: {listed.error.strip()}\nThe steps are in worker_cluster/README.md; without a "
+            f"installed here: {listed.error.strip()}\nWhat has to be there: worker_cluster/chart/README.md; without a "
             f"gateway: {again('--profile cpu')}"
         )
 

@@ -9,9 +9,9 @@ import pytest
 from scripts.k3s.choice import Wish, choose_cluster, choose_profile
 from scripts.k3s.errors import ClusterError
 from scripts.k3s.machine import Machine, look
-from scripts.k3s.quantity import doubled, gib
-from tests.k3s import fakes
-from tests.k3s.stage import GPU, PROFILES, Stage
+from scripts.k3s.quantity import doubled, gib, halved
+from tests.scripts.k3s import fakes
+from tests.scripts.k3s.stage import GPU, PROFILES, Stage
 
 PLAIN = Machine(
     system="Linux", gpus=(), docker_answers=True, free_disk_gb=100.0, search_path="/nowhere"
@@ -93,9 +93,11 @@ def test_the_machine_is_asked_by_its_own_programs(stage: Stage) -> None:
     assert found.gpus == ()
     assert found.docker_answers
     stage.program("nvidia-smi", fakes.NVIDIA_SMI)
+    stage.says("nvidia-smi", "--query-gpu=memory.total*", "81920\n23034\n")
     stage.says("docker", "info*", error="Cannot connect to the Docker daemon", code=1)
     found = look(stage.env, stage.folder)
     assert found.gpus == (GPU,)
+    assert found.gpu_memory_gib == 22.4
     assert not found.docker_answers
     assert found.has("helm")
     stage.says("nvidia-smi", "-L", "NVIDIA-SMI has failed\n", code=9)
@@ -109,6 +111,7 @@ def test_quantities() -> None:
         "3G",
         "4000",
     ]
+    assert [halved(one) for one in ("8Gi", "5Gi", "2000")] == ["4Gi", "2.5Gi", "1000"]
     assert gib("16Gi") == 16
     assert gib("33554432Ki") == 32
     assert gib("lots") == 0

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-
 import pytest
 
 from scripts.k3s import forward
-from tests.k3s.stage import Stage, nodes
+from tests.scripts.k3s.stage import Stage, nodes
 
 
 def up(stage: Stage, *more: str) -> int:

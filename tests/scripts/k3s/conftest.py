@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.k3s import forward
-from tests.k3s.stage import Stage
+from tests.scripts.k3s.stage import Stage
 
 
 @pytest.fixture

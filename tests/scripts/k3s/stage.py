@@ -18,9 +18,9 @@ from scripts.k3s.__main__ import main
 from scripts.k3s.commands import Place
 from scripts.k3s.machine import Machine, NativePaths
 from scripts.k3s.pins import CONTAINER_LABEL, Installer
-from tests.k3s import fakes
+from tests.scripts.k3s import fakes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROFILES = ("sim", "cpu", "gpu-small", "gpu-pd", "gateway-agentgateway", "gateway-istio")
 URL = "https://example.invalid/install.sh"
 GPU = "GPU 0: NVIDIA L4 (UUID: GPU-4e9d3d54-0000-0000-0000-000000000000)"
@@ -108,7 +108,7 @@ class Stage:
 
     def with_gpu(self) -> None:
         """Give the machine a GPU and NVIDIA's container toolkit."""
-        self.machine = replace(self.machine, gpus=(GPU,))
+        self.machine = replace(self.machine, gpus=(GPU,), gpu_memory_gib=22.4)
         self.program("nvidia-container-runtime", "")
         self.program("sudo", fakes.SUDO)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from scripts.k3s.pins import DEVICE_PLUGIN_IMAGE, INSTALLER, K3S_VERSION
-from tests.k3s.stage import Stage
+from tests.scripts.k3s.stage import Stage
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_a_gpu_leads_to_k3s_itself_and_to_the_profile_for_gpus(
     (deployed,) = gpu_box.ran("upgrade --install")
     assert "values/gpu-small.yaml" in deployed
     assert "--set modelServer.gpu.runtimeClassName=nvidia" in deployed
+    assert "--set capacityCheck.gpuMemoryGiB=22.4" in deployed
     assert gpu_box.ran("k3d ") == []
 
 

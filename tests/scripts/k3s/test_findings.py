@@ -8,8 +8,8 @@ import pytest
 
 from scripts.k3s.engine_log import of_log
 from scripts.k3s.findings import Scene, findings
-from tests.k3s import canned
-from tests.k3s.stage import Stage, nodes
+from tests.scripts.k3s import canned
+from tests.scripts.k3s.stage import Stage, nodes
 
 POD = canned.pod()["metadata"]["name"]
 
@@ -43,7 +43,7 @@ def set_(value: str) -> str:
         (canned.CUDA_OOM, "GPU's memory is full", "model.maxNumSeqs=8"),
         (canned.GATED, "meta-llama/Llama-3.1-8B-Instruct is gated", "HF_TOKEN=hf_… make k3s-up"),
         (canned.GATED, "is gated", "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct,"),
-        (canned.NO_SUCH_MODEL, "has no Qwen/Qwen2.5-0.5B-Instrukt", set_("model.name=ORG/NAME")),
+        (canned.NO_SUCH_MODEL, "has no Qwen/Qwen2.5-0.5B-Instrukt", "--set model.name=ORG/NAME --set capacityCheck"),
         (canned.NO_HUB, "huggingface.co can't be reached", "HTTPS_PROXY"),
         (canned.OLD_GPU, "no bfloat16", set_("model.dtype=float16")),
     ],
@@ -100,6 +100,14 @@ def test_a_node_that_is_too_small(resource: str, value: str, less: str) -> None:
     what, step = only(scene(canned.unscheduled(message)))
     assert f"asks for {value} {resource}" in what
     assert step == set_(f"modelServer.resources.requests.{resource}={less}")
+
+
+def test_the_router_pod_is_not_helped_by_the_model_servers_values() -> None:
+    pod = canned.unscheduled("0/1 nodes are available: 1 Insufficient memory.", name="llm-d-epp")
+    pod["spec"]["containers"][0]["name"] = "epp"
+    what, step = only(scene(pod))
+    assert "llm-d-epp asks for 8Gi memory" in what
+    assert "describe nodes" in step
 
 
 def test_both_that_are_lacking_are_told() -> None:

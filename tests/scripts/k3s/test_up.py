@@ -13,7 +13,8 @@ import pytest
 from scripts.devstack.plan import record_path
 from scripts.devstack.record import Identity, Record
 from scripts.k3s.pins import CONTAINER_LABEL, K3S_IMAGE, OWNER_LABEL, OWNER_VALUE
-from tests.k3s.stage import Stage
+from tests.scripts.k3s import canned
+from tests.scripts.k3s.stage import Stage
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
@@ -221,7 +222,7 @@ def test_a_profile_that_needs_a_gateway_says_so(
 ) -> None:
     stage.says("kubectl", "*get crd*", error='crds "gateways…" not found', code=1)
     assert stage.up("--profile", "gateway-istio") == 1
-    assert "worker_cluster/README.md" in said(capsys)[1]
+    assert "worker_cluster/chart/README.md" in said(capsys)[1]
     assert stage.ran("upgrade") == []
 
 
@@ -241,10 +242,9 @@ def test_a_release_that_does_not_come_up_is_explained(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = "Error: context deadline exceeded"
+    (stage.folder / "release").write_text("failed")
     stage.says("helm", "*upgrade --install*", error=error, code=1)
-    message = "0/1 nodes are available: 1 Insufficient memory."
-    condition = {"type": "PodScheduled", "status": "False", "message": message}
-    pod = {"metadata": {"name": "llm-d-decode-0"}, "status": {"conditions": [condition]}}
+    pod = canned.unscheduled("0/1 nodes are available: 1 Insufficient memory.")
     stage.says("kubectl", "*get pods*", {"items": [pod]})
     assert stage.up() == 1
     out, err = said(capsys)
@@ -252,6 +252,18 @@ def test_a_release_that_does_not_come_up_is_explained(
     assert "next: K3S_ARGS='--set modelServer.resources.requests.memory=4Gi' make k3s-up" in out
     assert "did not come up" in err
     assert "LLMD_ENDPOINT" not in out
+
+
+def test_values_that_the_chart_refuses_are_told_in_its_words(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "Error: execution error: model.maxModelLen=131072 does not fit"
+    stage.says("helm", "*upgrade --install*", error=error, code=1)
+    assert stage.up() == 1
+    out, err = said(capsys)
+    assert error in err
+    assert "next:" not in out
+    assert stage.ran("get pods") == []
 
 
 def test_a_model_that_fails_its_test_is_no_success(
