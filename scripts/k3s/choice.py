@@ -42,6 +42,8 @@ class Choice:
     namespace: str = "llm-d"
     cluster: str = "iir"
     port: int = 18000
+    has_namespace: bool = False
+    """Whether we made the namespace, so that it must not be lost sight of."""
     endpoint: str = ""
 
     def write(self, path: Path) -> None:
@@ -72,9 +74,9 @@ def choose_cluster(wish: Wish, machine: Machine, before: Choice | None) -> Choic
     Raises:
         ClusterError: the wish contradicts what runs, or nothing fits the machine.
     """
-    if before is not None:
+    if before is not None and (before.driver != "existing" or before.has_namespace):
         _refuse_moves(wish, before)
-        return before
+        return replace(before, namespace=wish.namespace or before.namespace)
     named = {"namespace": wish.namespace, "cluster": wish.cluster, "port": wish.port}
     fitting = Choice(driver=wish.driver or _fitting_driver(wish, machine))
     return replace(fitting, **{name: value for name, value in named.items() if value is not None})
@@ -83,7 +85,8 @@ def choose_cluster(wish: Wish, machine: Machine, before: Choice | None) -> Choic
 def _refuse_moves(wish: Wish, before: Choice) -> None:
     for name in ("driver", "namespace", "cluster", "port"):
         asked, made = getattr(wish, name), getattr(before, name)
-        if asked is not None and asked != made:
+        may_change = name == "namespace" and not before.has_namespace
+        if asked is not None and asked != made and not may_change:
             raise ClusterError(
                 f"{name} is {made} since the first `make k3s-up`, not {asked}. "
                 "Start over: PURGE=1 make k3s-down, then this again."

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from scripts.devstack.probes import get
@@ -13,7 +14,7 @@ from scripts.devstack.text import Waiting, say
 from scripts.k3s import doctor, forward, release
 from scripts.k3s.choice import Choice, Wish, again, choose_cluster, choose_profile, profiles_of
 from scripts.k3s.drivers import Driver
-from scripts.k3s.errors import ClusterError, NotReady, ToolFailed
+from scripts.k3s.errors import ClusterError, NotReady, ToolFailed, Unreachable
 from scripts.k3s.existing import Existing
 from scripts.k3s.gpu import offer_gpus
 from scripts.k3s.k3d import K3d
@@ -73,19 +74,19 @@ def up(place: Place, tools: Tools, wish: Wish, *, timeout: str, token: str) -> i
         gpus = driver.gpus(choice)
         choice = choose_profile(wish, place.machine, choice, gpus, profiles)
         _announce(place.machine, choice)
-        _remember(place, tools, choice)
-        driver.ensure(choice)
+        driver.ensure(choice, partial(_remember, place, tools, choice))
         release.wait_for_nodes(tools)
     else:
-        driver.ensure(choice)
+        driver.ensure(choice, partial(_remember, place, tools, choice))
         gpus = driver.gpus(choice)
         choice = choose_profile(wish, place.machine, choice, gpus, profiles)
         _announce(place.machine, choice)
-        _remember(place, tools, choice)
     if choice.profile.startswith("gpu") and isinstance(driver, Native) and driver.is_ours:
         offer_gpus(tools, wait_s=_GPU_S)
     release.need_gateway(tools, choice)
     release.ensure_namespace(tools, choice.namespace)
+    choice = replace(choice, has_namespace=True)
+    _remember(place, tools, choice)
     values = [*driver.values(choice), *release.ensure_token(tools, choice.namespace, token)]
     _deploy(place, tools, choice, values, timeout=timeout, chart=chart)
     return _finish(place, tools, choice)
@@ -96,7 +97,7 @@ def _driver(place: Place, tools: Tools, wish: Wish, choice: Choice) -> Driver:
         return Native(tools, place.machine, place.fetch, place.installer)
     if choice.driver == "k3d":
         return K3d(tools, place.machine)
-    return Existing(tools, wish.kubeconfig, wish.context)
+    return Existing(tools, wish.kubeconfig, wish.context, has_release=choice.has_namespace)
 
 
 def _announce(machine: Machine, choice: Choice) -> None:
@@ -202,8 +203,8 @@ def down(place: Place, tools: Tools, *, purge: bool) -> int:
     driver = _driver(place, tools, Wish(), choice)
     if purge:
         _purge(place, tools, choice, driver)
-    elif choice.driver != "k3d" and not tools.kubeconfig.is_file():
-        say("there was no cluster yet")
+    elif choice.driver != "k3d" and not choice.has_namespace:
+        say("llm-d was not installed yet")
     else:
         say(driver.rest(choice))
         say("Again: make k3s-up. For good: PURGE=1 make k3s-down")
@@ -214,16 +215,25 @@ def down(place: Place, tools: Tools, *, purge: bool) -> int:
 def _purge(place: Place, tools: Tools, choice: Choice, driver: Driver) -> None:
     if driver.is_ours:
         driver.remove(choice)
-    elif tools.kubeconfig.is_file():
+    elif choice.has_namespace and tools.kubeconfig.is_file():
         tools.must(
             f"Delete the namespace {choice.namespace} with everything in it, models too?",
             otherwise="Say it beforehand: YES=1 PURGE=1 make k3s-down",
         )
-        release.remove(tools, choice.namespace)
+        _remove_release(place, tools, choice)
     if not tools.is_dry:
         tools.kubeconfig.unlink(missing_ok=True)
         place.record.unlink(missing_ok=True)
         say("It is all gone.")
+
+
+def _remove_release(place: Place, tools: Tools, choice: Choice) -> None:
+    try:
+        release.remove(tools, choice.namespace)
+    except Unreachable as failure:
+        raise Unreachable(
+            f"{failure}\nIf that cluster is gone for good, forget it: rm -r {place.folder}"
+        ) from None
 
 
 def status(place: Place, tools: Tools) -> int:

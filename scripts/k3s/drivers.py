@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from scripts.k3s.choice import Choice
@@ -15,8 +16,16 @@ class Driver(Protocol):
         """Tell whether the cluster itself was made by us, and may be removed."""
         ...
 
-    def ensure(self, choice: Choice) -> None:
-        """Bring the cluster to where it answers, and write our kubeconfig; raises `ClusterError`."""
+    def ensure(self, choice: Choice, remember: Callable[[], None]) -> None:
+        """Bring the cluster to where it answers, and write our kubeconfig.
+
+        Args:
+            choice: what was chosen.
+            remember: keeps the choice; called when all is agreed to and nothing is made yet.
+
+        Raises:
+            ClusterError: it can't be had.
+        """
         ...
 
     def values(self, choice: Choice) -> list[str]:

@@ -19,6 +19,10 @@ class NotOurs(ClusterError):
     """Something is in the way that this program did not make, so it leaves it alone."""
 
 
+class Unreachable(ClusterError):
+    """The cluster does not answer."""
+
+
 class ConsentNeeded(ClusterError):
     """What would be done needs a yes, and nobody gave one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from scripts.k3s.choice import Choice, again
 from scripts.k3s.errors import ClusterError
 from scripts.k3s.kubeconfig import write_kubeconfig
 from scripts.k3s.pins import RELEASE
-from scripts.k3s.tools import Tools
+from scripts.k3s.release import namespace_owner
+from scripts.k3s.tools import Done, Tools
 
 HOW = again("--driver existing --kubeconfig FILE")
 
@@ -19,39 +21,57 @@ class Existing:
 
     is_ours = False
 
-    def __init__(self, tools: Tools, kubeconfig: Path | None, context: str | None) -> None:
+    def __init__(
+        self, tools: Tools, kubeconfig: Path | None, context: str | None, *, has_release: bool
+    ) -> None:
         self._tools = tools
+        self._has_release = has_release
         self._kubeconfig = kubeconfig
         self._context = context
 
-    def ensure(self, choice: Choice) -> None:
+    def ensure(self, choice: Choice, remember: Callable[[], None]) -> None:
         """Copy the context that is asked for, or use the copy that is there."""
         if self._kubeconfig is not None:
             self._copy(self._kubeconfig.expanduser().absolute(), choice)
         elif not self._tools.kubeconfig.is_file():
             raise ClusterError(f"Which cluster? Name its kubeconfig: {HOW}")
+        if not self._tools.is_dry:
+            namespace_owner(self._tools, choice.namespace)  # it answers
+        remember()
 
     def _copy(self, path: Path, choice: Choice) -> None:
         if not path.is_file():
             raise ClusterError(f"{path} is not there. Name a kubeconfig: {HOW}")
-        view = ["kubectl", "--kubeconfig", str(path), "config", "view"]
-        only = ["--context", self._context] if self._context else []
-        found = self._tools.read([*view, "--raw", "--minify", "--flatten", "-o", "json", *only])
-        clusters = (found.value or {}).get("clusters") or []
-        if not clusters:
+        found = self._tools.read([*_view(path), *self._only()])
+        server = _server(found)
+        if not server:
             raise ClusterError(
                 f"{path} has no {f'context {self._context}' if self._context else 'current context'}: "
-                f"{found.error.strip()}\nkubectl --kubeconfig {path} config get-contexts shows them; "
+                f"{found.reason}\nkubectl --kubeconfig {path} config get-contexts shows them; "
                 f"{HOW.replace('FILE', f'{path} --context NAME')}"
             )
-        config: dict[str, Any] = found.value
-        server = clusters[0].get("cluster", {}).get("server", "?")
+        self._refuse_another(server)
         self._tools.must(
             f"Install llm-d into the namespace {choice.namespace} of the cluster {server} "
-            f"(context {config.get('current-context', '?')})? Nothing else of it is touched.",
+            f"(context {found.value.get('current-context', '?')})? Nothing else of it is touched.",
             otherwise="Say it beforehand: YES=1 " + HOW,
         )
         write_kubeconfig(self._tools, found.output)
+
+    def _only(self) -> list[str]:
+        return ["--context", self._context] if self._context else []
+
+    def _refuse_another(self, server: str) -> None:
+        """Raise `ClusterError` if llm-d was brought up in another cluster, which would be forgotten."""
+        own = self._tools.kubeconfig
+        before = (
+            _server(self._tools.read(_view(own))) if self._has_release and own.is_file() else ""
+        )
+        if before and before != server:
+            raise ClusterError(
+                f"llm-d was brought up in the cluster {before}, not in {server}. Take it down there first: "
+                "PURGE=1 make k3s-down, then this again."
+            )
 
     def values(self, choice: Choice) -> list[str]:
         """Return nothing: the Service stays inside, a port is forwarded."""
@@ -59,8 +79,11 @@ class Existing:
 
     def gpus(self, choice: Choice) -> int:
         """Return how many NVIDIA GPUs the nodes offer to pods."""
-        listed = self._tools.read(self._tools.kubectl("get", "nodes", "-o", "json"))
-        return gpus_of(listed.value)
+        reach = self._tools.kubectl()
+        if self._kubeconfig is not None and not self._tools.kubeconfig.is_file():  # a dry run
+            path = self._kubeconfig.expanduser().absolute()
+            reach = ["kubectl", "--kubeconfig", str(path), *self._only()]
+        return gpus_of(self._tools.read([*reach, "get", "nodes", "-o", "json"]).value)
 
     def rest(self, choice: Choice) -> str:
         """Uninstall the release: the cluster is somebody else's, and GPUs are dear."""
@@ -70,6 +93,17 @@ class Existing:
 
     def remove(self, choice: Choice) -> None:
         """Leave the cluster alone."""
+
+
+def _view(path: Path) -> list[str]:
+    flags = ("--raw", "--minify", "--flatten", "-o", "json")
+    return ["kubectl", "--kubeconfig", str(path), "config", "view", *flags]
+
+
+def _server(view: Done) -> str:
+    """Return the address of the cluster in a kubeconfig with one context; "" if it has none."""
+    clusters = (view.value or {}).get("clusters") or [{}]
+    return str(clusters[0].get("cluster", {}).get("server", ""))
 
 
 def gpus_of(nodes: Any) -> int:

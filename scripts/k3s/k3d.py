@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from scripts.devstack.ports import free_port, holder, is_free
@@ -25,14 +26,17 @@ class K3d:
         self._tools = tools
         self._machine = machine
 
-    def ensure(self, choice: Choice) -> None:
+    def ensure(self, choice: Choice, remember: Callable[[], None]) -> None:
         """Start the cluster, or make it."""
         self._need_programs()
         found = self._find(choice.cluster)
         if found is None:
+            self._need_port(choice.port)
+            remember()
             self._create(choice)
         else:
             self._refuse_foreign(choice.cluster)
+            remember()
             if found.get("serversRunning", 0) < found.get("serversCount", 1):
                 start = ["k3d", "cluster", "start", choice.cluster, "--wait", "--timeout", "300s"]
                 self._tools.act("starting the cluster", start, hint=_logs(choice.cluster))
@@ -40,7 +44,7 @@ class K3d:
         if got.code == 0:
             write_kubeconfig(self._tools, got.output)
         elif not self._tools.is_dry:
-            raise NotReady(f"k3d gives no kubeconfig: {got.error.strip()}\n{_logs(choice.cluster)}")
+            raise NotReady(f"k3d gives no kubeconfig: {got.reason}\n{_logs(choice.cluster)}")
 
     def _need_programs(self) -> None:
         for program in ("docker", "k3d"):
@@ -53,7 +57,7 @@ class K3d:
         listed = self._tools.read(["k3d", "cluster", "list", "-o", "json"])
         if listed.value is None:
             raise ClusterError(
-                f"k3d can't list its clusters: {listed.error.strip()}\nDoes Docker answer (docker info)?"
+                f"k3d can't list its clusters: {listed.reason}\nDoes Docker answer (docker info)?"
             )
         return next((one for one in listed.value if one.get("name") == name), None)
 
@@ -66,14 +70,16 @@ class K3d:
                 f"k3d kubeconfig get {name} > FILE, {again('--driver existing --kubeconfig FILE')}"
             )
 
+    def _need_port(self, port: int) -> None:
+        if is_free(LOOPBACK, port):
+            return
+        who = holder(port)
+        raise ClusterError(
+            f"Port {port} is taken{f' by {who}' if who else ''}. Stop that program, or use another port: "
+            f"{again(f'--port {free_port(LOOPBACK, port + 1)}')}"
+        )
+
     def _create(self, choice: Choice) -> None:
-        if not is_free(LOOPBACK, choice.port):
-            who = holder(choice.port)
-            free = again(f"--port {free_port(LOOPBACK, choice.port + 1)}")
-            raise ClusterError(
-                f"Port {choice.port} is taken{f' by {who}' if who else ''}. "
-                f"Stop that program, or use another port: {free}"
-            )
         say(f"making the k3d cluster {choice.cluster} ({K3S_IMAGE})")
         create = [
             *("k3d", "cluster", "create", choice.cluster, "--image", K3S_IMAGE),

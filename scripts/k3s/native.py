@@ -40,7 +40,7 @@ class Native:
         self._fetch = fetch
         self._installer = installer
 
-    def ensure(self, choice: Choice) -> None:
+    def ensure(self, choice: Choice, remember: Callable[[], None]) -> None:
         """Use the k3s that is there, or install one."""
         if self._machine.system != "Linux":
             raise ClusterError(
@@ -49,8 +49,10 @@ class Native:
         if not self.is_ours and self._is_there():
             self._adopt(choice)
         elif not self.is_ours:
-            self._install(choice)
-            self._installs = True
+            script = self._agreed_script(choice)
+            remember()
+            self._install(script)
+        remember()
         write_kubeconfig(self._tools, self._read_kubeconfig())
 
     @property
@@ -72,7 +74,8 @@ class Native:
             f"or keep apart from it: {again('--driver k3d')}",
         )
 
-    def _install(self, choice: Choice) -> None:
+    def _agreed_script(self, choice: Choice) -> Path:
+        """Return the installer, checked and agreed to."""
         if choice.profile.startswith("gpu") and not self._machine.has(_GPU_RUNTIME):
             raise ClusterError(
                 f"There is a GPU ({self._machine.gpus[0]}), but no {_GPU_RUNTIME}: k3s looks for it when "
@@ -89,10 +92,14 @@ class Native:
             otherwise=f"Read {script}, then say it beforehand: YES=1 make k3s-up; "
             f"or without root, in Docker: {again('--driver k3d')}",
         )
+        return script
+
+    def _install(self, script: Path) -> None:
         say(f"installing k3s {K3S_VERSION}")
         extra = {"INSTALL_K3S_VERSION": K3S_VERSION, "INSTALL_K3S_EXEC": " ".join(_OPTIONS)}
         hint = "sudo journalctl -u k3s -n 50 shows what the service says, if it came that far."
         self._tools.attached("the installation", ["sh", str(script)], extra, hint=hint)
+        self._installs = True
 
     def _verified_script(self) -> Path:
         """Return the installer on disk, with the digest that was pinned."""

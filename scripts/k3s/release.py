@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.devstack.text import say
 from scripts.k3s.choice import CHART, Choice, again
-from scripts.k3s.errors import ClusterError, NotOurs, ToolFailed
+from scripts.k3s.errors import ClusterError, NotOurs, ToolFailed, Unreachable
 from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE
 from scripts.k3s.tools import Tools
 
@@ -27,7 +27,7 @@ def need_programs(tools: Tools) -> None:
     said = tools.read(["helm", "version", "--template", "{{.Version}}"])
     found = re.match(r"v?(\d+)\.(\d+)", said.output)
     if found is None:
-        raise ClusterError(f"helm does not tell its version: {said.error.strip() or said.output}")
+        raise ClusterError(f"helm does not tell its version: {said.reason}")
     if (int(found[1]), int(found[2])) < _OLDEST_HELM:
         raise ClusterError(
             f"helm {said.output.strip()} is too old, 3.13 or newer is needed: "
@@ -65,11 +65,12 @@ def namespace_owner(tools: Tools, name: str) -> str | None:
     """Return whose the namespace is by its label, "" if it has none, None if it is not there.
 
     Raises:
-        ClusterError: the cluster does not answer.
+        Unreachable: the cluster does not answer.
     """
     got = tools.read(tools.kubectl("get", "namespace", name, "--ignore-not-found", "-o", "json"))
     if got.code != 0:
-        raise ClusterError(f"The cluster does not answer: {got.error.strip()}\n{DOCTOR}")
+        look = " ".join(tools.kubectl("get", "nodes"))
+        raise Unreachable(f"The cluster does not answer: {got.reason}\nDoes this work: {look}")
     if got.value is None:
         return None
     return str((got.value["metadata"].get("labels") or {}).get(OWNER_LABEL, ""))
@@ -103,7 +104,7 @@ def need_gateway(tools: Tools, choice: Choice) -> None:
     if listed.code != 0:
         raise ClusterError(
             f"{choice.profile} needs a Gateway and its CRDs, which belong to the cluster and are not "
-            f"installed here: {listed.error.strip()}\nWhat has to be there: worker_cluster/chart/README.md; without a "
+            f"installed here: {listed.reason}\nWhat has to be there: worker_cluster/chart/README.md; without a "
             f"gateway: {again('--profile cpu')}"
         )
 
@@ -167,7 +168,7 @@ def cluster_address(tools: Tools, namespace: str) -> str:
     spec = (got.value or {}).get("spec") or {}
     address = spec.get("clusterIP", "")
     if not address:
-        raise ClusterError(f"The Service {SERVICE} has no address: {got.error.strip()}\n{DOCTOR}")
+        raise ClusterError(f"The Service {SERVICE} has no address: {got.reason}\n{DOCTOR}")
     host = f"[{address}]" if ":" in address else address
     return f"http://{host}:{spec['ports'][0]['port']}"
 
@@ -178,7 +179,11 @@ def remove(tools: Tools, namespace: str) -> None:
     if owner is None:
         return
     if owner != OWNER_VALUE:
-        raise NotOurs(f"The namespace {namespace} does not carry our label, so it is left alone.")
+        label = tools.kubectl("label", "namespace", namespace, f"{OWNER_LABEL}={OWNER_VALUE}")
+        raise NotOurs(
+            f"The namespace {namespace} does not carry our label any more, so it is left alone. "
+            f"If it is ours all the same: {' '.join(label)}"
+        )
     uninstall = tools.helm("uninstall", RELEASE, "--namespace", namespace)
     tools.act("uninstalling llm-d", [*uninstall, "--ignore-not-found", "--wait"], hint=DOCTOR)
     delete = tools.kubectl("delete", "namespace", namespace, "--timeout=180s")

@@ -36,6 +36,14 @@ class Done:
     error: str
 
     @property
+    def reason(self) -> str:
+        """Return why it failed: its last words, which with kubectl follow many that say less."""
+        lines = [line for line in self.error.splitlines() if line.strip()] or [
+            "it does not say why"
+        ]
+        return lines[-1].strip()
+
+    @property
     def value(self) -> Any:
         """Return the JSON that it printed; None if it failed or that is none."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from scripts.k3s import forward
-from tests.scripts.k3s.stage import Stage, nodes
+from tests.scripts.k3s.stage import Stage, nodes, view
 
 
 def up(stage: Stage, *more: str) -> int:
@@ -117,12 +118,59 @@ def test_the_clusters_gpus_choose_the_profile_and_are_not_prepared_by_us(
 ) -> None:
     stage.keep("nodes.json", nodes(gpus="2"))
     assert up(stage, "--dry-run") == 0
-    (stage.home / "k3s" / "kubeconfig").write_text("kind: Config\n")
-    capsys.readouterr()
-    assert stage.run("up", "--driver", "existing", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "profile gpu-small" in out
     assert "device plugin" not in out
+
+
+REFUSED = """E1126 04:16:02.818247 3919 memcache.go:265] "Unhandled Error" err="couldn't get current server"
+The connection to the server k8s.example:6443 was refused - did you specify the right host or port?
+"""
+
+
+def test_a_cluster_that_does_not_answer_is_told_in_one_line_and_forgotten(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.says("kubectl", "*get namespace*", error=REFUSED, code=1)
+    assert up(stage, "--yes") == 1
+    err = capsys.readouterr().err
+    assert "does not answer: The connection to the server k8s.example:6443 was refused" in err
+    assert "memcache" not in err
+    shutil.rmtree(stage.folder / "says")
+    assert stage.run("up", "--yes", "--driver", "k3d", "--port", str(stage.port)) == 0
+
+
+def test_a_cluster_that_is_gone_for_good_can_be_forgotten(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert up(stage, "--yes") == 0
+    stage.says("kubectl", "*get namespace*", error=REFUSED, code=1)
+    assert stage.run("down", "--yes", "--purge") == 1
+    assert f"rm -r {stage.home}/k3s" in capsys.readouterr().err
+
+
+def test_llm_d_in_one_cluster_is_not_lost_sight_of_for_another(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert up(stage, "--yes") == 0
+    stage.forget()
+    other = stage.users.with_name("other")
+    other.touch()
+    stage.says("kubectl", f"*{other} config view*", view("https://other.example:6443"))
+    assert stage.run("up", "--yes", "--kubeconfig", str(other)) == 1
+    err = capsys.readouterr().err
+    assert "https://k8s.example:6443, not in https://other.example:6443" in err
+    assert "PURGE=1 make k3s-down" in err
+    assert not any(word in line for line in stage.asked for word in ("create", "upgrade"))
+
+
+def test_another_namespace_can_be_named_if_the_first_was_taken(stage: Stage) -> None:
+    stage.keep("namespace", {"metadata": {"name": "llm-d", "labels": {}}})
+    assert up(stage, "--yes") == 1
+    (stage.folder / "namespace").unlink()
+    assert up(stage, "--yes", "--namespace", "llm-d-2") == 0
+    assert "--namespace llm-d-2" in stage.ran("upgrade --install")[0]
+    assert stage.run("up", "--yes", "--namespace", "llm-d-3") == 1
 
 
 def test_purge_takes_the_namespace_and_nothing_else(stage: Stage) -> None:

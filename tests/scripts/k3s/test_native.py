@@ -60,6 +60,13 @@ def test_without_a_yes_nothing_is_installed(
     assert not (gpu_box.folder / "k3s.service").exists()
 
 
+def test_who_says_no_can_take_another_way(gpu_box: Stage) -> None:
+    assert gpu_box.run("up") == 1
+    gpu_box.end()
+    assert gpu_box.up("--driver", "k3d") == 0
+    assert len(gpu_box.ran("cluster create")) == 1
+
+
 def test_an_installer_that_is_not_the_pinned_one_is_not_run(
     gpu_box: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:

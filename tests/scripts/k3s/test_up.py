@@ -153,8 +153,20 @@ def test_a_cluster_of_that_name_which_is_not_ours_is_left_alone(
     assert stage.up() == 1
     _, err = said(capsys)
     assert "K3S_ARGS='--cluster iir-2' make k3s-up" in err
-    assert stage.run("down", "--yes", "--purge") == 1
     assert not any(word in line for line in stage.asked for word in ("create", "delete", "upgrade"))
+    (stage.folder / "cluster").unlink()
+    assert stage.up() == 0, "it stays refused"
+
+
+@pytest.mark.parametrize("purge", [[], ["--purge"]])
+def test_a_cluster_that_another_made_in_place_of_ours_is_left_alone(
+    stage: Stage, purge: list[str]
+) -> None:
+    assert stage.up() == 0
+    stage.keep("labels.json", {"app": "k3d", "k3d.cluster": "iir"})
+    stage.forget()
+    assert stage.run("down", "--yes", *purge) == 1
+    assert not any(word in line for line in stage.asked for word in ("stop", "delete", "uninstall"))
 
 
 def test_a_namespace_which_is_not_ours_is_left_alone(
