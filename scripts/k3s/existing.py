@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.k3s.choice import Choice, again
-from scripts.k3s.errors import ClusterError
+from scripts.k3s.errors import ClusterError, Unreachable
 from scripts.k3s.kubeconfig import write_kubeconfig
 from scripts.k3s.pins import RELEASE
 from scripts.k3s.release import namespace_owner
@@ -36,8 +36,16 @@ class Existing:
         elif not self._tools.kubeconfig.is_file():
             raise ClusterError(f"Which cluster? Name its kubeconfig: {HOW}")
         if not self._tools.is_dry:
-            namespace_owner(self._tools, choice.namespace)  # it answers
+            self._need_answer(choice.namespace)
         remember()
+
+    def _need_answer(self, namespace: str) -> None:
+        try:
+            namespace_owner(self._tools, namespace)
+        except Unreachable:
+            if not self._has_release:  # the copy leads nowhere
+                self._tools.kubeconfig.unlink()
+            raise
 
     def _copy(self, path: Path, choice: Choice) -> None:
         if not path.is_file():

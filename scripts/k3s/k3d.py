@@ -84,7 +84,8 @@ class K3d:
         create = [
             *("k3d", "cluster", "create", choice.cluster, "--image", K3S_IMAGE),
             *("--servers", "1", "--no-lb", "--api-port", f"{LOOPBACK}:random"),
-            *("--port", f"{LOOPBACK}:{choice.port}:{NODE_PORT}@server:0"),
+            # `direct`: without it k3d takes the load balancer's, which one server does not need
+            *("--port", f"{LOOPBACK}:{choice.port}:{NODE_PORT}@server:0:direct"),
             *("--runtime-label", f"{CONTAINER_LABEL}=1@server:0"),
             *("--k3s-arg", "--disable=traefik@server:0"),
             *("--k3s-arg", "--disable=servicelb@server:0"),

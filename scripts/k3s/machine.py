@@ -16,7 +16,8 @@ _ANSWER_S = 20.0
 class NativePaths:
     """Where k3s's installer puts things."""
 
-    unit: Path = Path("/etc/systemd/system/k3s.service")
+    units: tuple[Path, ...] = (Path("/etc/systemd/system/k3s.service"), Path("/etc/init.d/k3s"))
+    """The service, as systemd or OpenRC reads it."""
     kubeconfig: Path = Path("/etc/rancher/k3s/k3s.yaml")
     uninstaller: Path = Path("/usr/local/bin/k3s-uninstall.sh")
     marker: Path = Path("/var/lib/rancher/k3s")

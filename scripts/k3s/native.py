@@ -58,13 +58,11 @@ class Native:
     @property
     def is_ours(self) -> bool:
         """Tell whether the installed service is ours; a note of our own could outlive it."""
-        try:
-            return self._installs or _MARK in self._paths.unit.read_text()
-        except OSError:
-            return False
+        return self._installs or any(_is_marked(unit) for unit in self._paths.units)
 
     def _is_there(self) -> bool:
-        return self._paths.unit.exists() or self._paths.marker.exists() or self._machine.has("k3s")
+        traces = (*self._paths.units, self._paths.marker)
+        return any(path.exists() for path in traces) or self._machine.has("k3s")
 
     def _adopt(self, choice: Choice) -> None:
         self._tools.must(
@@ -185,6 +183,13 @@ class Native:
         )
         hint = "Run it again; it goes on where it stopped."
         self._tools.attached("the removal", [str(uninstaller)], {}, hint=hint)
+
+
+def _is_marked(unit: Path) -> bool:
+    try:
+        return _MARK in unit.read_text()
+    except OSError:
+        return False
 
 
 def _digest(script: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE
 from scripts.k3s.tools import Tools
 
 _OLDEST_HELM = (3, 13)
+_NODES_S = 120.0
+_PAUSE_S = 1.0
 _MARKS = {OWNER_LABEL: OWNER_VALUE}
+_LOOK = "Does `kubectl get nodes` work with its kubeconfig? If it is k3s of this machine: make k3s-doctor"
 DOCTOR = "make k3s-doctor says more."
 _GATEWAY_CRDS = (
     "gateways.gateway.networking.k8s.io",
@@ -36,7 +40,15 @@ def need_programs(tools: Tools) -> None:
 
 
 def wait_for_nodes(tools: Tools) -> None:
-    """Return when the nodes are ready; raises `ToolFailed`."""
+    """Return when the nodes are ready; raises `ToolFailed`.
+
+    A k3s that has just started does not know its own node yet, which `kubectl wait` takes for an error.
+    """
+    until = time.monotonic() + _NODES_S
+    while not tools.is_dry and time.monotonic() < until:
+        if tools.read(tools.kubectl("get", "nodes", "-o", "name")).output.strip():
+            break
+        time.sleep(_PAUSE_S)
     wait = tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
     hint = "native: sudo journalctl -u k3s -n 50; k3d: docker logs k3d-iir-server-0"
     tools.act("waiting for the node", wait, hint=hint)
@@ -69,8 +81,7 @@ def namespace_owner(tools: Tools, name: str) -> str | None:
     """
     got = tools.read(tools.kubectl("get", "namespace", name, "--ignore-not-found", "-o", "json"))
     if got.code != 0:
-        look = " ".join(tools.kubectl("get", "nodes"))
-        raise Unreachable(f"The cluster does not answer: {got.reason}\nDoes this work: {look}")
+        raise Unreachable(f"The cluster does not answer: {got.reason}\n{_LOOK}")
     if got.value is None:
         return None
     return str((got.value["metadata"].get("labels") or {}).get(OWNER_LABEL, ""))

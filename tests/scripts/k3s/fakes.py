@@ -28,7 +28,12 @@ row() {
 case "$*" in
   "cluster list -o json")
     if [ ! -f "$STAGE/cluster" ]; then echo '[]'; else row "$(cat "$STAGE/cluster")"; fi ;;
-  "cluster create"*) echo 1 >"$STAGE/cluster"; serve ;;
+  "cluster create"*" --no-lb "*)
+    case "$*" in *"--port "*"@server:0:direct "*) ;; *)
+      echo "FATA[0000] failed to transform ports: port-mapping of type 'proxy' specified, but loadbalancer is disabled"
+      exit 1 ;;
+    esac
+    echo 1 >"$STAGE/cluster"; serve ;;
   "cluster start"*) echo 1 >"$STAGE/cluster"; serve ;;
   "cluster stop"*) echo 0 >"$STAGE/cluster"; hush ;;
   "cluster delete"*) rm "$STAGE/cluster"; rm -f "$STAGE/release" "$STAGE/namespace"; hush ;;
@@ -48,6 +53,7 @@ case "$*" in
   *" get secret "*) echo 'Error from server (NotFound): secrets "llm-d-hf-token" not found' >&2; exit 1 ;;
   *" get runtimeclass nvidia "*) echo runtimeclass.node.k8s.io/nvidia ;;
   *" get service "*) cat "$STAGE/service.json" ;;
+  *" get nodes -o name") echo node/box ;;
   *" get nodes -o json")
     if [ -f "$STAGE/applied.0" ]; then cat "$STAGE/nodes-gpu.json"; else cat "$STAGE/nodes.json"; fi ;;
   *" get pods --namespace "*" -o json") echo '{"items":[]}' ;;

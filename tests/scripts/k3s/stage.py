@@ -64,7 +64,7 @@ class Stage:
             free_disk_gb=100.0,
             search_path=self.env["PATH"],
             native=NativePaths(
-                unit=self.folder / "k3s.service",
+                units=(self.folder / "k3s.service", self.folder / "init.d-k3s"),
                 kubeconfig=self.folder / "k3s.yaml",
                 uninstaller=self.folder / "k3s-uninstall.sh",
                 marker=self.folder / "var-lib-rancher-k3s",

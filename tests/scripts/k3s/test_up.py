@@ -37,7 +37,7 @@ def test_a_cluster_listens_on_loopback_only_and_carries_our_label(stage: Stage) 
     assert stage.up() == 0
     (made,) = stage.ran("k3d cluster create")
     assert f"--image {K3S_IMAGE}" in made
-    assert f"--port 127.0.0.1:{stage.port}:30800@server:0" in made
+    assert f"--port 127.0.0.1:{stage.port}:30800@server:0:direct" in made
     assert "--api-port 127.0.0.1:random" in made
     assert f"--runtime-label {CONTAINER_LABEL}=1@server:0" in made
     (deployed,) = stage.ran("helm --kubeconfig")[1:2]
@@ -130,6 +130,22 @@ def test_the_token_of_gated_models_is_in_no_command_line(
     assert kept["metadata"]["labels"] == {OWNER_LABEL: OWNER_VALUE}
     assert "secrets.hfToken.existingSecret=llm-d-hf-token" in stage.ran("upgrade --install")[0]
     assert "hf_secret" not in "".join(stage.asked) + "".join(said(capsys))
+
+
+def test_a_k3s_that_does_not_know_its_node_yet_is_waited_for(stage: Stage) -> None:
+    seen = stage.folder / "seen"
+    kubectl = (
+        (stage.bin / "kubectl")
+        .read_text()
+        .replace(
+            '*" get nodes -o name") echo node/box ;;',
+            f'*" get nodes -o name") [ ! -f "{seen}" ] || echo node/box; touch "{seen}" ;;\n'
+            f'*" wait --for=condition=Ready node"*) [ -f "{seen}" ] || exit 1 ;;',
+        )
+    )
+    (stage.bin / "kubectl").write_text(kubectl)
+    assert stage.up() == 0
+    assert len(stage.ran("get nodes -o name")) == 2
 
 
 def test_an_interrupted_installation_is_begun_anew(stage: Stage) -> None:
