@@ -87,7 +87,10 @@ def up(place: Place, tools: Tools, wish: Wish, *, timeout: str, token: str) -> i
     release.ensure_namespace(tools, choice.namespace)
     choice = replace(choice, has_namespace=True)
     _remember(place, tools, choice)
-    values = [*driver.values(choice), *release.ensure_token(tools, choice.namespace, token)]
+    values = [
+        *driver.values(choice),
+        *release.ensure_token(tools, choice, token, is_ours=driver.is_ours),
+    ]
     _deploy(place, tools, choice, values, timeout=timeout, chart=chart)
     return _finish(place, tools, choice)
 

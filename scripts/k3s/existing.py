@@ -9,8 +9,7 @@ from typing import Any
 from scripts.k3s.choice import Choice, again
 from scripts.k3s.errors import ClusterError, Unreachable
 from scripts.k3s.kubeconfig import write_kubeconfig
-from scripts.k3s.pins import RELEASE
-from scripts.k3s.release import namespace_owner
+from scripts.k3s.release import namespace_owner, uninstall
 from scripts.k3s.tools import Done, Tools
 
 HOW = again("--driver existing --kubeconfig FILE")
@@ -95,8 +94,7 @@ class Existing:
 
     def rest(self, choice: Choice) -> str:
         """Uninstall the release: the cluster is somebody else's, and GPUs are dear."""
-        uninstall = self._tools.helm("uninstall", RELEASE, "--namespace", choice.namespace)
-        self._tools.act("uninstalling llm-d", [*uninstall, "--ignore-not-found", "--wait"])
+        uninstall(self._tools, choice.namespace)
         return f"The namespace {choice.namespace} stays, with the models in it."
 
     def remove(self, choice: Choice) -> None:

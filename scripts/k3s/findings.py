@@ -97,7 +97,8 @@ def _insufficient_gpu(pod: Object, scene: Scene) -> Finding:
         return Finding(
             f"{what}, and no node offers any: nvidia.com/gpu is not in its allocatable resources",
             "nvidia-smi has to work on the node, NVIDIA's container toolkit has to be there before k3s "
-            "starts, and the device plugin has to run: sudo systemctl restart k3s && make k3s-up. "
+            "starts, then: sudo systemctl restart k3s && make k3s-up. A k3s of your own, or another cluster, "
+            "needs its device plugin from you: https://github.com/NVIDIA/k8s-device-plugin. "
             f"Without a GPU: {again('--profile cpu')}",
         )
     if int(wanted) > have:

@@ -12,7 +12,8 @@ from scripts.k3s.choice import Choice, again
 from scripts.k3s.errors import ClusterError, NotOurs
 from scripts.k3s.kubeconfig import write_kubeconfig
 from scripts.k3s.machine import Machine
-from scripts.k3s.pins import INSTALLER, K3S_VERSION, OWNER_LABEL, OWNER_VALUE, RELEASE, Installer
+from scripts.k3s.pins import INSTALLER, K3S_VERSION, OWNER_LABEL, OWNER_VALUE, Installer
+from scripts.k3s.release import uninstall
 from scripts.k3s.tools import Tools
 
 Fetch = Callable[[str], bytes]
@@ -164,8 +165,7 @@ class Native:
 
     def rest(self, choice: Choice) -> str:
         """Uninstall the release; k3s itself goes on, it may serve others by now."""
-        uninstall = self._tools.helm("uninstall", RELEASE, "--namespace", choice.namespace)
-        self._tools.act("uninstalling llm-d", [*uninstall, "--ignore-not-found", "--wait"])
+        uninstall(self._tools, choice.namespace)
         return (
             "k3s itself goes on, with images and models: sudo systemctl stop k3s ends it for now."
         )

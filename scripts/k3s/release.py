@@ -11,7 +11,7 @@ from typing import Any
 from scripts.devstack.text import say
 from scripts.k3s.choice import CHART, Choice, again
 from scripts.k3s.errors import ClusterError, NotOurs, ToolFailed, Unreachable
-from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE
+from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE, SIMULATOR
 from scripts.k3s.tools import Tools
 
 _OLDEST_HELM = (3, 13)
@@ -87,24 +87,30 @@ def namespace_owner(tools: Tools, name: str) -> str | None:
     return str((got.value["metadata"].get("labels") or {}).get(OWNER_LABEL, ""))
 
 
-def ensure_token(tools: Tools, namespace: str, token: str) -> list[str]:
+def ensure_token(tools: Tools, choice: Choice, token: str, *, is_ours: bool) -> list[str]:
     """Keep the token for gated models as a secret; return the chart's value that names it.
 
-    It goes by standard input: command lines can be read by every program of the machine.
+    It goes by standard input: command lines can be read by every program of the machine. Into a cluster
+    that is not ours it goes with consent only.
     """
-    if token:
+    if choice.profile == SIMULATOR:
+        return []
+    namespace = choice.namespace
+    value = [f"secrets.hfToken.existingSecret={SECRET}"]
+    asked = f"Keep HF_TOKEN as the secret {SECRET} in the namespace {namespace}?"
+    if token and (is_ours or tools.may(asked)):
         secret = {
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": SECRET, "namespace": namespace, "labels": _MARKS},
             "stringData": {"HF_TOKEN": token},
         }
+        say(f"HF_TOKEN becomes the secret {SECRET} in the namespace {namespace}")
         apply = tools.kubectl("apply", "-f", "-")
         tools.act("keeping the token", apply, stdin=json.dumps(secret), hint=DOCTOR)
-        return [f"secrets.hfToken.existingSecret={SECRET}"]
+        return value
     get = tools.kubectl("get", "secret", SECRET, "--namespace", namespace, "-o", "name")
-    is_there = tools.kubeconfig.is_file() and tools.read(get).code == 0
-    return [f"secrets.hfToken.existingSecret={SECRET}"] if is_there else []
+    return value if tools.kubeconfig.is_file() and tools.read(get).code == 0 else []
 
 
 def need_gateway(tools: Tools, choice: Choice) -> None:
@@ -184,21 +190,31 @@ def cluster_address(tools: Tools, namespace: str) -> str:
     return f"http://{host}:{spec['ports'][0]['port']}"
 
 
-def remove(tools: Tools, namespace: str) -> None:
-    """Take the release and the namespace with everything in it; raises `NotOurs`."""
+def uninstall(tools: Tools, namespace: str) -> bool:
+    """Take the release out of the namespace; False if there is no namespace any more.
+
+    Raises:
+        NotOurs: the namespace does not carry our label any more.
+    """
     owner = namespace_owner(tools, namespace)
     if owner is None:
-        return
+        return False
     if owner != OWNER_VALUE:
         label = tools.kubectl("label", "namespace", namespace, f"{OWNER_LABEL}={OWNER_VALUE}")
         raise NotOurs(
             f"The namespace {namespace} does not carry our label any more, so it is left alone. "
             f"If it is ours all the same: {' '.join(label)}"
         )
-    uninstall = tools.helm("uninstall", RELEASE, "--namespace", namespace)
-    tools.act("uninstalling llm-d", [*uninstall, "--ignore-not-found", "--wait"], hint=DOCTOR)
-    delete = tools.kubectl("delete", "namespace", namespace, "--timeout=180s")
-    tools.act("deleting the namespace", delete, hint=DOCTOR)
+    command = tools.helm("uninstall", RELEASE, "--namespace", namespace)
+    tools.act("uninstalling llm-d", [*command, "--ignore-not-found", "--wait"], hint=DOCTOR)
+    return True
+
+
+def remove(tools: Tools, namespace: str) -> None:
+    """Take the release and the namespace with everything in it; raises `NotOurs`."""
+    if uninstall(tools, namespace):
+        delete = tools.kubectl("delete", "namespace", namespace, "--timeout=180s")
+        tools.act("deleting the namespace", delete, hint=DOCTOR)
 
 
 def chart_folder(root: Path) -> Path:

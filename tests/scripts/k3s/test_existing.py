@@ -190,11 +190,22 @@ def test_purge_asks(stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert stage.ran(" delete ") == []
 
 
+def test_a_token_goes_into_a_cluster_of_others_with_consent_only(stage: Stage) -> None:
+    stage.env["HF_TOKEN"] = "hf_secret"
+    assert up(stage, "--yes") == 0
+    assert (stage.folder / "applied.0").exists()
+    (stage.folder / "applied.0").unlink()
+    assert stage.run("up") == 0
+    assert not (stage.folder / "applied.0").exists()
+
+
 def test_a_namespace_that_is_no_longer_ours_is_left_alone(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert up(stage, "--yes") == 0
     stage.keep("namespace", {"metadata": {"name": "llm-d", "labels": {"team": "x"}}})
-    assert stage.run("down", "--yes", "--purge") == 1
-    assert "does not carry our label" in capsys.readouterr().err
+    for purge in ([], ["--purge"]):
+        assert stage.run("down", "--yes", *purge) == 1
+        assert "does not carry our label" in capsys.readouterr().err
+    assert stage.ran("uninstall") == []
     assert stage.ran(" delete ") == []

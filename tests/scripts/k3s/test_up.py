@@ -129,7 +129,11 @@ def test_the_token_of_gated_models_is_in_no_command_line(
     assert kept["stringData"] == {"HF_TOKEN": "hf_secret"}
     assert kept["metadata"]["labels"] == {OWNER_LABEL: OWNER_VALUE}
     assert "secrets.hfToken.existingSecret=llm-d-hf-token" in stage.ran("upgrade --install")[0]
-    assert "hf_secret" not in "".join(stage.asked) + "".join(said(capsys))
+    printed = "".join(said(capsys))
+    assert "HF_TOKEN becomes the secret llm-d-hf-token" in printed
+    assert "hf_secret" not in "".join(stage.asked) + printed
+    assert stage.run("up", "--yes", "--profile", "sim") == 0  # which has no use for it
+    assert not (stage.folder / "applied.1").exists()
 
 
 def test_a_k3s_that_does_not_know_its_node_yet_is_waited_for(stage: Stage) -> None:
