@@ -19,7 +19,10 @@ class NativePaths:
     units: tuple[Path, ...] = (Path("/etc/systemd/system/k3s.service"), Path("/etc/init.d/k3s"))
     """The service, as systemd or OpenRC reads it."""
     kubeconfig: Path = Path("/etc/rancher/k3s/k3s.yaml")
-    uninstaller: Path = Path("/usr/local/bin/k3s-uninstall.sh")
+    uninstallers: tuple[Path, ...] = (
+        Path("/usr/local/bin/k3s-uninstall.sh"),
+        Path("/opt/bin/k3s-uninstall.sh"),
+    )
     marker: Path = Path("/var/lib/rancher/k3s")
     """Is there as long as a k3s has data, whoever installed it."""
 

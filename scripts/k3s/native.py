@@ -66,6 +66,8 @@ class Native:
         return any(path.exists() for path in traces) or self._machine.has("k3s")
 
     def _adopt(self, choice: Choice) -> None:
+        if choice.has_namespace:
+            return  # it was agreed to
         self._tools.must(
             f"A k3s is installed that `make k3s-up` did not install. Use it, for the namespace "
             f"{choice.namespace} only? It is neither changed nor removed.",
@@ -128,9 +130,10 @@ class Native:
         except FileNotFoundError:
             if self._tools.is_dry:
                 return ""
-            raise ClusterError(
-                f"k3s wrote no {path}. Is it running? sudo systemctl status k3s; sudo systemctl start k3s"
-            ) from None
+            hint = "Is it running? sudo systemctl status k3s; sudo systemctl start k3s"
+            if not self.is_ours:
+                hint = f"Is it a node of a cluster elsewhere? Then: {again('--driver existing --kubeconfig FILE')}"
+            raise ClusterError(f"There is no {path}, which a k3s server writes. {hint}") from None
         if not self.is_ours:
             raise ClusterError(
                 f"{path} is readable by root only. Hand a copy over yourself:\n"
@@ -174,9 +177,13 @@ class Native:
         """Uninstall k3s if its service carries our label."""
         if not self.is_ours:
             return
-        uninstaller = self._paths.uninstaller
-        if not uninstaller.is_file():
-            raise NotOurs(f"{uninstaller} is not there, so k3s can't be removed by its own script.")
+        uninstaller = next((path for path in self._paths.uninstallers if path.is_file()), None)
+        if uninstaller is None:
+            places = " nor ".join(map(str, self._paths.uninstallers))
+            raise NotOurs(
+                f"k3s is removed by its own script, and neither {places} is there. "
+                "Find k3s-uninstall.sh and run it, then this again."
+            )
         self._tools.must(
             f"Remove k3s from this machine, with everything in its cluster ({uninstaller})?",
             otherwise="Say it beforehand: YES=1 PURGE=1 make k3s-down",

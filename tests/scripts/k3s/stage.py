@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from local_agent.process import free_port
 from scripts.k3s.__main__ import main
 from scripts.k3s.commands import Place
@@ -66,7 +68,7 @@ class Stage:
             native=NativePaths(
                 units=(self.folder / "k3s.service", self.folder / "init.d-k3s"),
                 kubeconfig=self.folder / "k3s.yaml",
-                uninstaller=self.folder / "k3s-uninstall.sh",
+                uninstallers=(self.folder / "nowhere.sh", self.folder / "k3s-uninstall.sh"),
                 marker=self.folder / "var-lib-rancher-k3s",
             ),
         )
@@ -155,6 +157,12 @@ class Stage:
         if path.is_file():
             with suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGTERM)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what was printed, and what went to standard error."""
+    captured = capsys.readouterr()
+    return captured.out, captured.err
 
 
 def nodes(gpus: str = "") -> dict[str, Any]:

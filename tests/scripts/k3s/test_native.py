@@ -154,6 +154,7 @@ def test_a_k3s_that_is_there_is_used_and_not_changed(with_a_k3s: Stage) -> None:
     assert installed(with_a_k3s) == {}
     assert with_a_k3s.ran("apply -f -") == []  # nor is anything put into kube-system
     assert "another's" in (with_a_k3s.home / "k3s" / "kubeconfig").read_text()
+    assert with_a_k3s.run("up") == 0  # it was agreed to
 
 
 def test_a_k3s_that_is_there_is_not_used_without_a_yes(
@@ -162,6 +163,15 @@ def test_a_k3s_that_is_there_is_not_used_without_a_yes(
     assert with_a_k3s.run("up") == 1
     assert "YES=1 make k3s-up" in capsys.readouterr().err
     assert not (with_a_k3s.home / "k3s" / "kubeconfig").exists()
+
+
+def test_a_node_of_another_cluster_gets_no_k3s(
+    gpu_box: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu_box.machine.native.marker.mkdir()  # k3s's agent has its data there, too
+    assert gpu_box.run("up", "--yes") == 1
+    assert "--driver existing --kubeconfig FILE" in capsys.readouterr().err
+    assert installed(gpu_box) == {}
 
 
 def test_purge_leaves_a_k3s_that_is_not_ours(with_a_k3s: Stage) -> None:
