@@ -144,11 +144,11 @@ def _image(pod: Object, container: Object, message: str, scene: Scene) -> Findin
     # containerd says: failed to pull and unpack image "…": … not found
     if "no space left" in text:
         return Finding(f"{what}: the disk is full", "Make room: vLLM's image takes 10 GB and more.")
-    if "toomanyrequests" in text or "429" in text:
+    if re.search(r"toomanyrequests|\b429\b", text):
         return Finding(
             f"{what}: the registry allows no more for now", "Wait an hour, or log in there."
         )
-    if "unauthorized" in text or "403" in text or "denied" in text:
+    if re.search(r"unauthorized|\b403\b|denied", text):
         return Finding(
             f"{what}: the registry refuses",
             "Is the name right? A private one needs a secret: "
@@ -194,9 +194,10 @@ def _ended(pod: Object, container: Object, ended: Object, scene: Scene) -> Itera
         return
     words = log.strip().splitlines()
     last = f"; its last words: {words[-1][:300]}" if words else ""
+    again_and_again = " --previous" if container.get("lastState") else ""
     yield told or Finding(
         f"{where} ended with exit code {code}{last}",
-        f"{scene.kubectl} logs {_name(pod)} -c {name} --previous",
+        f"{scene.kubectl} logs {_name(pod)} -c {name}{again_and_again}",
     )
 
 
@@ -226,8 +227,11 @@ def _of_controllers(scene: Scene) -> Iterator[Finding]:
     """Yield why pods were not even made: there is no pod that could tell."""
     for event in scene.events:
         message = str(event.get("message", ""))
-        if event.get("reason") != "FailedCreate":
-            continue
+        maker = str((event.get("involvedObject") or {}).get("name", "?"))
+        if event.get("reason") != "FailedCreate" or any(
+            _name(pod).startswith(f"{maker}-") for pod in scene.pods
+        ):
+            continue  # events outlive what they tell of: the pod was made since
         # ReplicaSet: pods "…" is forbidden: pod rejected: RuntimeClass "nvidia" not found
         if 'RuntimeClass "nvidia" not found' in message:
             yield Finding(
@@ -257,7 +261,7 @@ def _messages(events: Sequence[Object], pod: str, reasons: set[str]) -> list[str
 
 
 def _requested(pod: Object, resource: str) -> str:
-    """Return the largest request of the pod's containers as it is written."""
+    """Return the request of the first container that has one, as it is written."""
     names = [str(one.get("name", "")) for one in pod.get("spec", {}).get("containers") or []]
     found = [_resource(pod, name, "requests", resource) for name in names]
     return next(filter(None, found), "")

@@ -191,6 +191,9 @@ def test_a_pod_that_is_refused_before_it_is_made() -> None:
     what, step = only(scene(events=(event, event)))
     assert "no runtime class nvidia" in what
     assert "sudo systemctl restart k3s && make k3s-up" in step
+    ready = {"name": "modelserver", "ready": True, "state": {"running": {}}}
+    made = canned.pod({"phase": "Running", "containerStatuses": [ready]})
+    assert findings(scene(made, events=(event,))) == []  # it was, since
 
 
 def test_a_model_that_loads_is_told_as_such() -> None:
