@@ -77,9 +77,13 @@ def choose_cluster(wish: Wish, machine: Machine, before: Choice | None) -> Choic
     if before is not None and (before.driver != "existing" or before.has_namespace):
         _refuse_moves(wish, before)
         return replace(before, namespace=wish.namespace or before.namespace)
-    named = {"namespace": wish.namespace, "cluster": wish.cluster, "port": wish.port}
-    fitting = Choice(driver=wish.driver or _fitting_driver(wish, machine))
-    return replace(fitting, **{name: value for name, value in named.items() if value is not None})
+    usual = Choice(driver=wish.driver or _fitting_driver(wish, machine))
+    return replace(
+        usual,
+        namespace=wish.namespace or usual.namespace,
+        cluster=wish.cluster or usual.cluster,
+        port=wish.port or usual.port,
+    )
 
 
 def _refuse_moves(wish: Wish, before: Choice) -> None:

@@ -89,7 +89,9 @@ def pod(
     }
 
 
-def unscheduled(message: str, **more: str) -> dict[str, Any]:
+def unscheduled(
+    message: str, *, name: str = "llm-d-decode-5d9c7b6f4-x2x7k", gpus: str = ""
+) -> dict[str, Any]:
     """Return a pod that got no node."""
     condition = {
         "type": "PodScheduled",
@@ -97,7 +99,7 @@ def unscheduled(message: str, **more: str) -> dict[str, Any]:
         "reason": "Unschedulable",
         "message": message,
     }
-    return pod({"phase": "Pending", "conditions": [condition]}, **more)
+    return pod({"phase": "Pending", "conditions": [condition]}, name=name, gpus=gpus)
 
 
 def waiting(
@@ -115,11 +117,11 @@ def waiting(
     return pod({"phase": "Running" if last else "Pending", "containerStatuses": [container]})
 
 
-def crashed(*, reason: str = "Error", code: int = 1, **more: str) -> dict[str, Any]:
+def crashed(*, reason: str = "Error", code: int = 1, memory: str = "16Gi") -> dict[str, Any]:
     """Return a pod whose container ended and is started again and again."""
     ended = {"exitCode": code, "reason": reason, "finishedAt": "2026-11-20T09:12:05Z"}
     found = waiting("CrashLoopBackOff", "back-off 1m20s restarting failed container", last=ended)
-    return {**found, "spec": pod(**more)["spec"]}
+    return {**found, "spec": pod(memory=memory)["spec"]}
 
 
 def event(reason: str, message: str, *, of: str) -> dict[str, Any]:
