@@ -10,15 +10,18 @@ PYTHON ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+K3S_ARGS ?=
 BIN := $(VENV)/bin
 # The pure cores: every branch is tested.
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
+K3S = "$(BIN)/python" -m scripts.k3s
+K3S_FLAGS = $(if $(DRY_RUN),--dry-run) $(if $(YES),--yes) $(if $(PURGE),--purge) $(K3S_ARGS)
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down docker-dev docker-down lock test test-integration soak bench lint format migrate seed docs dist clean
+.PHONY: help setup setup-dev dev up down docker-dev docker-down k3s-up k3s-down k3s-status k3s-doctor lock test test-integration soak bench lint format migrate seed docs dist clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z0-9-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv with everything that runs (no developer tools)
 	$(SETUP) run
@@ -41,6 +44,18 @@ docker-dev: ## router and agent as containers, with the embedded model (needs Do
 
 docker-down: ## stop those; VOLUMES=1 removes their data too
 	@sh scripts/docker_dev.sh down
+
+k3s-up: setup ## llm-d in a Kubernetes of this machine, ends with LLMD_ENDPOINT=… (DRY_RUN=1 only says; K3S_ARGS=--help)
+	@exec $(K3S) up $(K3S_FLAGS)
+
+k3s-down: setup ## let it use nothing; PURGE=1 takes away what k3s-up made, models too
+	@exec $(K3S) down $(K3S_FLAGS)
+
+k3s-status: setup ## what of it runs
+	@exec $(K3S) status $(K3S_FLAGS)
+
+k3s-doctor: setup ## what is wrong with it, and the command that helps
+	@exec $(K3S) doctor $(K3S_FLAGS)
 
 test: setup-dev ## unit, property and contract tests, with branch coverage (PYTEST_ARGS=… some of them)
 	@"$(BIN)/python" -m scripts.chart_tools >/dev/null

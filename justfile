@@ -31,6 +31,22 @@ docker-dev:
 docker-down:
     @make docker-down
 
+# llm-d in a Kubernetes of this machine, ends with LLMD_ENDPOINT=…
+k3s-up:
+    @make k3s-up
+
+# let it use nothing; PURGE=1 takes away what k3s-up made
+k3s-down:
+    @make k3s-down
+
+# what of it runs
+k3s-status:
+    @make k3s-status
+
+# what is wrong with it, and the command that helps
+k3s-doctor:
+    @make k3s-doctor
+
 # unit, property and contract tests, with branch coverage
 test:
     @make test

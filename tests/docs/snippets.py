@@ -21,7 +21,7 @@ SPOKEN = frozenset({"sh", "bash", "shell", "console", "python", "py", "js", "jav
 """The languages whose blocks must say how they are tested."""
 
 NEEDS = (
-    *("a Mac", "a GPU", "a cloud", "the network"),
+    *("a Mac", "a GPU", "a cloud", "a cluster", "the network"),
     *("another machine", "a newer release", "a quiet machine"),
 )
 

@@ -1,0 +1,194 @@
+"""Which cluster and which profile: what is asked for, what was chosen before, what fits the machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from scripts.k3s.errors import ClusterError
+from scripts.k3s.machine import Machine
+from scripts.k3s.pins import SIMULATOR
+
+DRIVERS = ("native", "k3d", "existing")
+GPU_PROFILE, CPU_PROFILE = "gpu-small", "cpu"
+DISK_GB = {SIMULATOR: 3.0}
+OTHERS_DISK_GB = 20.0  # vLLM's images take 10 GB and more
+CHART = Path("worker_cluster/chart")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the command line asks for; None: not said."""
+
+    driver: str | None = None
+    profile: str | None = None
+    sets: tuple[str, ...] = ()
+    kubeconfig: Path | None = None
+    context: str | None = None
+    namespace: str | None = None
+    cluster: str | None = None
+    port: int | None = None
+    forget: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is done; kept on disk, so that the next command does the same."""
+
+    driver: str
+    profile: str = ""
+    sets: tuple[str, ...] = ()
+    namespace: str = "llm-d"
+    cluster: str = "iir"
+    port: int = 18000
+    has_namespace: bool = False
+    """Whether we made the namespace, so that it must not be lost sight of."""
+    endpoint: str = ""
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(asdict(self), indent=1))
+        draft.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Choice | None:
+        """Return what was chosen before; None if nothing was."""
+        try:
+            found = json.loads(path.read_text())
+            return cls(**{**found, "sets": tuple(found["sets"])})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError):
+            raise ClusterError(
+                f"{path} can't be read. It says which cluster is ours: restore it, or remove it and "
+                "take down by hand what `k3d cluster list` or `kubectl get namespaces` shows."
+            ) from None
+
+
+def choose_cluster(wish: Wish, machine: Machine, before: Choice | None) -> Choice:
+    """Return the choice of the cluster, without a profile unless it was made before.
+
+    Raises:
+        ClusterError: the wish contradicts what runs, or nothing fits the machine.
+    """
+    if before is not None and (before.driver != "existing" or before.has_namespace):
+        _refuse_moves(wish, before)
+        return replace(before, namespace=wish.namespace or before.namespace)
+    usual = Choice(driver=wish.driver or _fitting_driver(wish, machine))
+    return replace(
+        usual,
+        namespace=wish.namespace or usual.namespace,
+        cluster=wish.cluster or usual.cluster,
+        port=wish.port or usual.port,
+    )
+
+
+def _refuse_moves(wish: Wish, before: Choice) -> None:
+    for name in ("driver", "namespace", "cluster", "port"):
+        asked, made = getattr(wish, name), getattr(before, name)
+        may_change = name == "namespace" and not before.has_namespace
+        if asked is not None and asked != made and not may_change:
+            raise ClusterError(
+                f"{name} is {made} since the first `make k3s-up`, not {asked}. "
+                "Start over: PURGE=1 make k3s-down, then this again."
+            )
+
+
+def _fitting_driver(wish: Wish, machine: Machine) -> str:
+    if wish.kubeconfig is not None:
+        return "existing"
+    wants_gpu = bool(machine.gpus) and (wish.profile or GPU_PROFILE).startswith("gpu")
+    if machine.system == "Linux" and wants_gpu:
+        return "native"  # k3d would need an image of its own to hand on a GPU
+    if machine.docker_answers:
+        return "k3d"
+    if machine.system == "Linux":
+        return "native"
+    raise ClusterError(
+        "No cluster fits this machine: k3s runs on Linux, k3d needs Docker, and Docker does not answer.\n"
+        "Start Docker (Docker Desktop, Colima, OrbStack), or name a cluster that you have:\n"
+        "  K3S_ARGS='--driver existing --kubeconfig FILE' make k3s-up"
+    )
+
+
+def choose_profile(
+    wish: Wish, machine: Machine, choice: Choice, gpus: int, profiles: tuple[str, ...]
+) -> Choice:
+    """Return the choice with a profile and its further values.
+
+    Args:
+        wish: what is asked for.
+        machine: what this machine is.
+        choice: the cluster, and what was chosen before.
+        gpus: how many GPUs the cluster has or will have.
+        profiles: the chart's.
+
+    Raises:
+        ClusterError: there is no such profile, or it can't run here.
+    """
+    fitting = GPU_PROFILE if gpus else CPU_PROFILE
+    profile = wish.profile or choice.profile or fitting
+    if profile not in profiles:
+        raise ClusterError(f"There is no profile {profile}. There are: {', '.join(profiles)}")
+    if profile.startswith("gpu") and not gpus:
+        raise ClusterError(_no_gpu(profile, machine, choice))
+    need = DISK_GB.get(profile, OTHERS_DISK_GB)
+    if choice.driver != "existing" and machine.free_disk_gb < need:
+        raise ClusterError(
+            f"{machine.free_disk_gb:.0f} GB of disk are free, {need:.0f} GB are needed for the images of "
+            f"the profile {profile}. Make room, or try the simulator: {again('--profile sim')}"
+        )
+    keeps = profile == choice.profile and not wish.forget
+    return replace(choice, profile=profile, sets=_merged(choice.sets if keeps else (), wish.sets))
+
+
+def _no_gpu(profile: str, machine: Machine, choice: Choice) -> str:
+    if choice.driver == "k3d" and machine.gpus:
+        return (
+            f"{profile} needs a GPU, and k3d hands none on. k3s itself does: PURGE=1 make k3s-down, then "
+            f"{again(f'--driver native --profile {profile}')}"
+        )
+    where = "no node of the cluster" if choice.driver == "existing" else "nvidia-smi shows none, so"
+    return (
+        f"{profile} needs a GPU; {where} offers one. "
+        f"Install the driver (nvidia-smi has to work), or use the processor: {again('--profile cpu')}"
+    )
+
+
+def _merged(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """Return all `key=value`, a later one in place of an earlier of the same key."""
+    for one in new:
+        if "=" not in one.lstrip("="):
+            raise ClusterError(
+                f"--set {one}: it has to be KEY=VALUE, e.g. --set model.maxModelLen=2048"
+            )
+    return tuple(
+        f"{key}={value}" for key, value in dict(one.split("=", 1) for one in (*old, *new)).items()
+    )
+
+
+def other_model(more: str = "") -> str:
+    """Return the line for another model; the profile's capacity check knows its own model only."""
+    return again(f"--set model.name=ORG/NAME --set capacityCheck.enabled=false{more}")
+
+
+def again(arguments: str) -> str:
+    """Return the line that runs `make k3s-up` with arguments."""
+    return f"K3S_ARGS='{arguments}' make k3s-up"
+
+
+def profiles_of(chart: Path) -> tuple[str, ...]:
+    """Return the names of the chart's profiles.
+
+    Raises:
+        ClusterError: the chart is not there.
+    """
+    found = tuple(sorted(path.stem for path in (chart / "values").glob("*.yaml")))
+    if not found:
+        raise ClusterError(
+            f"{chart} has no profiles: run this in a checkout of the whole repository."
+        )
+    return found
