@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down docker-dev docker-down lock test test-integration soak bench lint format migrate seed docs dist clean
+.PHONY: help setup setup-dev dev up down docker-dev docker-down lock test test-integration soak bench lint format migrate seed docs dist sbom clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -94,6 +94,9 @@ dist: setup-dev ## build wheel and sdist into dist/
 	@rm -rf dist
 	@"$(BIN)/python" -m build --no-isolation >"$(VENV)/dist.log" 2>&1 || { cat "$(VENV)/dist.log"; exit 1; }
 	@ls dist
+
+sbom: ## write what the images install into dist/, as CycloneDX
+	@sh scripts/sbom.sh
 
 clean: ## remove caches and built files; keeps .venv and data
 	@rm -rf benchmarks/.cache build dist site .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache \

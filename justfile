@@ -75,6 +75,10 @@ docs:
 dist:
     @make dist
 
+# write what the images install into dist/, as CycloneDX
+sbom:
+    @make sbom
+
 # remove caches and built files
 clean:
     @make clean
