@@ -20,7 +20,7 @@ sed "s/^dynamic = .*/version = \"${version:?}\"/" pyproject.toml >"$tools/pyproj
 mkdir -p "$into"
 for name in router agent; do
     file=$into/intelligent_inference_router-$version-$name.cdx.json
-    "$program" requirements --output-reproducible --spec-version 1.6 --output-format JSON \
+    PYTHONWARNINGS=ignore "$program" requirements --output-reproducible --spec-version 1.6 --output-format JSON \
         --pyproject "$tools/pyproject.toml" --mc-type application --output-file "$file" "requirements/$name.txt"
     echo "$file"
 done

@@ -22,8 +22,8 @@ FROM debian:bookworm-slim
 RUN groupadd --system --gid 1000 redis \
  && useradd --system --uid 999 --gid redis --no-create-home --home-dir /data redis
 RUN apt-get update && apt-get install -y --no-install-recommends redis-server
-RUN printf '#!/bin/sh\nset -e\numask 0077\nexec "$@"\n' > /usr/local/bin/docker-entrypoint.sh \
- && chmod 755 /usr/local/bin/docker-entrypoint.sh \
+RUN printf '#!/bin/sh\nset -e\numask 0077\nexec "$@"\n' > /usr/bin/docker-entrypoint.sh \
+ && chmod 755 /usr/bin/docker-entrypoint.sh \
  && install --directory --owner=redis --group=redis /data
 VOLUME /data
 WORKDIR /data
