@@ -75,6 +75,8 @@ stop() {
     if pid=$(running); then
         kill "$pid"
         wait_gone "$pid"
+    elif [ -f "$pid_file" ] && [ -x "$venv/bin/python" ]; then # it was killed, and its workers were not
+        "$venv/bin/python" -m scripts.devstack.orphans "$home"
     fi
     rm -f "$pid_file"
 }

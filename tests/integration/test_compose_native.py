@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from local_agent.process import free_port
-from tests.integration.compose_stack import composed, docker, require_compose
+from tests.integration.compose_stack import Compose, composed, docker, require_compose
 from tests.integration.stack import processes_of, until
 from tests.integration.stand_ins import PROMETHEUS, Prometheus, build_stand_in
 
@@ -19,6 +20,18 @@ pytestmark = [
 ]
 
 SCRAPED_S = 60.0
+
+
+def serving(home: Path) -> psutil.Process:
+    """Return the one agent with this `IIR_HOME`."""
+    (found,) = [one for one in processes_of(home) if "serve" in one.cmdline()]
+    return found
+
+
+def assert_nothing_runs(stack: Compose, home: Path) -> None:
+    assert processes_of(home) == []
+    left = stack.left()
+    assert left["containers"] == left["networks"] == []
 
 
 def test_the_agent_natively_beside_a_router_in_a_container(tmp_path: Path) -> None:
@@ -36,7 +49,7 @@ def test_the_agent_natively_beside_a_router_in_a_container(tmp_path: Path) -> No
         stack.up()
         assert sorted(stack.run("ps", "--services").split()) == ["prometheus", "router"]
         assert stack.is_served()
-        (agent,) = [one for one in processes_of(home) if "serve" in one.cmdline()]
+        agent = serving(home)
         # the router's way to it and no other
         gateway = docker(
             "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
@@ -57,12 +70,15 @@ def test_the_agent_natively_beside_a_router_in_a_container(tmp_path: Path) -> No
 
         stack.up()  # a second time: the agent is another one, and alone
         assert stack.is_served()
-        (second,) = [one for one in processes_of(home) if "serve" in one.cmdline()]
-        assert second.pid != agent.pid
+        assert serving(home) != agent
 
         stack.make("docker-down")
-        assert processes_of(home) == []
-        left = stack.left()
-        assert left["containers"] == left["networks"] == []
+        assert_nothing_runs(stack, home)
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"{url}/health", trust_env=False)
+
+        stack.up()
+        assert stack.is_served()
+        serving(home).kill()  # its worker goes on
+        stack.make("docker-down")
+        assert_nothing_runs(stack, home)
