@@ -18,7 +18,7 @@ K3S = "$(BIN)/python" -m scripts.k3s
 K3S_FLAGS = $(if $(DRY_RUN),--dry-run) $(if $(YES),--yes) $(if $(PURGE),--purge) $(K3S_ARGS)
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
-.PHONY: help setup setup-dev dev up down docker-dev docker-down k3s-up k3s-down k3s-status k3s-doctor lock test test-integration soak bench lint format migrate seed docs dist clean
+.PHONY: help setup setup-dev dev up down docker-dev docker-down k3s-up k3s-down k3s-status k3s-doctor lock test test-integration soak bench lint format migrate seed docs dist sbom clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z0-9-]*:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -113,6 +113,9 @@ dist: setup-dev ## build wheel and sdist into dist/
 	@rm -rf dist
 	@"$(BIN)/python" -m build --no-isolation >"$(VENV)/dist.log" 2>&1 || { cat "$(VENV)/dist.log"; exit 1; }
 	@ls dist
+
+sbom: ## write what the images install into dist/, as CycloneDX
+	@sh scripts/sbom.sh
 
 clean: ## remove caches and built files; keeps .venv and data
 	@rm -rf benchmarks/.cache build dist site .coverage coverage.xml .pytest_cache .mypy_cache .ruff_cache \

@@ -91,6 +91,10 @@ docs:
 dist:
     @make dist
 
+# write what the images install into dist/, as CycloneDX
+sbom:
+    @make sbom
+
 # remove caches and built files
 clean:
     @make clean

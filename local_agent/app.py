@@ -278,7 +278,7 @@ class Agent:
     def asgi(self) -> ASGIApp:
         """Return the application, with every layer around it."""
         rules = OriginRules(self.settings.agent_host, _OTHER_NAME, self.settings.own_hosts)
-        access = AgentAccess(rules, self.identity.access_token)
+        access = AgentAccess(rules, self.identity.access_token, self.settings.public_routes)
         routes = InferenceRoutes(
             BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             proxy=Proxy(

@@ -39,6 +39,11 @@ class AgentSettings(BaseServiceSettings):
         default=None,
         description="URL under which the router reaches the agent. Default: its address and port.",
     )
+    agent_public_routes: str = Field(
+        default="",
+        description="`metrics` lets everybody who reaches the agent read `/metrics`, for a Prometheus "
+        "elsewhere. Unset: its router and programs on its own machine do.",
+    )
     agent_name: str = Field(
         default_factory=_host_name,
         min_length=1,
@@ -169,6 +174,12 @@ class AgentSettings(BaseServiceSettings):
         """Return the name in `AGENT_URL`, under which requests arrive."""
         host = urlsplit(self.agent_url or "").hostname
         return frozenset({host} if host else ())
+
+    @property
+    def public_routes(self) -> frozenset[str]:
+        """Return the routes that need no token."""
+        names = self.agent_public_routes.lower().split(",")
+        return frozenset(name.strip() for name in names if name.strip())
 
     @property
     def pulled(self) -> tuple[str, ...]:

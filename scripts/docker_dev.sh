@@ -36,6 +36,8 @@ up() {
     need_docker
     services= # all of the profiles that are on
     if [ "$agent" = native ]; then
+        PROMETHEUS_AGENTS=$(sh scripts/docker_native_agent.sh figures)
+        export PROMETHEUS_AGENTS
         services=$(docker compose config --services | grep -vx agent)
         docker compose rm --stop --force agent >/dev/null 2>&1 || true
     else

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The agent of make docker-dev where it runs beside the engine and not in it: on a Mac, for its GPU.
-#   sh scripts/docker_native_agent.sh start ROUTER_URL | stop | pulled | log
+#   sh scripts/docker_native_agent.sh start ROUTER_URL | stop | pulled | log | figures
 # The router reaches it as host.docker.internal. Its credential is its own; one for make dev stays.
 set -eu
 cd "$(dirname "$0")/.."
@@ -47,6 +47,8 @@ start() {
     AGENT_HOST=$(gateway)
     export AGENT_HOST AGENT_PORT="$port" AGENT_URL="http://host.docker.internal:$port"
     export AGENT_PULL="$pulled"
+    AGENT_PUBLIC_ROUTES=$(setting AGENT_PUBLIC_ROUTES metrics) # for Prometheus, as in a container
+    export AGENT_PUBLIC_ROUTES
     # each time anew: the router's registry may be another one by now. `local` is the agent in a container
     token=$(docker compose exec -T router iir agents invite --quiet --name native)
     rm -f "$AGENT_TOKEN_FILE"
@@ -73,8 +75,21 @@ stop() {
     if pid=$(running); then
         kill "$pid"
         wait_gone "$pid"
+    elif [ -f "$pid_file" ] && [ -x "$venv/bin/python" ]; then # it was killed, and its workers were not
+        "$venv/bin/python" -m scripts.devstack.orphans "$home"
     fi
     rm -f "$pid_file"
+}
+
+figures() { # the file that tells Prometheus where the agent's are, unless there is one of the user's
+    given=$(setting PROMETHEUS_AGENTS "")
+    if [ -z "$given" ]; then
+        mkdir -p "$home/run"
+        given=$(cd "$home/run" && pwd)/prometheus-agents.yml
+        echo "- targets: ['host.docker.internal:$port']" >"$given"
+        chmod 644 "$given" # Prometheus is another user
+    fi
+    echo "$given"
 }
 
 case ${1:-} in
@@ -82,5 +97,6 @@ case ${1:-} in
     stop) stop ;;
     pulled) echo "$pulled" ;; # the models that it pulls by itself
     log) echo "$log" ;;
+    figures) figures ;;
     *) exit 2 ;;
 esac

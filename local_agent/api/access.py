@@ -29,9 +29,13 @@ class Need(str, Enum):
 class AgentAccess:
     """Answers one question: may this request do what its route does?"""
 
-    def __init__(self, rules: OriginRules, access_token: str) -> None:
+    def __init__(
+        self, rules: OriginRules, access_token: str, public: frozenset[str] = frozenset()
+    ) -> None:
+        """Take who is trusted; `public` names the routes that everybody may ask (see `allow`)."""
         self._rules = rules
         self._token = access_token.encode()
+        self._public = public
 
     def require(self, scope: Scope, need: Need) -> None:
         """Refuse a request that may not do what needs `need`.
@@ -61,21 +65,25 @@ class AgentAccess:
 
     def check_route(self, scope: Scope) -> None:
         """Refuse a request that may not do what its FastAPI route does; see `require`."""
-        need = getattr(scope.get("endpoint"), _MARK, None)
-        if need is None:
+        mark = getattr(scope.get("endpoint"), _MARK, None)
+        if mark is None:
             raise Forbidden("This route is not open to anybody.")
-        self.require(scope, need)
+        need, name = mark
+        self.require(scope, Need.NOTHING if name in self._public else need)
 
     def _has_token(self, scope: Scope) -> bool:
         given = header(scope, b"authorization") or b""
         return hmac.compare_digest(given, b"Bearer " + self._token)
 
 
-def allow(need: Need) -> Callable[[Handler], Handler]:
-    """Declare what a FastAPI route needs."""
+def allow(need: Need, name: str = "") -> Callable[[Handler], Handler]:
+    """Declare what a FastAPI route needs.
+
+    `name` is what `AGENT_PUBLIC_ROUTES` may list to open it.
+    """
 
     def mark(handler: Handler) -> Handler:
-        setattr(handler, _MARK, need)
+        setattr(handler, _MARK, (need, name))
         return handler
 
     return mark

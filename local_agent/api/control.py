@@ -97,7 +97,7 @@ def health_routes(
         routes.head(path, include_in_schema=False)(answer)
 
     @routes.get("/metrics", summary="Prometheus metrics")
-    @allow(Need.DATA)
+    @allow(Need.DATA, "metrics")
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 

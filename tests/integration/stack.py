@@ -92,6 +92,20 @@ def pull_model(cache: Path) -> Path:
     return home / "models"
 
 
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return what lives of the services with this `IIR_HOME` and of their workers."""
+    return [process for process in psutil.process_iter() if _is_of(home, process)]
+
+
+def _is_of(home: Path, process: psutil.Process) -> bool:
+    try:
+        is_service = process.environ().get("IIR_HOME") == str(home)
+        is_worker = any(str(home) in argument for argument in process.cmdline())
+        return (is_service or is_worker) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 class Service:
     """One of the two services as a process; its output goes to a file."""
 
@@ -217,7 +231,7 @@ class Stack:
 
     def processes(self) -> list[psutil.Process]:
         """Return what lives of this stack, whoever started it."""
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
+        return processes_of(self.home)
 
     def texts(self) -> dict[str, str]:
         """Return all that both and their workers have written."""
@@ -231,15 +245,6 @@ class Stack:
         for service in (self.router, self.agent):
             if service.process is not None:
                 service.process.wait()
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        """Tell whether a process lives and is a service of this stack or one of its workers."""
-        try:
-            is_service = process.environ().get("IIR_HOME") == str(self.home)
-            is_worker = any(str(self.home) in argument for argument in process.cmdline())
-            return (is_service or is_worker) and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
 
 
 def command(name: str) -> str:

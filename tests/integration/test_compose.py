@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from shared import __version__
 from shared.kit.clock import monotonic
 from tests.integration.compose_stack import (
     AGENT_IMAGE,
@@ -19,7 +20,8 @@ from tests.integration.compose_stack import (
     composed,
     docker,
 )
-from tests.integration.stack import ANSWER, MESSAGES, QUESTION, until
+from tests.integration.stack import ANSWER, MESSAGES, QUESTION, ROOT, until
+from tests.scripts.test_container_files import locked
 
 pytestmark = pytest.mark.integration
 
@@ -106,6 +108,33 @@ def test_an_image_is_small_and_holds_neither_weights_nor_tools(
     assert docker("run", "--rm", "--entrypoint", "sh", image, "-c", look) == ""
     history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
     assert "PIP_INDEX_URL=" not in history
+
+
+LOOK_AT_PACKAGES = """
+import json, re
+from importlib.metadata import distributions
+licence = re.compile("licen[cs]e|copying|notice", re.IGNORECASE)
+print(json.dumps({
+    re.sub("[-_.]+", "-", one.metadata["Name"]).lower(): [
+        one.version,
+        any(licence.search(file.name) and file.locate().stat().st_size for file in one.files),
+    ]
+    for one in distributions()
+}))
+"""
+
+
+@pytest.mark.parametrize(("image", "lock"), [(ROUTER_IMAGE, "router"), (AGENT_IMAGE, "agent")])
+def test_an_image_holds_what_its_sbom_says_each_with_its_licence(
+    compose: Compose, image: str, lock: str
+) -> None:
+    found = docker("run", "--rm", "--entrypoint", "python", image, "-c", LOOK_AT_PACKAGES)
+    packages = json.loads(found)
+    assert packages.pop("intelligent-inference-router") == [__version__, True]
+    # `make sbom` is written from the lock
+    assert packages == {name: [version, True] for name, (version, _) in locked(lock).items()}
+    own = docker("run", "--rm", "--entrypoint", "cat", image, "/licenses/LICENSE")
+    assert own == (ROOT / "LICENSE").read_text().strip()
 
 
 @pytest.mark.parametrize("service", ["router", "agent"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.docs.snippets import snippets
 from tests.integration.compose_stack import (
     BUILD_LIMIT_S,
     ROUTER_IMAGE,
@@ -65,6 +67,26 @@ def is_up(address: str) -> bool:
         return httpx.get(f"http://{address}/health", trust_env=False, timeout=5).is_success
     except httpx.HTTPError:
         return False
+
+
+def documented(compose: Compose, words: str, folder: Path) -> None:
+    """Run the block of the page that has these words, in a folder."""
+    page = ROOT / "docs/docker.md"
+    (block,) = [one for one in snippets(page, page.read_text()) if words in one.text]
+    env = {**compose.env, "COMPOSE_FILE": str(ROOT / "docker-compose.yml")}
+    output_of(["bash", "-e", "-c", block.text], limit_s=120, folder=folder, env=env)
+
+
+def test_a_backup_brings_the_registry_back(compose: Compose, tmp_path: Path) -> None:
+    kept = made(compose.inside("router", "iir", "keys", "create", "--name", "kept"))
+    documented(compose, "> backup.db", tmp_path)
+    compose.inside("router", "iir", "keys", "revoke", "kept")
+    later = made(compose.inside("router", "iir", "keys", "create", "--name", "later"))
+    address = compose.run("port", "router", "8000")
+    until(lambda: (status(address, kept), status(address, later)) == (401, 200), 5, "known")
+    documented(compose, "< backup.db", tmp_path)
+    address = compose.run("port", "router", "8000")
+    assert (status(address, kept), status(address, later)) == (200, 401)
 
 
 def test_the_agent_takes_a_file_and_lists_what_it_has(compose: Compose) -> None:

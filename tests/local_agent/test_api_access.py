@@ -157,6 +157,16 @@ async def test_callers_from_elsewhere_need_the_access_token() -> None:
     assert found == [200, 200, 400, 400]  # let in: the two empty bodies are the problem
 
 
+async def test_the_figures_can_be_made_public_and_nothing_else_with_them() -> None:
+    stage = Stage(agent_public_routes="Metrics, health, ")
+    for token in (None, "wrong", stage.token):
+        assert await stage.status("GET", "/metrics", token=token) == 200
+    for method, path in DATA + CONTROL:
+        if path != "/metrics":
+            assert await stage.status(method, path) == 401, path
+    assert await stage.status("GET", "/metrics", host="evil.example") == 403
+
+
 async def test_the_agent_is_controlled_from_its_own_machine_only() -> None:
     stage = Stage()
     for method, path in CONTROL:
@@ -196,7 +206,8 @@ def test_every_route_says_what_it_needs() -> None:
     routes = list(every_route(app.routes))
     assert len(routes) >= 8
     for route in routes:
-        assert isinstance(getattr(route.endpoint, _MARK), Need), route.path
+        need, _ = getattr(route.endpoint, _MARK)
+        assert isinstance(need, Need), route.path
 
 
 async def test_a_route_without_a_mark_is_open_to_nobody() -> None:

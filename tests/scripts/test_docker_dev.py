@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.devstack.text import curl, snippet
 from tests.threaded import served_by
@@ -196,6 +198,18 @@ def test_the_native_agent_takes_the_environment_before_env_file_before_the_defau
     assert native_run(native, "log") == "/elsewhere/logs/docker-agent.log"
     assert native_run(native, "pulled", AGENT_PULL="c") == "c"
     assert native_run(native, "pulled", AGENT_PULL="") == ""
+
+
+def test_prometheus_is_told_where_the_native_agent_is(native: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    told = Path(native_run(native, "figures", IIR_HOME=str(home), AGENT_PORT="5100"))
+    assert told.parent == home / "run"
+    assert yaml.safe_load(told.read_text()) == [{"targets": ["host.docker.internal:5100"]}]
+    assert stat.S_IMODE(told.stat().st_mode) == 0o644
+    (native.parents[1] / ".env").write_text("IIR_HOME=kept\n")  # a path of the checkout
+    told = Path(native_run(native, "figures"))
+    assert told == native.parents[1] / "kept/run/prometheus-agents.yml"
+    assert native_run(native, "figures", PROMETHEUS_AGENTS="./mine.yml") == "./mine.yml"
 
 
 def test_a_native_agent_is_ended_however_long_its_path_is(native: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,54 @@ def test_both_systems_and_every_python_are_checked(part: str) -> None:
     matrix = jobs("ci.yml")[part]["strategy"]["matrix"]
     assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos"}
     assert matrix["python"] == ["3.10", "3.11", "3.12", "3.13"]
+
+
+def run_of(job: str, name: str) -> str:
+    """Return what a step of a release runs."""
+    (step,) = [one for one in jobs("release.yml")[job]["steps"] if name in one.get("name", "")]
+    return str(step["run"])
+
+
+def test_a_releases_images_are_built_on_one_digest_of_their_base(tmp_path: Path) -> None:
+    digest = f"sha256:{'a1' * 32}"
+    docker, jq = tmp_path / "docker", tmp_path / "jq"  # what GitHub's machines have
+    docker.write_text('#!/bin/sh\necho "{\\"digest\\": \\"$DIGEST\\"}"\n')
+    jq.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.load(sys.stdin)['digest'])\n")
+    for tool in (docker, jq):
+        tool.chmod(0o755)
+    output = tmp_path / "output"
+
+    def found(digest: str) -> subprocess.CompletedProcess[str]:
+        path = f"{tmp_path}:{os.defpath}"
+        return subprocess.run(
+            ["bash", "-e", "-c", run_of("decide", "the images' base")],
+            cwd=ROOT,
+            env={"PATH": path, "GITHUB_OUTPUT": str(output), "DIGEST": digest},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert found(digest).returncode == 0
+    assert output.read_text() == f"base=python:3.12-slim@{digest}\n"
+    assert found("null").returncode == 1
+    build = run_of("images", "build and push")
+    assert '--build-context "${BASE%@*}=docker-image://$BASE"' in build
+    bases = {
+        line
+        for name in ("router", "local_agent")
+        for line in (ROOT / name / "Dockerfile").read_text().splitlines()
+        if line.startswith("FROM ")
+    }
+    assert bases == {"FROM python:3.12-slim AS build", "FROM python:3.12-slim"}
+
+
+def test_a_release_has_the_sbom_among_its_files() -> None:
+    steps = [step.get("run", "") for step in jobs("release.yml")["archives"]["steps"]]
+    dist, sbom = ([target in run for run in steps].index(True) for target in ("dist", "make sbom"))
+    assert dist < sbom  # `make dist` empties the folder
+    upload = jobs("release.yml")["archives"]["steps"][-1]["with"]
+    assert (upload["name"], upload["path"]) == ("archives", "dist/")
 
 
 @pytest.mark.parametrize("name", sorted(WORKFLOWS))
