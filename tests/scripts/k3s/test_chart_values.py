@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from scripts.k3s.choice import CHART, Choice, profiles_of
@@ -18,8 +17,6 @@ from scripts.k3s.tools import Tools
 from tests.scripts.k3s.stage import PROFILES, Stage
 
 ROOT = Path(__file__).parents[3]
-VALUES = ROOT / CHART / "values.yaml"
-pytestmark = pytest.mark.skipif(not VALUES.is_file(), reason="the chart is not in this checkout")
 
 
 def named() -> set[str]:
@@ -47,13 +44,13 @@ def test_every_value_that_is_named_is_one_of_the_chart(stage: Stage) -> None:
     ]
     keys = named() | {one.split("=")[0] for one in sets}
     assert {"model.maxModelLen", "service.nodePort", "capacityCheck.gpuMemoryGiB"} <= keys
-    values = yaml.safe_load(VALUES.read_text())
+    values = yaml.safe_load((ROOT / CHART / "values.yaml").read_text())
     values["engine"]["image"]["ENGINE"] = ""  # stands for one of its keys
     assert [key for key in sorted(keys) if not is_there(key, values)] == []
 
 
 def test_the_names_are_those_of_the_chart() -> None:
-    values = yaml.safe_load(VALUES.read_text())
+    values = yaml.safe_load((ROOT / CHART / "values.yaml").read_text())
     assert values["service"]["name"] == SERVICE == RELEASE
     service = (ROOT / CHART / "templates/service.yaml").read_text()
     assert f"- name: {PORT_NAME}\n" in service
