@@ -281,3 +281,16 @@ def test_two_agents_that_had_one_name_can_both_go(members: Membership) -> None:
     members.merge(LeaseBook(version=1, agents=(record(1),)), read_at=0)
     members.merge(LeaseBook(version=2, agents=()), read_at=0)
     assert list(members) == []
+
+
+@pytest.mark.parametrize(("seq", "lease_id"), [(4, "l2"), (3, "l1"), (2, "l1")])
+def test_a_second_lease_of_one_start_counts_if_its_message_is_the_newer_one(
+    members: Membership, seq: int, lease_id: str
+) -> None:
+    said = registration()
+    members.register(1, "mac", "a", said.model_copy(update={"seq": 3}), "l1")
+    later = record(registration=said.model_copy(update={"seq": seq}), lease_id="l2")
+    members.merge(LeaseBook(version=1, agents=(later,)), read_at=0)
+    member = members.get(1)
+    assert member is not None
+    assert member.lease_id == lease_id
