@@ -139,7 +139,9 @@ async def test_thousands_of_idle_connections_cost_little_and_are_closed(tmp_path
 
 async def test_clients_that_do_not_read_are_cut(tmp_path: Path) -> None:
     async with scene(tmp_path, limits=LIMITS) as (router, upstream):
-        upstream.cases["x"] = for_ever(SSE_HEAD + EVENT, EVENT * 600, 0.01)
+        # big ones: the system takes megabytes for each connection before anybody has to wait
+        big = EVENT.replace(b'"id":"', b'"id":"' + b"a" * 60_000)
+        upstream.cases["x"] = for_ever(SSE_HEAD + EVENT, big, 0.01)
         files, memory = router.files(), router.rss_mb()
         request = render_request("POST", CHAT, chat(x="x", stream=True), {"host": "localhost"})
         async with router.meanwhile(chat()), many(router, 30, b"", window=64 * 1024) as pairs:
