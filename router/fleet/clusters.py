@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from msgspec.structs import replace
+
 from router.domain import (
     DeploymentEntry,
     Endpoint,
@@ -20,9 +22,11 @@ from router.domain import (
     ModelName,
     Probed,
     ServedModel,
+    Zone,
 )
 
 _ANSWERS = 6
+_OUTWARD = (Zone.LOCAL, Zone.CLUSTER, Zone.CLOUD)
 
 
 class ClusterState(str, Enum):
@@ -82,7 +86,17 @@ class Clusters:
         if not told.models:
             return False
         before = cluster.models()
-        cluster.answers.append(told.models)
+        # vLLM dates its models anew with each list
+        cluster.answers.append(
+            tuple(
+                (
+                    replace(model, created_at=before[model.id].created_at)
+                    if model.id in before
+                    else model
+                )
+                for model in told.models
+            )
+        )
         if cluster.models() == before:
             return False
         self._index()
@@ -127,9 +141,17 @@ class Clusters:
         return ((name, cluster.state) for name, cluster in self._clusters.items())
 
     def _index(self) -> None:
+        """Name the models; of the clusters that have one, only those of the innermost zone count.
+
+        Whatever is served inside goes further out by a row only: nobody's list may decide that.
+        """
         self._entries = {}
-        for cluster in self._clusters.values():
+        zones: dict[str, Zone] = {}
+        for cluster in sorted(self._clusters.values(), key=_distance):
+            zone = cluster.endpoint.zone
             for model in cluster.models().values():
+                if zones.setdefault(model.id, zone) is not zone:
+                    continue
                 known = self._entries.get(model.id)
                 places = () if known is None else known.deployments
                 self._entries[model.id] = ModelEntry(
@@ -137,6 +159,10 @@ class Clusters:
                     created_at=model.created_at if known is None else known.created_at,
                     deployments=(*places, _deployed(model, cluster.endpoint.id)),
                 )
+
+
+def _distance(cluster: _Cluster) -> int:
+    return _OUTWARD.index(cluster.endpoint.zone)
 
 
 def _deployed(model: ServedModel, provider: EndpointId) -> DeploymentEntry:

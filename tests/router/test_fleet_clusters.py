@@ -36,10 +36,10 @@ from tests.router.test_fleet_registry import CLOUD, ENGINE, LOCAL, endpoint_of, 
 LLMD = Provider(name="llmd", dialect="llmd", base_url="http://x", zone=Zone.CLUSTER)
 
 
-def cluster_endpoint(name: str = "llmd", url: str = "http://x/v1") -> Endpoint:
-    return Endpoint(
-        id=EndpointId(name), base_url=url, backend="llmd", zone=Zone.CLUSTER, gateway=Gateway()
-    )
+def cluster_endpoint(
+    name: str = "llmd", url: str = "http://x/v1", zone: Zone = Zone.CLUSTER
+) -> Endpoint:
+    return Endpoint(id=EndpointId(name), base_url=url, backend="llmd", zone=zone, gateway=Gateway())
 
 
 def told(*names: str, **fields: Any) -> Probed:
@@ -319,3 +319,24 @@ def test_entries_name_their_clusters() -> None:
             DeploymentEntry(provider=name, upstream_name="m") for name in ("east", "west")
         ),
     )
+
+
+def test_what_is_served_inside_goes_no_further_out_because_a_cluster_there_lists_it() -> None:
+    clusters = Clusters()
+    clusters.keep([cluster_endpoint("burst", zone=Zone.CLOUD), cluster_endpoint("inside")])
+    clusters.learn(EndpointId("burst"), told("m", "big"))
+    clusters.learn(EndpointId("inside"), told("m"))
+    places = {
+        found.id: [place.provider for place in found.deployments] for found in clusters.entries()
+    }
+    assert places == {"m": ["inside"], "big": ["burst"]}
+
+
+def test_a_list_that_dates_its_models_anew_changes_nothing(clusters: Clusters) -> None:
+    llmd = EndpointId("llmd")
+    for created_at in (5, 6, 7):
+        models = (ServedModel(id="m", created_at=created_at),)
+        assert clusters.learn(llmd, Probed(models=models)) == (created_at == 5)
+    found = clusters.entry("m")
+    assert found is not None
+    assert found.created_at == 5

@@ -25,6 +25,11 @@ from tests.router.gateway import (
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, chat, error_event_of, error_of
 
+# the sidecar of prefill and decode, and a gateway that was told to answer in JSON
+SIDECARS = '{"object":"error","message":"read tcp 10.1.2.3:43210: reset by peer","code":502}'
+GATEWAYS_JSON = (
+    '{"code":503,"message":"upstream connect error: remote connection failure 10.1.2.3"}'
+)
 ERRORS = [
     (SATURATED, 429, "cluster_contended"),
     (refusal(429, "ttl", "rejected-ttl-expired"), 429, "cluster_contended"),
@@ -40,6 +45,8 @@ ERRORS = [
     (refusal(503, "busy"), 503, "cluster_unavailable"),
     (refusal(504, "upstream request timeout"), 504, "upstream_timeout"),
     (refusal(500, "inference error: Internal - panic at 10.1.2.3:9002"), 502, "upstream_failed"),
+    (refusal(502, SIDECARS), 502, "upstream_error"),
+    (refusal(503, GATEWAYS_JSON), 503, "cluster_unavailable"),
     (refusal(404), 404, "model_not_found"),
     (refusal(404, "no route"), 404, "model_not_found"),
     (refusal(412, "conditional decode"), 412, "upstream_error"),

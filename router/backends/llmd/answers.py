@@ -104,8 +104,13 @@ def _by_reason(reason: str, status: int, body: bytes) -> ClusterError | None:
 
 
 def _by_answer(reply: Reply, body: bytes) -> ApiError:
+    if reply.status >= 500 and any(text in body for text in _POD_GONE):
+        return _of_gateway(reply.status, body)  # in JSON too, if its gateway was set so
     if body.lstrip()[:1] == b"{":  # a model server's own
         error = upstream_error(reply.status, body, reply.headers)
+        # a sidecar tells what it could not reach
+        if reply.status >= 500 and _PLACE.search(str(error)):
+            error = upstream_error(reply.status, b"", reply.headers)
         error.is_retryable |= reply.status == 404  # another endpoint may have the model
         return error
     if reply.status < 500:
