@@ -349,12 +349,12 @@ def _make_first_secrets(settings: Settings) -> None:
     """Make the key and the agent's credential that the settings ask for."""
     log = get_logger("router")
     key_file, token_file = settings.router_key_file, settings.router_agent_token_file
-    with closing(FirstSecrets(settings.store_url)) as secrets:
-        if key_file is not None and secrets.make_key(key_file):
+    with closing(FirstSecrets(settings.store_url)) as first:
+        if key_file is not None and first.make_key(key_file):
             log.info("first_key_made", next_step="it lies in ROUTER_KEY_FILE")
         if token_file is not None:
             try:
-                secrets.admit_local_agent(token_file)
+                first.admit_local_agent(token_file)
             except Refusal as refusal:
                 log.warning("local_agent_refused", reason=str(refusal))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -117,9 +118,9 @@ class Sending(AbstractAsyncContextManager[Reply]):
         """Return what it means that the endpoint takes no connection."""
         return error
 
+    @abstractmethod
     async def refused(self, reply: Reply) -> ApiError:
         """Return what the endpoint's error answer means; whether another one may do better stands in it."""
-        raise NotImplementedError
 
     async def _check(self, reply: Reply) -> None:
         facts = self.call.facts

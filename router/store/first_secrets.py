@@ -1,7 +1,7 @@
 """What a router makes for itself at its start where nobody is to type: a first key, an agent's credential.
 
-The file is written before the registry's transaction is committed: should that fail, the next start takes up what the file
-holds. What was revoked stays revoked.
+The file is written before the registry's transaction is committed: should that fail, the next start
+takes up what the file holds. What was revoked stays revoked.
 """
 
 from __future__ import annotations

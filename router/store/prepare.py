@@ -19,6 +19,8 @@ _SEEDED = "seeded:packaged"
 def prepare(url: str, *, has_cluster: bool = False) -> bool:
     """Migrate the registry and add what a fresh one starts with; nothing the user removed returns.
 
+    The cluster does: its row is there for as long as the settings name it.
+
     Args:
         url: SQLAlchemy's, of the registry.
         has_cluster: the settings name an llm-d cluster, which needs a row.

@@ -218,7 +218,13 @@ def down(place: Place, tools: Tools, *, purge: bool) -> int:
 def _purge(place: Place, tools: Tools, choice: Choice, driver: Driver) -> None:
     if driver.is_ours:
         driver.remove(choice)
-    elif choice.has_namespace and tools.kubeconfig.is_file():
+    elif choice.has_namespace:
+        if not tools.is_dry and not tools.kubeconfig.is_file():
+            raise ClusterError(
+                f"{tools.kubeconfig} is gone, without which nothing can be taken away. Bring it back by make "
+                f"k3s-up, then this again; or remove the namespace {choice.namespace} yourself, and forget it: "
+                f"rm -r {place.folder}"
+            )
         tools.must(
             f"Delete the namespace {choice.namespace} with everything in it, models too?",
             otherwise="Say it beforehand: YES=1 PURGE=1 make k3s-down",

@@ -105,7 +105,8 @@ class K3d:
 
     def rest(self, choice: Choice) -> str:
         """Stop the container; images and models stay in it."""
-        if self._machine.has("k3d") and self._find(choice.cluster) is not None:
+        self._need_programs()
+        if self._find(choice.cluster) is not None:
             self._refuse_foreign(choice.cluster)
             self._tools.act("stopping the cluster", ["k3d", "cluster", "stop", choice.cluster])
         return f"The cluster {choice.cluster} is stopped; images and models are kept."

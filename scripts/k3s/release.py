@@ -106,7 +106,8 @@ def ensure_token(tools: Tools, choice: Choice, token: str, *, is_ours: bool) -> 
             "stringData": {"HF_TOKEN": token},
         }
         say(f"HF_TOKEN becomes the secret {SECRET} in the namespace {namespace}")
-        apply = tools.kubectl("apply", "-f", "-")
+        # by the server: else kubectl writes the token into an annotation, and repeats it where it fails
+        apply = tools.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-")
         tools.act("keeping the token", apply, stdin=json.dumps(secret), hint=DOCTOR)
         return value
     get = tools.kubectl("get", "secret", SECRET, "--namespace", namespace, "-o", "name")

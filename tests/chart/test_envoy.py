@@ -184,6 +184,8 @@ async def test_a_client_that_leaves_frees_the_pod(wire: Wire) -> None:
         async for _ in _until(answer.aiter_lines(), 2):
             pass
     await pod.journal.wait_for(lambda: pod.requests[0].aborted)
+    assert [seen.aborted for seen in pod.requests] == [True]
+    assert pod.slots.running == 0
 
 
 async def test_the_longest_silence_is_limited_also_while_the_picker_hangs(tmp_path: Path) -> None:

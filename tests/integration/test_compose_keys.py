@@ -54,9 +54,8 @@ def test_keys_are_made_and_revoked_and_the_first_is_not_made_anew(compose: Compo
     assert status(address, laptop) == 200
     assert made(ops) not in {first, laptop}
     compose.run("restart", "router")
-    address = compose.run(
-        "port", "router", "8000"
-    )  # another one, as the port was left to the engine
+    # another one, as the port was left to the engine
+    address = compose.run("port", "router", "8000")
     until(lambda: is_up(address), 30, "the router is back")
     assert compose.inside("router", "cat", "/data/api-key") == first
     assert (status(address, first), status(address, laptop)) == (401, 200)

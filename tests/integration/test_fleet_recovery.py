@@ -91,9 +91,8 @@ class Program:
         self._process.wait()
         for worker in workers:
             worker.kill()
-        if home := self._environment.get(
-            "IIR_HOME"
-        ):  # workers that it took over are not its children
+        # workers that it took over are not its children
+        if home := self._environment.get("IIR_HOME"):
             left = tree.left_behind(Records(Path(home) / "run" / "workers").all())
             tree.end([process for group in left.values() for process in group], 0.0)
 

@@ -286,3 +286,6 @@ async def test_a_client_that_leaves_stops_the_pod(tmp_path: Path) -> None:
         with anyio.fail_after(_SOON_S):
             while not any(seen.aborted for seen in way.seen):
                 await anyio.sleep(0.01)
+        chats = [seen for seen in way.seen if seen.method == "POST"]
+        assert len(chats) == 1, "asked again for a client that is gone"
+        assert sum(pod.slots.running for pod in way.stack.pods) == 0

@@ -204,9 +204,10 @@ def test_requests_for_other_models_do_not_ask_the_clusters() -> None:
     join(fleet, 1, AgentModel(id="private", status="loaded"))
     fleet.resolve("m")
     fleet.clusters = Untouchable()  # type: ignore[assignment] # that is the point
-    for name in ("m", "private"):
+    for name, places in (("m", ["engine", "openai"]), ("private", ["agent:mac1"])):
         for _ in range(2):
-            fleet.resolve(name)
+            found = fleet.resolve(name).candidates
+            assert [one.deployment.endpoint.id for one in found] == places
 
 
 # ── what a look shows ────────────────────────────────────────────────────────────────────────

@@ -48,7 +48,7 @@ case "$*" in
   *" wait --for=condition=Ready node"*) ;;
   *" get namespace "*) cat "$STAGE/namespace" 2>/dev/null; exit 0 ;;
   *" create -f -") cat >"$STAGE/namespace" ;;
-  *" apply -f -") cat >"$STAGE/applied.$(ls "$STAGE" | grep -c applied)" ;;
+  *" apply -f -" | *" apply --server-side --force-conflicts -f -") cat >"$STAGE/applied.$(ls "$STAGE" | grep -c applied)" ;;
   *" delete namespace "*) rm -f "$STAGE/namespace" ;;
   *" get secret "*) echo 'Error from server (NotFound): secrets "llm-d-hf-token" not found' >&2; exit 1 ;;
   *" get runtimeclass nvidia "*) echo runtimeclass.node.k8s.io/nvidia ;;

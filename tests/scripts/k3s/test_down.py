@@ -73,6 +73,18 @@ def test_down_keeps_and_purge_takes_away_what_was_made(
     assert "nothing to take down" in said(capsys)[0]
 
 
+def test_a_cluster_that_nothing_can_stop_is_not_said_to_be_stopped(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage.up() == 0
+    stage.without("k3d")
+    said(capsys)
+    assert stage.run("down", "--yes") == 1
+    out, err = said(capsys)
+    assert "stopped" not in out
+    assert "k3d is needed" in err
+
+
 def test_down_leaves_an_address_that_is_another_ones(stage: Stage) -> None:
     assert stage.up() == 0
     env = stage.root / ".env"

@@ -183,6 +183,16 @@ def test_purge_takes_the_namespace_and_nothing_else(stage: Stage) -> None:
     assert not (stage.home / "k3s" / "kubeconfig").exists()
 
 
+def test_purge_without_the_kubeconfig_says_so_and_forgets_nothing(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert up(stage, "--yes") == 0
+    (stage.home / "k3s" / "kubeconfig").unlink()
+    assert stage.run("down", "--yes", "--purge") == 1
+    assert "make k3s-up, then this again" in capsys.readouterr().err
+    assert (stage.home / "k3s" / "choice.json").is_file()
+
+
 def test_purge_asks(stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert up(stage, "--yes") == 0
     assert stage.run("down", "--purge") == 1

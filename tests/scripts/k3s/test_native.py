@@ -121,7 +121,7 @@ def test_the_device_plugin_is_installed_where_no_node_offers_a_gpu(gpu_box: Stag
     assert [one["image"] for one in pod["containers"]] == [DEVICE_PLUGIN_IMAGE]
     gpu_box.forget()
     assert gpu_box.run("up", "--yes") == 0
-    assert gpu_box.ran("apply -f -") == []
+    assert gpu_box.ran(" apply ") == []
 
 
 @pytest.mark.parametrize("gone", ["runtime", "class"])
@@ -152,7 +152,7 @@ def with_a_k3s(gpu_box: Stage) -> Stage:
 def test_a_k3s_that_is_there_is_used_and_not_changed(with_a_k3s: Stage) -> None:
     assert with_a_k3s.run("up", "--yes") == 0
     assert installed(with_a_k3s) == {}
-    assert with_a_k3s.ran("apply -f -") == []  # nor is anything put into kube-system
+    assert with_a_k3s.ran(" apply ") == []  # nor is anything put into kube-system
     assert "another's" in (with_a_k3s.home / "k3s" / "kubeconfig").read_text()
     assert with_a_k3s.run("up") == 0  # it was agreed to
 

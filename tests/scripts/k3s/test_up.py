@@ -121,6 +121,8 @@ def test_the_token_of_gated_models_is_in_no_command_line(
     assert kept["stringData"] == {"HF_TOKEN": "hf_secret"}
     assert kept["metadata"]["labels"] == {OWNER_LABEL: OWNER_VALUE}
     assert "secrets.hfToken.existingSecret=llm-d-hf-token" in stage.ran("upgrade --install")[0]
+    (apply,) = stage.ran(" apply ")
+    assert "--server-side" in apply, "kubectl would write the token into an annotation"
     printed = "".join(said(capsys))
     assert "HF_TOKEN becomes the secret llm-d-hf-token" in printed
     assert "hf_secret" not in "".join(stage.asked) + printed
