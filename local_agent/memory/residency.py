@@ -72,6 +72,7 @@ class Residency:
         self._load_s: dict[ModelId, float] = {}
         self._peaks: dict[tuple[ModelId, str], int] = {}
         self._is_waiting = False
+        self._settled_at = -math.inf
 
     # -- what the supervisor tells ---------------------------------------------------------------
 
@@ -191,7 +192,7 @@ class Residency:
 
     def settle(self, observed: Observed) -> None:
         """Give memory to whom it can be given, and send away who has to make room."""
-        now = self._clock()
+        self._settled_at = now = self._clock()
         for model in list(self.ledger.held):
             if _state(observed, model) not in ALIVE:
                 self.ledger.release(model)
@@ -212,8 +213,7 @@ class Residency:
                     break  # whoever is smaller does not take what is being freed
 
     def next_due(self, observed: Observed) -> float | None:
-        """Return when time alone will change what `settle` does; None if it won't."""
-        now = self._clock()
+        """Return when time alone will change what the last `settle` did; None if it won't."""
         times = [
             status.not_before
             for model, status in observed.items()
@@ -225,8 +225,10 @@ class Residency:
             if status.state is S.READY and self._is_waiting:
                 times.append(status.since + self.min_residency_s)
         if self._is_waiting:
-            times += [now - self.waited_s(model) + self.swap_after_s for model in self._wanted]
-        return min((at for at in times if now < at < math.inf), default=None)
+            waiting = (self._wanted.get(model) for model in self._wanted)
+            times += [one.since + self.swap_after_s for one in waiting if one is not None]
+        # not after now: what has come since then was not seen by that `settle`, and would be lost
+        return min((at for at in times if self._settled_at < at < math.inf), default=None)
 
     def size_mb(self, model: ModelId) -> int:
         """Return what a worker of the model takes, as far as it is known."""

@@ -120,7 +120,7 @@ def test_a_killed_adopted_worker_is_noticed_at_once_and_comes_back(home: Path) -
     with process(SERVE, env, home) as (_, url):
         assert record(home).pid == old
         os.kill(old, signal.SIGKILL)
-        until_passed(url, ["starting", "ready", "stopping"], within_s=1)
+        until_passed(url, ["starting", "ready", "stopping"], within_s=3)
         path = ["starting", "ready", "stopping", "backoff", "starting", "loading", "ready"]
         until_passed(url, path, within_s=20)  # there is a pause of 10 s ± 20 %
         assert record(home).pid != old

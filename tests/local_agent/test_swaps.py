@@ -43,6 +43,8 @@ class World:
     sizes: dict[str, int]
     budget_mb: int
     priorities: dict[str, int] = field(default_factory=dict)
+    tick_s: float = 0.0
+    """How far the clock goes on with each look at it; timers come one and a half of that too early."""
 
     def __post_init__(self) -> None:
         self.now = 0.0
@@ -57,7 +59,7 @@ class World:
         ]
         self.entries = catalog(deployments, ENGINES, HOST).entries
         self.residency = Residency(
-            lambda: self.now,
+            self._clock,
             Ledger(self.budget_mb),
             lambda _: 0,
             min_residency_s=MIN_RESIDENCY_S,
@@ -71,6 +73,10 @@ class World:
         self.loads: list[tuple[float, ModelId]] = []
         self.ages: list[float] = []
         """How old each model was when it was told to go."""
+
+    def _clock(self) -> float:
+        self.now += self.tick_s
+        return self.now
 
     def at(self, when: float, what: str, model: str, value: float = 0.0) -> None:
         heapq.heappush(self.events, (when, len(self.events), what, ModelId(model), value))
@@ -87,7 +93,7 @@ class World:
                 self.now, _, what, model_id, value = heapq.heappop(self.events)
                 self._happen(what, model_id, value)
             elif due < math.inf:
-                self.now = due
+                self.now = max(self.now, due - 1.5 * self.tick_s)
             else:
                 break
         assert not any(self.waiting.values()), "somebody was forgotten"
@@ -201,6 +207,27 @@ def test_a_short_answer_is_not_kept_waiting_by_a_small_neighbour() -> None:
     assert world.waits[ModelId("small")][0] == pytest.approx(LOAD_S)
     turn = SWAP_AFTER_S + MIN_RESIDENCY_S + LONGEST_S + LOAD_S
     assert max(world.waits[ModelId("large")]) <= turn
+
+
+def test_a_timer_that_comes_a_moment_too_early_is_not_the_last_one() -> None:
+    world = World({"a": 60, "b": 60}, budget_mb=100, tick_s=1e-4)
+    world.run([(0, "a", 1.0), (1, "b", 1.0), (14, "a", 100.0), (50, "b", 1.0)])
+    assert [model for _, model in world.loads] == ["a", "b", "a", "b"]
+
+
+def test_the_end_of_a_pause_is_waited_for_until_it_was_seen() -> None:
+    """The clock goes on between a look that found nothing to do and the question when to look again."""
+    world = World({"a": 60}, budget_mb=100)
+    model = ModelId("a")
+    resting = {model: WorkerStatus(state=S.BACKOFF, not_before=10.0)}
+    world.residency.ask(model)
+    world.now = 10.0 - 1e-4
+    world.residency.settle(resting)
+    world.now = 10.0 + 1e-4
+    assert world.residency.next_due(resting) == 10.0
+    world.residency.settle(resting)
+    assert world.residency.is_wanted(model, resting[model])
+    assert world.residency.next_due(resting) is None
 
 
 def test_among_those_who_wait_the_model_of_more_priority_is_first() -> None:
