@@ -51,6 +51,10 @@ k3s-doctor:
 test:
     @make test
 
+# say what of the pure cores the last `make test` did not reach: it has to be nothing
+coverage:
+    @make coverage
+
 # tests against real engines and package downloads
 test-integration:
     @make test-integration
