@@ -59,16 +59,18 @@ k3s-doctor: setup ## what is wrong with it, and the command that helps
 
 test: setup-dev ## unit, property and contract tests, with branch coverage (PYTEST_ARGS=… some of them)
 	@"$(BIN)/python" -m scripts.chart_tools >/dev/null
-	@if [ -n "$(PYTEST_ARGS)" ]; then exec "$(BIN)/python" -m pytest -n auto $(PYTEST_ARGS); fi; \
+	@if [ -n "$(PYTEST_ARGS)" ]; then exec "$(BIN)/python" -m pytest -n auto -m "not integration" $(PYTEST_ARGS); fi; \
 	"$(BIN)/python" -m pytest -n auto --dist worksteal --cov --cov-branch --cov-report=term \
 	  --cov-fail-under=90 && $(MAKE) --no-print-directory coverage
 
 coverage: ## say what of the pure cores the last `make test` did not reach: it has to be nothing
 	@"$(BIN)/python" -m coverage report --include="$(PURE)" --fail-under=100
 
-test-integration: setup-dev ## tests against real engines and package downloads
+test-integration: setup-dev ## tests of whole programs, against real engines and package downloads (PYTEST_ARGS=… some of them)
 	@"$(BIN)/python" -m scripts.chart_tools >/dev/null
-	@"$(BIN)/python" -m pytest -m integration $(PYTEST_ARGS)
+	@if [ -n "$(PYTEST_ARGS)" ]; then exec "$(BIN)/python" -m pytest -m "integration or slow" $(PYTEST_ARGS); fi; \
+	"$(BIN)/python" -m pytest -n auto --dist worksteal -m slow; slow=$$?; \
+	"$(BIN)/python" -m pytest -m integration && exit $$slow
 
 soak: setup-dev ## the router under random faults for 30 minutes (SOAK_ARGS="--minutes 2"); nothing may leak or be lost
 	@exec "$(BIN)/python" -m tests.soak $(SOAK_ARGS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 from tests.docs.playground import Done, Playground
 from tests.docs.snippets import snippets
 
@@ -23,6 +25,7 @@ def run(place: Path, folder: Path, module: str, use: str) -> Done:
     return Playground(place, folder / "checkout").run(f"{module}\n{dedent(use)}", "python")
 
 
+@pytest.mark.slow
 def test_the_policy_keeps_a_key_on_an_endpoint(place: Path, tmp_path: Path) -> None:
     use = """
     from router.domain import KeyId, ModelName

@@ -94,6 +94,7 @@ def test_the_commands_of_a_page_run(name: str, shared_ground: Playground) -> Non
     assert follow(PAGES[name], shared_ground) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_KEYS)
 def test_the_commands_of_a_page_that_ends_the_open_mode_run(
     name: str, place: Path, tmp_path: Path

@@ -166,6 +166,7 @@ async def test_an_agent_that_was_first_finds_its_router_later(site: Site) -> Non
             assert agent.agent.lease.status is LeaseStatus.HELD
 
 
+@pytest.mark.slow
 async def test_an_agent_that_vanished_is_noticed_and_healed(site: Site) -> None:
     """As after `kill -9`: no goodbye, and another one with the same identity."""
     async with site.router() as router:
@@ -182,6 +183,7 @@ async def test_an_agent_that_vanished_is_noticed_and_healed(site: Site) -> None:
             await until_served(router)
 
 
+@pytest.mark.slow
 async def test_a_lost_registry_needs_a_new_credential_and_no_restart(site: Site) -> None:
     async with site.agent() as agent:
         async with site.router():
@@ -197,6 +199,7 @@ async def test_a_lost_registry_needs_a_new_credential_and_no_restart(site: Site)
             await until_served(router)
 
 
+@pytest.mark.slow
 async def test_a_credential_that_is_made_later_is_found(site: Site) -> None:
     credential = site.credential_path.read_text()
     site.credential_path.unlink()

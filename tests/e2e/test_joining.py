@@ -118,6 +118,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         yield Machines(tmp_path, stack)
 
 
+@pytest.mark.slow
 def test_invite_join_serve_rotate_revoke(machines: Machines) -> None:
     machines.start_router()
     token = machines.run("router", "agents", "invite", "--quiet").strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,7 @@ class Promises:
             assert member.queued <= process.version
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), steps=STEPS)
 @settings(max_examples=60, deadline=None)
 def test_promises_hold_whatever_happens_and_it_heals(seed: int, steps: list[Step]) -> None:

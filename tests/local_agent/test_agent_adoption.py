@@ -58,6 +58,7 @@ def killed(home: Path, env: dict[str, str]) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_its_agent_and_serves_the_next_one(home: Path) -> None:
     write(home, SLOW)
     env = environment(home)
@@ -100,6 +101,7 @@ def test_a_worker_outlives_its_agent_and_serves_the_next_one(home: Path) -> None
     assert Records(home / "run" / "workers").all() == []
 
 
+@pytest.mark.slow
 def test_a_changed_option_ends_the_old_worker_and_loads_a_new_one(home: Path) -> None:
     write(home, SIMULATED)
     env = environment(home)
@@ -113,6 +115,7 @@ def test_a_changed_option_ends_the_old_worker_and_loads_a_new_one(home: Path) ->
     assert '"reason":"its configuration has changed"' in output
 
 
+@pytest.mark.slow
 def test_a_killed_adopted_worker_is_noticed_at_once_and_comes_back(home: Path) -> None:
     write(home, SIMULATED)
     env = environment(home)
@@ -128,6 +131,7 @@ def test_a_killed_adopted_worker_is_noticed_at_once_and_comes_back(home: Path) -
         assert infer.status_code == 200
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_killed_again_and_again_keeps_one_worker(home: Path) -> None:
     write(home, SIMULATED)
     env = environment(home)

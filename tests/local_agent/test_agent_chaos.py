@@ -119,6 +119,7 @@ async def test_a_killed_worker_comes_back_while_requests_hear_when(home: Path) -
     assert tree.create_time(second) is None
 
 
+@pytest.mark.slow
 async def test_a_frozen_worker_is_replaced(home: Path) -> None:
     async with agent(home, SIMULATED, health_every_s=0.05) as supervisor:
         frozen = (await until(supervisor, WorkerState.READY)).pid
@@ -160,6 +161,7 @@ async def killed_agent(home: Path) -> int:
     return orphan
 
 
+@pytest.mark.slow
 async def test_the_worker_of_a_killed_agent_is_taken_over_by_the_next_one(home: Path) -> None:
     orphan = await killed_agent(home)
     async with agent(home, SIMULATED) as supervisor:
@@ -180,6 +182,7 @@ async def test_the_worker_of_a_killed_agent_is_taken_over_by_the_next_one(home: 
     assert Records(home / "run").all() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("now", "number"),
     [(replace(SIMULATED, options={"itl_ms": "1"}), None), (SIMULATED, signal.SIGSTOP)],
@@ -198,6 +201,7 @@ async def test_a_worker_that_does_not_fit_any_more_is_replaced(
         assert taken.reason is None
 
 
+@pytest.mark.slow
 async def test_a_worker_that_died_with_its_agent_is_started_as_usual(home: Path) -> None:
     left = await killed_agent(home)
     os.kill(left, signal.SIGKILL)

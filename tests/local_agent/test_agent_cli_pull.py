@@ -66,6 +66,7 @@ def test_a_relative_source_is_kept_absolute(run: Run, home: Path, gguf: Path) ->
     assert f"{gguf}" in os.path.normpath((home / "agent" / "agent.yaml").read_text().split()[-1])
 
 
+@pytest.mark.slow
 def test_a_package_with_its_checksum(run: Run, home: Path, tmp_path: Path) -> None:
     sha256 = make_wheel(tmp_path / "index")
     arguments = ("pull", "package:tiny-weights==1.0", "--id", "tiny", "--sha256", sha256)
@@ -195,6 +196,7 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "downloading" in output.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_pull_and_pip(
     home: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch

@@ -195,6 +195,7 @@ def family(found: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(found.pid).children(recursive=True)
 
 
+@pytest.mark.slow
 def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path) -> None:
     write(tmp_path, SIMULATED)
     env = environment(tmp_path)
@@ -232,6 +233,7 @@ def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path)
         assert {line["event"] for line in lines} >= {"worker", "lease", "request"}
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     write(tmp_path, {**SIMULATED, "options": {"itl_ms": 50, "tokens": 10_000}})
     env = environment(tmp_path, AGENT_DRAIN_S="60")
@@ -269,6 +271,7 @@ serve(load_settings())
 """
 
 
+@pytest.mark.slow
 def test_an_agent_that_can_t_carry_workers_ends(tmp_path: Path) -> None:
     write(tmp_path, SIMULATED)
     ended = subprocess.run(
@@ -299,6 +302,7 @@ async def test_a_defect_of_the_lease_leaves_local_clients_their_models(tmp_path:
     assert [log["event"] for log in logs if log["log_level"] == "error"] == ["lease_failed"]
 
 
+@pytest.mark.slow
 def test_uvicorn_serves_the_agent_from_its_folder(tmp_path: Path) -> None:
     write(tmp_path, SIMULATED)
     env = environment(tmp_path)
@@ -311,6 +315,7 @@ def test_uvicorn_serves_the_agent_from_its_folder(tmp_path: Path) -> None:
         assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.slow
 def test_wrong_settings_are_explained_in_one_line(tmp_path: Path) -> None:
     for name, value in [
         ("AGENT_PORT", "99999"),

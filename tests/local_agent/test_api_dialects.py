@@ -233,6 +233,7 @@ def simulated(**options: object) -> dict[str, Any]:
     return {"id": "tiny", "engine": "simulated", "options": options}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STREAMS)
 async def test_a_client_that_waits_for_a_load_gets_comments(
     start_agent: StartAgent, path: str

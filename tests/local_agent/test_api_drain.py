@@ -76,6 +76,7 @@ async def test_an_agent_that_ends_can_t_be_resumed(start_agent: StartAgent) -> N
         assert "is stopping" in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 async def test_the_commands_wait_for_the_end_of_a_drain(start_agent: StartAgent) -> None:
     async with start_agent(engine=LATE) as agent, anyio.create_task_group() as group:
         group.start_soon(lambda: agent.client.post(CHAT, json=BODY))
@@ -88,6 +89,7 @@ async def test_the_commands_wait_for_the_end_of_a_drain(start_agent: StartAgent)
         assert "drain" not in (await cli(agent, "ps")).output
 
 
+@pytest.mark.slow
 async def test_capacity_and_the_line_below_the_workers(start_agent: StartAgent) -> None:
     fields = {"memory_budget": "150 MiB"}
     async with start_agent(SIMULATED, fields=fields) as agent:
@@ -114,6 +116,7 @@ async def test_capacity_and_the_line_below_the_workers(start_agent: StartAgent) 
         assert (told.budget_bytes, told.free_bytes) == (150 * mib, 50 * mib)
 
 
+@pytest.mark.slow
 async def test_a_quarantined_worker_starts_again_after_a_reset(start_agent: StartAgent) -> None:
     broken = {**SIMULATED, "options": {"seed": "none"}}
     async with start_agent(broken, quarantine_at=1) as agent:

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import httpx
+import pytest
 
 from local_agent.api.events import event_stream
 from local_agent.domain import ModelId, WorkerEvent, WorkerState, WorkerStatus
@@ -165,6 +166,7 @@ async def test_streams_end_when_the_agent_is_told_to_stop(start_agent: StartAgen
         assert (begun, len(ended)) == ([200, 200], 2)
 
 
+@pytest.mark.slow
 async def test_the_command_shows_lines_or_json(start_agent: StartAgent) -> None:
     async with start_agent({**SIMULATED, "preload": True}) as agent:
         await agent.until("sim", WorkerState.READY)

@@ -211,6 +211,7 @@ async def test_a_kept_connection_that_was_closed_costs_an_attempt_not_the_answer
             assert len(agent.engine.requests) == seen + 2
 
 
+@pytest.mark.slow
 async def test_a_long_answer_that_breaks_off_is_not_taken_for_whole(
     start_agent: StartAgent,
 ) -> None:

@@ -23,6 +23,7 @@ def log(agent: RunningAgent) -> Path:
     return path
 
 
+@pytest.mark.slow
 async def test_the_last_lines_come_without_secrets(
     start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +67,7 @@ async def test_a_log_is_followed_over_a_restart_of_its_worker(start_agent: Start
         assert (text.count("before\n"), text.count("after\n")) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_what_has_no_log_says_why(start_agent: StartAgent) -> None:
     async with start_agent() as agent:
         assert (await agent.client.get("/internal/models/tiny/logs")).status_code == 409

@@ -62,6 +62,7 @@ async def streaming(agent: RunningAgent, *models: str) -> AsyncIterator[dict[str
         yield streams
 
 
+@pytest.mark.slow
 async def test_only_what_changed_restarts_and_no_stream_is_cut(start_agent: StartAgent) -> None:
     same, busy, idle = (simulated(name, options=SLOW) for name in ("same", "busy", "idle"))
     async with start_agent(same, busy, idle) as agent:
@@ -109,6 +110,7 @@ async def test_a_removed_model_finishes_its_requests_and_disappears(
                 await anyio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_the_agent_notices_a_change_by_itself_and_says_what_is_wrong(
     start_agent: StartAgent,
 ) -> None:

@@ -24,6 +24,7 @@ B: dict[str, Any] = {"id": "b", "engine": "simulated", "memory": "100 MiB"}
 ONE = {"memory_budget": "150 MiB", "min_residency_s": 0.05}
 
 
+@pytest.mark.slow
 async def test_three_clients_alternate_between_two_models_of_which_one_fits(
     start_agent: StartAgent,
 ) -> None:
@@ -53,6 +54,7 @@ async def test_three_clients_alternate_between_two_models_of_which_one_fits(
     assert agent.agent.supervisor.residency.ledger.held_mb <= 150
 
 
+@pytest.mark.slow
 async def test_streams_are_finished_before_a_swap_and_swaps_are_few(
     start_agent: StartAgent,
 ) -> None:
@@ -79,6 +81,7 @@ async def test_streams_are_finished_before_a_swap_and_swaps_are_few(
         assert len(loads) <= lasted_s / 0.5 + 1
 
 
+@pytest.mark.slow
 async def test_load_plan_pin_unpin_unload(
     start_agent: StartAgent,
 ) -> None:
@@ -112,6 +115,7 @@ async def test_load_plan_pin_unpin_unload(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_loading")
 
 
+@pytest.mark.slow
 async def test_models_that_are_not_the_agents_are_refused(
     start_agent: StartAgent,
 ) -> None:

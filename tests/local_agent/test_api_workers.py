@@ -127,6 +127,7 @@ async def test_a_client_that_leaves_during_a_load_leaves_nothing_behind(
         assert (await ask(agent)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_storm_of_leaving_clients_leaks_nothing(start_agent: StartAgent) -> None:
     async with start_agent(engine=SLOW) as agent:
         body = {"model": "tiny", "messages": MESSAGES, "stream": True}

@@ -41,6 +41,7 @@ def job_state(agent: RunningAgent) -> JobState | None:
     return None if view is None else view.state
 
 
+@pytest.mark.slow
 async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hub: FakeHub) -> None:
     hub.hold = 500_000
     async with start_agent(MODEL, hf_endpoint=hub.url) as agent:
@@ -93,6 +94,7 @@ async def test_the_agent_pulls_and_everybody_sees_it(start_agent: StartAgent, hu
         assert "no weights of org/m" in (await cli(agent, "rm", "m")).output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_stopped_command_stops_the_pull_and_the_next_goes_on(
     start_agent: StartAgent, hub: FakeHub, number: signal.Signals
@@ -122,6 +124,7 @@ async def test_a_stopped_command_stops_the_pull_and_the_next_goes_on(
         assert [asked for _, asked in hub.asked if asked] == ["bytes=500000-"]
 
 
+@pytest.mark.slow
 async def test_a_pull_that_fails_is_told_everywhere(start_agent: StartAgent, hub: FakeHub) -> None:
     hub.is_gated = True
     async with start_agent(MODEL, hf_endpoint=hub.url, hf_token="hf_wrong_s3cret") as agent:
@@ -141,6 +144,7 @@ async def test_a_pull_that_fails_is_told_everywhere(start_agent: StartAgent, hub
         assert (await cli(agent, "pull", "m")).code == 0
 
 
+@pytest.mark.slow
 async def test_an_agent_that_ends_tells_who_waits(start_agent: StartAgent, hub: FakeHub) -> None:
     hub.hold = 500_000
     async with start_agent(MODEL, hf_endpoint=hub.url) as agent:
@@ -183,6 +187,7 @@ async def test_what_can_not_be_pulled(start_agent: StartAgent) -> None:
         assert (await agent.client.delete("/internal/models/sim/pull")).json()["state"] == "failed"
 
 
+@pytest.mark.slow
 async def test_weights_in_use_stay(start_agent: StartAgent, tmp_path: Path) -> None:
     async with start_agent({"id": "sim", "engine": "simulated", "preload": True}) as agent:
         await agent.until("sim", WorkerState.READY)

@@ -63,6 +63,7 @@ async def listed(agent: RunningAgent) -> dict[str, Any]:
     return data[0]
 
 
+@pytest.mark.slow
 async def test_a_repository_is_pulled_with_progress_and_then_served(
     start_agent: StartAgent, hub: FakeHub, engine: Path
 ) -> None:
@@ -119,6 +120,7 @@ async def test_a_repository_is_pulled_with_progress_and_then_served(
         assert (done.code, "there are no weights of org/m" in done.output.lower()) == (1, True)
 
 
+@pytest.mark.slow
 async def test_models_share_a_repository(
     start_agent: StartAgent, hub: FakeHub, engine: Path
 ) -> None:
@@ -169,6 +171,7 @@ def _pulls_into(home: Path, process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_a_pull_whose_command_was_killed_ends_too_and_nobody_else_pulls_until_then(
     alone: dict[str, str], hub: FakeHub, tmp_path: Path
 ) -> None:
@@ -190,6 +193,7 @@ async def test_a_pull_whose_command_was_killed_ends_too_and_nobody_else_pulls_un
     assert (done.code, "pulled m: " in done.output) == (0, True)
 
 
+@pytest.mark.slow
 def test_without_vllm_nothing_is_pulled_but_it_can_be_removed(
     alone: dict[str, str], tmp_path: Path
 ) -> None:
@@ -202,6 +206,7 @@ def test_without_vllm_nothing_is_pulled_but_it_can_be_removed(
     assert "there are no weights of m" in run(without, "rm", "m").output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_vllm", [True, False])
 def test_doctor_says_what_is_missing(alone: dict[str, str], tmp_path: Path, has_vllm: bool) -> None:
     env = alone if has_vllm else {**alone, "AGENT_VLLM_PYTHON": str(tmp_path / "nothing")}

@@ -149,6 +149,7 @@ def test_a_repository_that_is_not_there(pull: Pull, hub: FakeHub) -> None:
     assert pull()[-1]["error"]["kind"] == "no_weights"
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_away_leaves_what_is_whole(pull: Pull) -> None:
     away = "http://127.0.0.1:9"
     assert pull(HF_ENDPOINT=away)[-1]["error"] == {

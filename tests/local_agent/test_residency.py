@@ -79,6 +79,7 @@ async def test_a_busy_model_finishes_its_work_first_however_long(stage: Stage) -
         assert states(supervisor) == {"a": S.COLD, "b": S.READY}
 
 
+@pytest.mark.slow
 async def test_a_loaded_model_goes_on_serving_until_another_has_waited_for_long(
     stage: Stage,
 ) -> None:

@@ -101,6 +101,7 @@ async def test_the_only_gguf_of_a_package_needs_no_name(tmp_path: Path) -> None:
     assert path.name == "tiny.gguf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "member", "kind", "message"),
     [

@@ -53,6 +53,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STREAMS)
 async def test_a_broken_stream_ends_with_one_error(hostile: SharedScene, case: str) -> None:
     hostile.upstream.cases = dict(STREAMS)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import anyio
+import pytest
 
 from tests.router.scenes import CHAT, chat
 from tests.router.upstreams import OK, for_ever, scene
@@ -14,6 +15,7 @@ HEAD = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n \r\n0\r\n"
 
 
+@pytest.mark.slow
 async def test_a_clients_trailers_are_refused_at_the_size_of_a_head(tmp_path: Path) -> None:
     async with scene(tmp_path) as (router, _):
         before = router.rss_mb()
@@ -28,6 +30,7 @@ async def test_a_clients_trailers_are_refused_at_the_size_of_a_head(tmp_path: Pa
         assert router.rss_mb() - before < 16
 
 
+@pytest.mark.slow
 async def test_an_upstreams_trailers_end_at_the_size_of_a_head(tmp_path: Path) -> None:
     async with scene(tmp_path) as (router, upstream):
         head = OK + b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -121,6 +121,7 @@ async def test_an_error_without_end(hostile: SharedScene, stream: bool, kind: st
     assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_failed")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", ["plain", "gzip", "deflate"])
 async def test_a_whole_answer_without_end_is_passed_on_in_bounded_memory(
@@ -167,6 +168,7 @@ DRIPS = {
 }
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_drips_has_a_limit(tmp_path: Path) -> None:
     limits: dict[str, Any] = {"ROUTER_FIRST_BYTE_TIMEOUT_S": "1", "ROUTER_TOTAL_TIMEOUT_S": "2"}
     async with scene(tmp_path, **limits) as (router, upstream):
@@ -195,6 +197,7 @@ def raw_kept(data: bytes) -> Answering:
     return answering
 
 
+@pytest.mark.slow
 async def test_a_requests_values_bring_no_line_of_their_own(tmp_path: Path) -> None:
     """Neither into the upstream's request, nor into the answer, nor into the log."""
     seen: list[Exchange] = []

@@ -6,6 +6,7 @@ import re
 
 import anyio
 import httpx
+import pytest
 
 from router.domain import DeploymentEntry, PrefixRule
 from router.store.catalog import add_alias, add_model, add_prefix_rule
@@ -73,6 +74,7 @@ async def test_health(start_router: StartRouter) -> None:
         assert (ready.status_code, ready.json()["status"]) == (503, "starting")
 
 
+@pytest.mark.slow
 async def test_metrics_name_what_happened_and_stay_small(start_router: StartRouter) -> None:
     async with one_engine(start_router) as scene:
         await scene.client.post(CHAT, json=chat())

@@ -82,6 +82,7 @@ def test_a_damaged_registry_is_named_without_its_path(tmp_path: Any) -> None:
     assert path.read_bytes().startswith(b"garbage")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_it_serves_until_it_is_told_to_stop(
     host: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -122,6 +123,7 @@ def test_it_serves_until_it_is_told_to_stop(
     assert [line["path"] for line in lines if line["event"] == "request"] == []
 
 
+@pytest.mark.slow
 def test_several_workers_agree_and_end_together(tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]

@@ -233,6 +233,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 async def test_whoever_leaves_is_not_served_on(start_router: StartRouter, phase: str) -> None:
     """`pytest -rP` shows the times."""

@@ -105,6 +105,7 @@ async def test_an_agent_that_joins_again_keeps_its_row(start_router: StartRouter
         ] == "other"
 
 
+@pytest.mark.slow
 async def test_a_locked_registry_uses_no_token_up(
     start_router: StartRouter, tmp_path: Path
 ) -> None:

@@ -303,6 +303,7 @@ def test_two_at_once_take_turns(tmp_path: Path) -> None:
     assert "api_keys" in tables_of(tmp_path / "models.db")
 
 
+@pytest.mark.slow
 def test_killed_at_any_statement_it_restarts_whole(tmp_path: Path) -> None:
     process = python("-W", "error", "-c", KILLS, str(tmp_path))
     output, _ = process.communicate(timeout=60)

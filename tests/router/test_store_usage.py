@@ -208,6 +208,7 @@ def test_router_writes_on_while_sums_are_read(url: str, writer: RegistryWriter) 
     reader.close()
 
 
+@pytest.mark.slow
 def test_long_ledger_is_summed_in_time(writer: RegistryWriter) -> None:
     count = 200_000
     rows = [row(f"request-{n:020}", model=f"m{n % 7}", ts=float(n)) for n in range(count)]

@@ -163,6 +163,7 @@ async def test_a_stream_without_an_event_for_too_long_fails() -> None:
     assert transport.reads < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", [b"retry: 1\n\n", b"data: {}\n\n", b"data:\n\n", b"\n"])
 async def test_what_is_dropped_before_the_first_event_has_a_limit_too(event: bytes) -> None:
     transport = FakeTransport(*[event * (2**17 // len(event))] * 99)

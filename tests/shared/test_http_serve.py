@@ -121,6 +121,7 @@ def test_a_second_signal_waits_for_nobody(listener: socket.socket) -> None:
         assert app.events == ["start", "stop"]
 
 
+@pytest.mark.slow
 def test_a_drain_takes_as_long_as_is_set_when_it_begins(listener: socket.socket) -> None:
     limits = [60.0]
 

@@ -46,6 +46,7 @@ def until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_kubeconfig_leads_into_its_cluster_by_a_forwarded_port_until_down(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
