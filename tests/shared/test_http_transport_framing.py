@@ -28,6 +28,9 @@ from tests.shared.transports import (
     upstream_of,
 )
 
+TO_ARRIVE_S = 0.1
+"""After this what the other end has sent is here, on a loaded machine too."""
+
 
 async def ask(transport: Transport, upstream: Upstream, method: str = "POST") -> tuple[int, bytes]:
     request = OutboundRequest(method=method, url=f"{upstream.url}/x", timeouts=LONG)
@@ -163,7 +166,7 @@ async def test_what_follows_an_answer_is_nobodys_answer(
     async with upstream_of(raw(*pieces)) as upstream:
         for _ in range(3):
             assert await ask(transport, upstream) == (200, b"good")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(TO_ARRIVE_S)
         assert connections(upstream) == [1, 2, 3]
 
 
@@ -175,7 +178,7 @@ async def test_a_connection_that_closed_while_idle_is_not_used_again(transport: 
     async with upstream_of(answer_and_leave) as upstream:
         for _ in range(3):
             assert await ask(transport, upstream) == (200, b"hello")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(TO_ARRIVE_S)
         assert connections(upstream) == [1, 2, 3]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shared.testing.dialect import Speaker, answer
@@ -73,6 +73,7 @@ prompts = st.text(st.characters(codec="utf-8"), max_size=40)
 
 @given(prompt=prompts, kinds=st.lists(st.sampled_from(HARMLESS), max_size=3, unique=True))
 def test_harmless_faults_change_no_data(prompt: str, kinds: list[str]) -> None:
+    assume(not {"crlf", "cr"} <= set(kinds))  # an end of line that is changed twice is two
     steps = steps_of(prompt)
     # once the bytes are cut anew, the other faults find no events any more
     kinds.sort(key=lambda kind: kind in {"split", "byte_by_byte", "merged"})
