@@ -176,15 +176,33 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     base_model: str | None = None
 
 
+class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a cluster was seen to serve, and for how long, in s, its lists have lacked it."""
+
+    cluster: str
+    model: ServedModel
+    missing_s: int = 0
+
+
+class ModelsChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed of the models that are known of one cluster; `gone` are names."""
+
+    cluster: str
+    known: tuple[KnownModel, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint answered to a probe.
 
     `is_accepted`: it gave what it was asked for, which it does not where it refuses the credential.
+    `is_refused`: a cluster did not because of the credential, and of nothing else.
     `models`: what it serves; None: it does not say. `is_cold`: it can be reached, but has nothing that
     could serve. `queued`: how many requests wait there; None: it does not say.
     """
 
     is_accepted: bool = True
+    is_refused: bool = False
     models: tuple[ServedModel, ...] | None = None
     is_cold: bool = False
     queued: int | None = None

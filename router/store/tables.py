@@ -97,6 +97,19 @@ deployments = Table(
     Column("base_model", String(256)),
 )
 
+# What llm-d clusters were seen to serve, so that a restart does not forget it. `missing_s` is for how many
+# seconds their lists have lacked it.
+known_models = Table(
+    "known_models",
+    metadata,
+    Column("cluster", ForeignKey("providers.name", ondelete="CASCADE"), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("context_tokens", BigInteger),
+    Column("base_model", String(256)),
+    Column("missing_s", BigInteger, nullable=False),
+)
+
 agents = Table(
     "agents",
     metadata,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from router.domain import (
     Endpoint,
     EndpointId,
     Gateway,
+    KnownModel,
     ModelEntry,
     ModelName,
     PrefixRule,
@@ -25,6 +27,7 @@ from router.domain import (
     Zone,
     is_model_name,
 )
+from router.errors import ProviderNotConfigured
 from router.fleet.clusters import Clusters, ClusterState
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
@@ -42,6 +45,18 @@ def cluster_endpoint(
     return Endpoint(id=EndpointId(name), base_url=url, backend="llmd", zone=zone, gateway=Gateway())
 
 
+Place = tuple[Provider, Endpoint | None]
+
+
+def place(name: str = "llmd", url: str = "http://x/v1", zone: Zone = Zone.CLUSTER) -> Place:
+    """Return a cluster's row with its endpoint."""
+    return provider_row(name, zone), cluster_endpoint(name, url, zone)
+
+
+def provider_row(name: str, zone: Zone = Zone.CLUSTER) -> Provider:
+    return replace(LLMD, name=name, zone=zone)
+
+
 def told(*names: str, **fields: Any) -> Probed:
     return Probed(models=tuple(ServedModel(id=name) for name in names), **fields)
 
@@ -51,26 +66,75 @@ def names(clusters: Clusters) -> list[str]:
 
 
 @pytest.fixture
-def clusters() -> Clusters:
-    found = Clusters()
-    found.keep([cluster_endpoint(), None])
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def clusters(clock: FakeClock) -> Clusters:
+    found = Clusters(clock)
+    found.keep([place(), (CLOUD, None)])
     return found
 
 
 # ── the models ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_pods_that_list_different_adapters_are_taken_together(clusters: Clusters) -> None:
+def test_pods_that_list_different_adapters_are_taken_together(
+    clusters: Clusters, clock: FakeClock
+) -> None:
     llmd = EndpointId("llmd")
     assert clusters.learn(llmd, told("base", "one"))
     assert clusters.learn(llmd, told("base", "two"))
     assert names(clusters) == ["base", "one", "two"]
-    assert not clusters.learn(llmd, told("base", "one"))
-    for _ in range(4):
-        clusters.learn(llmd, told("base", "one"))
+    for _ in range(20):
+        clock.now += 10
+        assert not clusters.learn(llmd, told("base", "one"))
     assert names(clusters) == ["base", "one", "two"]
-    assert clusters.learn(llmd, told("base", "one"))
-    assert names(clusters) == ["base", "one"], "six answers in a row did not have it"
+
+
+def test_a_name_that_lists_lack_is_shown_no_longer_and_kept_for_a_day(
+    clusters: Clusters, clock: FakeClock
+) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("base", "private"))
+    clock.now += 301
+    clusters.learn(llmd, told("base"))
+    assert names(clusters) == ["base"]
+    assert clusters.entry("private") is not None
+    for _ in range(23):
+        clock.now += 3600
+        clusters.learn(llmd, told("base"))
+    assert clusters.entry("private") is not None
+    clusters.learn(llmd, told("base", "private"))
+    assert names(clusters) == ["base", "private"], "it is back, and counts as new"
+    for _ in range(24):
+        assert clusters.entry("private") is not None
+        clock.now += 3600
+        clusters.learn(llmd, told("base"))
+    assert clusters.entry("private") is None
+
+
+def test_days_without_an_answer_are_no_days_of_lists(clusters: Clusters, clock: FakeClock) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("base", "private"))
+    for _ in range(3):
+        clock.now += 24 * 3600
+        clusters.miss(llmd)
+    clusters.learn(llmd, told("base"))
+    assert clusters.entry("private") is not None
+
+
+def test_a_cluster_that_lists_new_names_for_ever_takes_no_memory_for_ever(
+    clusters: Clusters, clock: FakeClock
+) -> None:
+    for number in range(5):
+        clock.now += 1
+        clusters.learn(
+            EndpointId("llmd"), told("base", *(f"{number}-{each}" for each in range(4000)))
+        )
+    assert len(names(clusters)) == 8192
+    assert {"base", "4-0", "4-3999"} <= set(names(clusters)), "the newest stay"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +142,7 @@ def test_pods_that_list_different_adapters_are_taken_together(clusters: Clusters
     [
         (Probed(is_cold=True), ClusterState.COLD),
         (Probed(is_accepted=False), ClusterState.UNLISTED),
+        (Probed(is_accepted=False, is_refused=True), ClusterState.REFUSED),
         (told(), ClusterState.READY),
         (None, ClusterState.UNREACHABLE),
     ],
@@ -96,15 +161,100 @@ def test_names_outlive_a_cluster_that_has_no_pods_or_can_not_be_asked(
     assert dict(clusters) == {"llmd": state}
 
 
-def test_a_cluster_with_another_address_is_another_one(clusters: Clusters) -> None:
-    clusters.learn(EndpointId("llmd"), told("m"))
-    clusters.keep([cluster_endpoint()])
-    assert names(clusters) == ["m"]
-    clusters.keep([cluster_endpoint(url="http://y/v1")])
-    assert names(clusters) == []
-    clusters.keep([])
+@pytest.mark.parametrize("elsewhere", [place(url="http://y/v1"), (LLMD, None)])
+def test_a_cluster_that_moved_or_lost_its_address_keeps_its_names(
+    clusters: Clusters, elsewhere: Place
+) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("m"))
+    clusters.keep([place()])
+    assert dict(clusters) == {"llmd": ClusterState.READY}
+    clusters.keep([elsewhere])
+    assert clusters.entry("m") is not None
+    assert clusters.is_new(llmd), "what is there now has to be asked"
+    # nobody can ask for what has no address, but it does not fall to anybody else either
+    assert names(clusters) == (["m"] if elsewhere[1] else [])
+    clusters.keep([(CLOUD, None)])
     assert dict(clusters) == {}
-    assert not clusters.learn(EndpointId("llmd"), told("m")), "it is gone"
+    assert clusters.entry("m") is None
+    assert not clusters.learn(llmd, told("m")), "it is gone"
+
+
+# ── what outlives the process ────────────────────────────────────────────────────────────────
+
+
+def save(clusters: Clusters, kept: dict[str, KnownModel]) -> int:
+    """Write as the registry does; return how many names were written or deleted."""
+    count = 0
+    for change in clusters.unsaved():
+        for known in change.known:
+            kept[known.model.id] = known
+        for name in change.gone:
+            del kept[name]
+        count += len(change.known) + len(change.gone)
+        clusters.mark_saved(change, is_saved=True)
+    return count
+
+
+def test_what_was_seen_counts_after_a_restart(clusters: Clusters, clock: FakeClock) -> None:
+    kept: dict[str, KnownModel] = {}
+    tuned = ServedModel(id="tuned", created_at=5, context_tokens=4096, base_model="base")
+    clusters.learn(EndpointId("llmd"), Probed(models=(ServedModel(id="base"), tuned)))
+    assert save(clusters, kept) == 2
+    before = clusters.entry("tuned")
+    again = Clusters(clock)
+    again.keep([place()])
+    again.remember(kept.values())
+    assert again.entry("tuned") == before
+    assert names(again) == ["base", "tuned"]
+    assert save(again, kept) == 0
+    assert again.untold() == []
+    assert again.unlisted() == ["llmd"], "what it serves now it has not said"
+
+
+def test_a_restart_does_not_make_a_name_that_lists_lack_new(
+    clusters: Clusters, clock: FakeClock
+) -> None:
+    kept: dict[str, KnownModel] = {}
+    clusters.learn(EndpointId("llmd"), told("base", "old"))
+    for _ in range(13):
+        clock.now += 3600
+        clusters.learn(EndpointId("llmd"), told("base"))
+        save(clusters, kept)
+    again = Clusters(clock)
+    again.keep([place()])
+    again.remember(kept.values())
+    assert names(again) == ["base"]
+    for _ in range(11):
+        assert again.entry("old") is not None
+        again.learn(EndpointId("llmd"), told("base"))
+        clock.now += 3600
+    again.learn(EndpointId("llmd"), told("base"))
+    assert again.entry("old") is None
+    assert save(again, kept) == 1
+    assert list(kept) == ["base"]
+
+
+def test_looks_that_find_the_same_are_not_written(clusters: Clusters, clock: FakeClock) -> None:
+    kept: dict[str, KnownModel] = {}
+    written = []
+    for number in range(100):
+        clock.now += 10
+        # two pods: one has an adapter that the other has not
+        clusters.learn(EndpointId("llmd"), told("base", *(["one"] if number % 2 else [])))
+        written.append(save(clusters, kept))
+    assert sum(written) == 2
+
+
+def test_what_could_not_be_written_is_written_later(clusters: Clusters) -> None:
+    clusters.learn(EndpointId("llmd"), told("m"))
+    [change] = clusters.unsaved()
+    assert clusters.unsaved() == []
+    clusters.mark_saved(change, is_saved=False)
+    assert clusters.unsaved() == [change]
+    clusters.keep([])
+    clusters.mark_saved(change, is_saved=True)
+    assert clusters.unsaved() == []
 
 
 def test_what_waits_there_is_forgotten_with_the_answers(clusters: Clusters) -> None:
@@ -156,14 +306,41 @@ def test_a_name_that_the_cluster_serves_goes_there_and_by_no_prefix_to_a_cloud()
     assert served_by(fleet, "gpt-4") == ["openai"]
 
 
+def test_a_name_of_a_cluster_without_an_address_goes_by_no_prefix_to_a_cloud() -> None:
+    fleet = fleet_with(rules=(PrefixRule("gpt-", "openai"),))
+    fleet.learn(EndpointId("llmd"), told("gpt-oss"))
+    fleet._endpoint_of = lambda row: None if row.name == "llmd" else endpoint_of(row)
+    fleet.swap(fleet.catalog)
+    with pytest.raises(ProviderNotConfigured, match="LLMD_ENDPOINT"):
+        fleet.resolve("gpt-oss")
+    assert "gpt-oss" not in [model.id for model in fleet.models()]
+
+
 def test_an_unknown_name_says_that_a_cluster_was_not_asked_yet() -> None:
     fleet = fleet_with()
-    with pytest.raises(ModelNotFound, match="could not be asked yet"):
+    with pytest.raises(ModelNotFound, match="has not told yet"):
         fleet.resolve("m")
     fleet.learn(EndpointId("llmd"), told("other"))
     with pytest.raises(ModelNotFound) as known:
         fleet.resolve("m")
-    assert "asked" not in str(known.value)
+    assert "iir doctor" not in str(known.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_told"),
+    [
+        (Probed(is_accepted=False), True),  # several pools: it will never list any
+        (told(), True),
+        (Probed(is_accepted=False, is_refused=True), False),
+        (Probed(is_cold=True), False),
+    ],
+)
+def test_a_hint_names_only_clusters_that_may_still_tell(found: Probed, is_told: bool) -> None:
+    fleet = fleet_with()
+    fleet.learn(EndpointId("llmd"), found)
+    with pytest.raises(ModelNotFound) as unknown:
+        fleet.resolve("m")
+    assert ("iir doctor" not in str(unknown.value)) == is_told
 
 
 def test_a_deployment_is_built_anew_when_the_clusters_models_change() -> None:
@@ -310,7 +487,7 @@ def test_any_metrics_are_a_load(text: bytes) -> None:
 
 def test_entries_name_their_clusters() -> None:
     clusters = Clusters()
-    clusters.keep([cluster_endpoint("east"), cluster_endpoint("west")])
+    clusters.keep([place("east"), place("west")])
     for name in ("east", "west"):
         clusters.learn(EndpointId(name), told("m"))
     found = clusters.entry("m")
@@ -324,7 +501,7 @@ def test_entries_name_their_clusters() -> None:
 
 def test_what_is_served_inside_goes_no_further_out_because_a_cluster_there_lists_it() -> None:
     clusters = Clusters()
-    clusters.keep([cluster_endpoint("burst", zone=Zone.CLOUD), cluster_endpoint("inside")])
+    clusters.keep([place("burst", zone=Zone.CLOUD), place("inside")])
     clusters.learn(EndpointId("burst"), told("m", "big"))
     clusters.learn(EndpointId("inside"), told("m"))
     places = {

@@ -20,13 +20,14 @@ from router.backends._dialect import (
     outbound,
     streaming,
 )
-from router.backends.llmd.answers import meaning_of
+from router.backends.llmd.answers import meaning_of, of_look
 from router.backends.llmd.looks import Load, found_models, has_no_pods, read_bounded, told_load
 from router.domain import Call, Deployment, Endpoint, Probed
 from router.ports import TenantOf
-from shared.http.errors import ApiError, UpstreamFailed
+from shared.http.errors import ApiError
 from shared.http.exchange import Reply, exchange
 from shared.http.transport import Transport
+from shared.http.upstream_errors import OPERATORS_BUSINESS
 
 _OBJECTIVE: Final = "x-llm-d-inference-objective"
 _FAIRNESS: Final = "x-llm-d-inference-fairness-id"
@@ -58,10 +59,10 @@ class LlmdBackend:
             if has_no_pods(response.status, response.headers, body):
                 return Probed(is_cold=True)
             if response.status >= 500:
-                raise UpstreamFailed(f"The gateway answered a probe with {response.status}.")
+                raise of_look(response.status, body, has_pools=has_pools(endpoint))
             if response.status >= 300:
                 # the credential is not taken; or there are several pools, of which none is meant
-                return Probed(is_accepted=False)
+                return Probed(is_accepted=False, is_refused=response.status in OPERATORS_BUSINESS)
             return Probed(models=found_models(body))
 
     async def _load(self, endpoint: Endpoint) -> Load:
@@ -95,9 +96,19 @@ class LlmdBackend:
         return found
 
 
+def has_pools(endpoint: Endpoint) -> bool:
+    """Tell whether there are several pools behind one gateway: then it is told the model by a header."""
+    return endpoint.gateway is not None and endpoint.gateway.model_header is not None
+
+
 class _Sending(Sending):
     __slots__ = ()
 
     async def refused(self, reply: Reply) -> ApiError:
         """Return what gateway, picker or model server mean by their error."""
-        return meaning_of(reply, await reply.whole(), self.call.facts.request_id)
+        return meaning_of(
+            reply,
+            await reply.whole(),
+            self.call.facts.request_id,
+            has_pools=has_pools(self.deployment.endpoint),
+        )
