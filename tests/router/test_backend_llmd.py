@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.router.gateway import (
     refusal,
 )
 from tests.router.harness import StartRouter
-from tests.router.scenes import CHAT, bearer, chat, error_of, key, usage_of
+from tests.router.scenes import CHAT, MESSAGES, bearer, chat, error_of, key, usage_of
 
 HIDDEN = ("x-llm-d-request-dropped-reason", "x-gateway-destination-endpoint", "x-inference-pod")
 
@@ -213,14 +214,56 @@ async def test_what_the_settings_say_of_a_cluster_goes_to_no_other(
     start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
-    row = Provider(name="llmd", dialect="llmd", base_url="http://127.0.0.1:1", zone=Zone.CLUSTER)
-    async with start_router(llmd_metrics_url="http://127.0.0.1:1") as router:
-        router.write(lambda c: add_provider(c, row))
+    async with gateway("theirs") as (other, other_url), gateway() as (found, url):
+        found.metrics = other.metrics = b"llm_d_epp_average_queue_size 7\n"
+        async with start_router(llmd_endpoint=url, llmd_metrics_url=url) as router:
+            row = Provider(name="other", dialect="llmd", base_url=other_url, zone=Zone.CLUSTER)
+            router.write(lambda c: add_provider(c, row))
+            await router.catch_up()
+            await router.router.prober.look()
+            for model in ("theirs", "tiny"):
+                assert (await router.client.post(CHAT, json=chat(model))).status_code == 200
+            queues = {each: router.router.fleet.clusters.queued(each) for each in ("llmd", "other")}
+        assert [each.header("authorization") for each in other.seen] == [None] * 2
+        assert {each.header("authorization") for each in found.seen} == {"Bearer vllm-key"}
+        assert queues == {"llmd": 7, "other": 0}
+
+
+async def test_settings_of_a_cluster_that_has_no_address_go_to_none_of_its_name(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
+    async with gateway() as (found, url):
+        found.metrics = b"llm_d_epp_average_queue_size 7\n"
+        row = Provider(name="llmd", dialect="llmd", base_url=url, zone=Zone.CLUSTER)
+        async with start_router(llmd_metrics_url=url) as router:
+            router.write(lambda c: add_provider(c, row))
+            await router.catch_up()
+            await router.router.prober.look()
+            assert (await router.client.post(CHAT, json=chat())).status_code == 200
+            assert router.router.fleet.clusters.queued("llmd") == 0
+        assert [each.header("authorization") for each in found.seen] == [None] * 2
+
+
+async def test_a_further_cluster_speaks_every_api_unless_its_row_says_otherwise(
+    start_router: StartRouter,
+) -> None:
+    async with gateway() as (_, url), gateway("plain") as (_, plain_url), start_router() as router:
+        for name, base_url, apis in (("all", url, None), ("some", plain_url, ("chat",))):
+            row = Provider(
+                name=name, dialect="llmd", base_url=base_url, zone=Zone.CLUSTER, apis=apis
+            )
+            router.write(partial(add_provider, provider=row))
         await router.catch_up()
-        [endpoint] = [each for each in router.router.fleet.endpoints() if each.id == "llmd"]
-        assert endpoint.credential is None
-        assert endpoint.gateway is not None
-        assert endpoint.gateway.metrics_url is None
+        await router.router.prober.look()
+        for route, body in {
+            "/v1/responses": {"input": "Hi"},
+            "/v1/messages": {"messages": MESSAGES, "max_tokens": 4},
+        }.items():
+            answer = await router.client.post(route, json={"model": "tiny", **body})
+            assert answer.status_code == 200, route
+            answer = await router.client.post(route, json={"model": "plain", **body})
+            assert answer.status_code == 404, route
 
 
 async def test_a_credential_of_the_cluster(

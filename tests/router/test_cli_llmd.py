@@ -127,6 +127,19 @@ def test_refresh_makes_rows_of_what_it_serves(
     assert [m["id"] for m in from_json(iir("models", "list", "--json"))] == ["org/tiny", "other"]
 
 
+def test_a_cluster_is_asked_by_no_proxy_as_the_router_asks_it(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iir("keys", "create", "--name", "one")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert iir("providers", "refresh", "llmd") == "models added: 2\n"
+    iir("providers", "add", "web", "--base-url", cluster.url)
+    assert "can't be reached" in iir("providers", "refresh", "web", code=1), "others go by it"
+
+
 def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cluster) -> None:
     iir("models", "add", "m", "--provider", "llmd", "--objective", "premium")
     [row] = [m for m in from_json(iir("models", "list", "--json")) if m["id"] == "m"]
@@ -187,6 +200,28 @@ def test_the_doctor_says_how_the_cluster_is(iir: Iir, cluster: Cluster) -> None:
     found = findings()["cluster llmd"]
     assert found.level == "warning"
     assert "kubectl" in str(found.fix)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_doctor_says_which_credential_is_not_taken(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    further = ("--dialect", "llmd", "--base-url", cluster.url)
+    monkeypatch.setenv("EAST_KEY", "wrong")
+    iir("providers", "add", "east", *further, "--key-env", "EAST_KEY")
+    iir("providers", "add", "west", *further)
+    cluster.status = status
+    found = findings()
+    for name, advice in (
+        ("llmd", "set LLMD_API_KEY"),
+        ("east", "set EAST_KEY"),
+        ("west", "--key-env"),
+    ):
+        finding = found[f"cluster {name}"]
+        assert finding.level == "warning"
+        assert str(status) in finding.message
+        assert advice in str(finding.fix)
+        assert "kubectl" not in str(finding.fix)
 
 
 def test_a_provider_of_that_name_that_is_something_else(

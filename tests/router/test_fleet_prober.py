@@ -210,3 +210,32 @@ async def test_a_busy_cluster_that_answers_no_probe_is_a_lost_one(
     for _ in range(2):
         await prober.look()
     assert fleet.breakers.wait_s("llmd", "m") is not None
+
+
+async def test_a_look_that_a_busy_pod_has_no_time_for_is_none_against_a_cluster_that_answers(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet)
+    backend.answers["llmd"] = UpstreamTimeout("this pod is busy")
+    [endpoint] = fleet.endpoints()
+    deployment = Deployment(endpoint=endpoint, upstream_name="m")
+    for _ in range(5):
+        fleet.answered(deployment)  # by another one
+        await prober.look()
+    assert fleet.breakers.wait_s("llmd", "m") is None
+    for _ in range(2):
+        await prober.look()  # nobody was answered since
+    assert fleet.breakers.wait_s("llmd", "m") is not None
+
+
+async def test_answers_from_before_the_last_look_speak_for_nobody(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet)
+    [endpoint] = fleet.endpoints()
+    fleet.answered(Deployment(endpoint=endpoint, upstream_name="m"))
+    await prober.look()
+    backend.answers["llmd"] = UpstreamTimeout("its picker hangs")
+    for _ in range(2):
+        await prober.look()
+    assert fleet.breakers.wait_s("llmd", "m") is not None
