@@ -27,6 +27,14 @@ class Zone(str, Enum):
     CLOUD = "cloud"
 
 
+LLMD_HEADERS: Final = {
+    "current": ("x-llm-d-",),
+    "legacy": ("x-gateway-",),
+    "both": ("x-llm-d-", "x-gateway-"),
+}
+"""What llm-d's own headers begin with, by the styles that can be set; before v0.9 it had the old ones."""
+
+
 class Scope(str, Enum):
     """What a key may do."""
 
@@ -40,11 +48,13 @@ class Gateway:
     """What only the gateway of an llm-d cluster has.
 
     `metrics_url` is where its endpoint picker tells how much waits. `model_header` is the name of the
-    header by which it chooses among several pools.
+    header by which it chooses among several pools. `headers` are the prefixes of llm-d's own headers: they
+    were renamed in its v0.9.
     """
 
     metrics_url: str | None = None
     model_header: str | None = None
+    headers: tuple[str, ...] = LLMD_HEADERS["current"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +228,8 @@ class Ranked(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one attempt. Times in seconds; `error` is an error code or None.
 
+    `cached_tokens` are those of `input_tokens` that the endpoint had in its cache of prefixes.
+
     A request that ended outside of any attempt (refused, or its client left the queue) has one
     outcome with `attempt` 0 and no endpoint, besides those of the attempts before, if there were any.
     """
@@ -230,6 +242,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     error: str | None = None
+    cached_tokens: int | None = None
 
 
 def is_model_name(value: object) -> bool:

@@ -61,6 +61,11 @@ class Settings(BaseServiceSettings):
         description="Header by which llm-d's gateways choose among several pools "
         "(`X-Gateway-Base-Model-Name`). Unset: none is sent.",
     )
+    llmd_headers: Literal["current", "legacy", "both"] = Field(
+        default="current",
+        description="How llm-d's own headers are called: `current` (`x-llm-d-…`), `legacy` (`x-gateway-…`: its "
+        "router before v0.9), or `both`, for clusters of either kind.",
+    )
     llmd_queue_ttl_s: float = Field(
         default=60.0,
         ge=0,

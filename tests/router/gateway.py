@@ -28,7 +28,8 @@ def refusal(status: int, body: str = "", reason: str = "", **headers: str) -> An
     """Return what answers in place of a pod: text, or nothing, and why."""
 
     async def answering(exchange: Exchange) -> None:
-        found = [*([TEXT] if body else []), *headers.items()]
+        is_text = body and "content-type" not in headers
+        found = [*([TEXT] if is_text else []), *headers.items()]
         found += [(REASON, reason)] if reason else []
         await exchange.send_head(status, found, length=len(body))
         await exchange.send_body(body.encode("latin-1"))

@@ -168,6 +168,61 @@ async def test_the_objective_is_the_registrys_and_the_tenant_a_hash_of_the_key(
         assert found.requests[-1].header("x-llm-d-inference-objective") is None
 
 
+@pytest.mark.parametrize(
+    ("style", "prefixes"),
+    [
+        ("current", ["x-llm-d-"]),
+        ("legacy", ["x-gateway-"]),
+        ("both", ["x-gateway-", "x-llm-d-"]),
+    ],
+)
+async def test_headers_have_the_names_that_the_clusters_version_knows(
+    start_router: StartRouter, style: str, prefixes: list[str]
+) -> None:
+    async with cluster(start_router, llmd_headers=style) as (router, found):
+        secret = router.write(key())
+        await deploy(router, objective="premium")
+        headers = {**bearer(secret), "x-gateway-inference-objective": "forged"}
+        assert (await router.client.post(CHAT, json=chat(), headers=headers)).status_code == 200
+        sent = {name: value for name, value in found.requests[0].headers if "-inference-" in name}
+        assert sorted(sent) == sorted(
+            f"{prefix}inference-{name}"
+            for prefix in prefixes
+            for name in ("objective", "fairness-id")
+        )
+        assert {value for name, value in sent.items() if "objective" in name} == {"premium"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_cluster_had_cached_is_a_metric(
+    start_router: StartRouter, stream: bool
+) -> None:
+    usage = {
+        "prompt_tokens": 40,
+        "completion_tokens": 2,
+        "total_tokens": 42,
+        "prompt_tokens_details": {"cached_tokens": 32},
+    }
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "a"}}
+    whole = {"id": "a", "object": "chat.completion", "choices": [choice], "usage": usage}
+    delta = {"index": 0, "finish_reason": "stop", "delta": {"content": "a"}}
+    chunk = {"id": "a", "object": "chat.completion.chunk", "choices": [delta]}
+    events = [chunk, {**chunk, "choices": [], "usage": usage}]
+    sse = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    async with cluster(start_router) as (router, found):
+        found.next.append(
+            refusal(200, sse, **{"content-type": "text/event-stream"})
+            if stream
+            else refusal(200, json.dumps(whole))
+        )
+        answer = await router.client.post(CHAT, json=chat(stream=stream))
+        assert answer.status_code == 200
+        shown = (await router.client.get("/metrics")).text
+        line = 'iir_cached_input_tokens_total{endpoint="llmd",operation="chat/completions"} 32.0'
+        assert line in shown
+        assert 'gen_ai_client_token_usage_total{endpoint="llmd",type="input"} 40.0' in shown
+
+
 async def test_the_tenant_of_a_key_is_the_same_after_a_restart(start_router: StartRouter) -> None:
     tenants = []
     async with gateway() as (found, url):
@@ -223,7 +278,8 @@ async def test_what_the_settings_say_of_a_cluster_goes_to_no_other(
             await router.router.prober.look()
             for model in ("theirs", "tiny"):
                 assert (await router.client.post(CHAT, json=chat(model))).status_code == 200
-            queues = {each: router.router.fleet.clusters.queued(each) for each in ("llmd", "other")}
+            clusters = router.router.fleet.clusters
+            queues = {name: clusters.queued(name) for name, _ in clusters}
         assert [each.header("authorization") for each in other.seen] == [None] * 2
         assert {each.header("authorization") for each in found.seen} == {"Bearer vllm-key"}
         assert queues == {"llmd": 7, "other": 0}
@@ -241,7 +297,8 @@ async def test_settings_of_a_cluster_that_has_no_address_go_to_none_of_its_name(
             await router.catch_up()
             await router.router.prober.look()
             assert (await router.client.post(CHAT, json=chat())).status_code == 200
-            assert router.router.fleet.clusters.queued("llmd") == 0
+            [(name, _)] = router.router.fleet.clusters
+            assert router.router.fleet.clusters.queued(name) == 0
         assert [each.header("authorization") for each in found.seen] == [None] * 2
 
 
@@ -256,14 +313,14 @@ async def test_a_further_cluster_speaks_every_api_unless_its_row_says_otherwise(
             router.write(partial(add_provider, provider=row))
         await router.catch_up()
         await router.router.prober.look()
-        for route, body in {
+        bodies: dict[str, dict[str, object]] = {
             "/v1/responses": {"input": "Hi"},
             "/v1/messages": {"messages": MESSAGES, "max_tokens": 4},
-        }.items():
-            answer = await router.client.post(route, json={"model": "tiny", **body})
-            assert answer.status_code == 200, route
-            answer = await router.client.post(route, json={"model": "plain", **body})
-            assert answer.status_code == 404, route
+        }
+        for route, body in bodies.items():
+            for model, status in (("tiny", 200), ("plain", 404)):
+                answer = await router.client.post(route, json={"model": model, **body})
+                assert answer.status_code == status, (route, model)
 
 
 async def test_a_credential_of_the_cluster(

@@ -22,15 +22,17 @@ from router.backends._dialect import (
 )
 from router.backends.llmd.answers import meaning_of, of_look
 from router.backends.llmd.looks import Load, found_models, has_no_pods, read_bounded, told_load
-from router.domain import Call, Deployment, Endpoint, Probed
+from router.domain import Call, Deployment, Endpoint, Gateway, Probed
 from router.ports import TenantOf
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply, exchange
 from shared.http.transport import Transport
 from shared.http.upstream_errors import OPERATORS_BUSINESS
 
-_OBJECTIVE: Final = "x-llm-d-inference-objective"
-_FAIRNESS: Final = "x-llm-d-inference-fairness-id"
+# after what llm-d's own headers begin with
+_OBJECTIVE: Final = "inference-objective"
+_FAIRNESS: Final = "inference-fairness-id"
+_GATEWAY: Final = Gateway()
 
 
 @BACKENDS.register("llmd")
@@ -82,13 +84,15 @@ class LlmdBackend:
 
         No trace is begun here: whether to sample one is the client's to say, by its `traceparent`.
         """
+        gateway = deployment.endpoint.gateway or _GATEWAY
         found: Headers = ()
-        if deployment.objective is not None:
-            found = ((_OBJECTIVE, deployment.objective),)
         tenant = self._tenant_of(call.facts.key_id)
-        if tenant is not None:
-            found = (*found, (_FAIRNESS, tenant))
-        header = deployment.endpoint.gateway and deployment.endpoint.gateway.model_header
+        for prefix in gateway.headers:
+            if deployment.objective is not None:
+                found = (*found, (prefix + _OBJECTIVE, deployment.objective))
+            if tenant is not None:
+                found = (*found, (prefix + _FAIRNESS, tenant))
+        header = gateway.model_header
         if header:
             name = deployment.base_model or deployment.upstream_name
             if name.isascii():  # no route of Kubernetes matches on anything else
