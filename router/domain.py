@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, NewType
+from typing import Final, Literal, NewType
 
 import msgspec
 from msgspec import Raw
@@ -27,12 +27,8 @@ class Zone(str, Enum):
     CLOUD = "cloud"
 
 
-LLMD_HEADERS: Final = {
-    "current": ("x-llm-d-",),
-    "legacy": ("x-gateway-",),
-    "both": ("x-llm-d-", "x-gateway-"),
-}
-"""What llm-d's own headers begin with, by the styles that can be set; before v0.9 it had the old ones."""
+HeaderStyle = Literal["current", "legacy", "both"]
+"""Which names llm-d's own headers have: they were renamed in its v0.9."""
 
 
 class Scope(str, Enum):
@@ -48,13 +44,12 @@ class Gateway:
     """What only the gateway of an llm-d cluster has.
 
     `metrics_url` is where its endpoint picker tells how much waits. `model_header` is the name of the
-    header by which it chooses among several pools. `headers` are the prefixes of llm-d's own headers: they
-    were renamed in its v0.9.
+    header by which it chooses among several pools.
     """
 
     metrics_url: str | None = None
     model_header: str | None = None
-    headers: tuple[str, ...] = LLMD_HEADERS["current"]
+    header_style: HeaderStyle = "current"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +95,17 @@ class TimeLimits:
     total_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """Latencies that llm-d's pickers are to aim at, in ms, if they have plug-ins for that; None: none.
+
+    Until the first token, and for each one after it.
+    """
+
+    ttft_ms: int | None = None
+    tpot_ms: int | None = None
+
+
 DEFAULT_PATHS: Final = paths_of(DEFAULT_APIS)
 LLMD: Final = "llmd"
 """The dialect of llm-d's gateways, and the name of the provider whose address is `LLMD_ENDPOINT`."""
@@ -114,7 +120,8 @@ class Deployment:
     `paths` are the routes that it serves. `timeouts` hold for whole answers, `stream_timeouts` for
     streams, which have no total limit. `max_in_flight` is how many requests its `pool` takes at
     once (None: no limit); all deployments with the same pool share its places. `is_loaded`: it can
-    serve at once, as far as is known. `objective` and `base_model` are llm-d's: see `DeploymentEntry`.
+    serve at once, as far as is known. `objective`, `base_model` and `slo` are llm-d's: see
+    `DeploymentEntry`.
     """
 
     endpoint: Endpoint
@@ -131,6 +138,7 @@ class Deployment:
     is_loaded: bool = True
     objective: str | None = None
     base_model: str | None = None
+    slo: Slo = Slo()
 
 
 # Values that are made for each request are msgspec's structs: a frozen dataclass takes ten times as
@@ -289,7 +297,7 @@ class DeploymentEntry:
 
     `objective` is the name of llm-d's InferenceObjective for its requests. `base_model` is what it goes
     by where llm-d chooses among several pools (the model that an adapter was made for); None: its
-    upstream name.
+    upstream name. `slo` is what its pickers are to aim at.
     """
 
     provider: str
@@ -301,6 +309,7 @@ class DeploymentEntry:
     limits: TimeLimits = TimeLimits()
     objective: str | None = None
     base_model: str | None = None
+    slo: Slo = Slo()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Deployments:
             max_in_flight=provider.max_in_flight,
             objective=row.objective,
             base_model=row.base_model,
+            slo=row.slo,
         )
 
     def of_agent(

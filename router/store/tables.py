@@ -75,8 +75,8 @@ prefix_rules = Table(
     Column("provider", ForeignKey("providers.name", ondelete="CASCADE"), nullable=False),
 )
 
-# Prices are in US dollars per million tokens. NULL limits: as the router's settings say. `objective` and
-# `base_model` are for llm-d clusters only.
+# Prices are in US dollars per million tokens. NULL limits: as the router's settings say. `objective`,
+# `base_model` and the SLOs are for llm-d clusters only.
 deployments = Table(
     "deployments",
     metadata,
@@ -95,6 +95,8 @@ deployments = Table(
     Column("total_s", Float),
     Column("objective", String(256)),
     Column("base_model", String(256)),
+    Column("slo_ttft_ms", Integer),
+    Column("slo_tpot_ms", Integer),
 )
 
 # What llm-d clusters were seen to serve, so that a restart does not forget it. `missing_s` is for how many

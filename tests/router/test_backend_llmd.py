@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from router.domain import Provider, Zone
+from router.domain import Provider, Slo, Zone
 from router.store.catalog import add_provider, list_providers
 from router.store.deployed import set_cluster_fields
 from tests.router.gateway import (
@@ -168,29 +168,56 @@ async def test_the_objective_is_the_registrys_and_the_tenant_a_hash_of_the_key(
         assert found.requests[-1].header("x-llm-d-inference-objective") is None
 
 
+CURRENT = {
+    "x-llm-d-inference-objective": "premium",
+    "x-llm-d-slo-ttft-ms": "500",
+    "x-llm-d-slo-tpot-ms": "40",
+}
+LEGACY = {
+    "x-gateway-inference-objective": "premium",
+    "x-slo-ttft-ms": "500",
+    "x-slo-tpot-ms": "40",
+}
+
+
 @pytest.mark.parametrize(
-    ("style", "prefixes"),
-    [
-        ("current", ["x-llm-d-"]),
-        ("legacy", ["x-gateway-"]),
-        ("both", ["x-gateway-", "x-llm-d-"]),
-    ],
+    ("style", "names"),
+    [("current", CURRENT), ("legacy", LEGACY), ("both", {**CURRENT, **LEGACY})],
 )
 async def test_headers_have_the_names_that_the_clusters_version_knows(
-    start_router: StartRouter, style: str, prefixes: list[str]
+    start_router: StartRouter, style: str, names: dict[str, str]
 ) -> None:
     async with cluster(start_router, llmd_headers=style) as (router, found):
         secret = router.write(key())
-        await deploy(router, objective="premium")
-        headers = {**bearer(secret), "x-gateway-inference-objective": "forged"}
+        await deploy(router, objective="premium", slo=Slo(ttft_ms=500, tpot_ms=40))
+        forged = {"x-gateway-inference-objective": "forged", "x-slo-tpot-ms": "1"}
+        headers = {**bearer(secret), **forged}
         assert (await router.client.post(CHAT, json=chat(), headers=headers)).status_code == 200
-        sent = {name: value for name, value in found.requests[0].headers if "-inference-" in name}
-        assert sorted(sent) == sorted(
-            f"{prefix}inference-{name}"
-            for prefix in prefixes
-            for name in ("objective", "fairness-id")
+        sent = {
+            name: value
+            for name, value in found.requests[0].headers
+            if name.startswith(("x-llm-d-", "x-gateway-", "x-slo-"))
+        }
+        tenants = {name: value for name, value in sent.items() if "fairness-id" in name}
+        assert {name: value for name, value in sent.items() if name not in tenants} == names
+        assert len(tenants) == len(names) // 3
+        assert len(set(tenants.values())) == 1
+
+
+async def test_a_model_without_slos_sends_none(start_router: StartRouter) -> None:
+    async with cluster(start_router) as (router, found):
+        await deploy(router, slo=Slo(ttft_ms=500))
+        await router.client.post(CHAT, json=chat())
+        change: dict[str, str | int | None] = {"slo_ttft_ms": None}
+        router.write(lambda c: set_cluster_fields(c, "tiny", "llmd", change))
+        await router.catch_up()
+        await router.client.post(CHAT, json=chat())
+        first, second = (
+            [(name, value) for name, value in each.headers if "-slo-" in name]
+            for each in found.requests
         )
-        assert {value for name, value in sent.items() if "objective" in name} == {"premium"}
+        assert first == [("x-llm-d-slo-ttft-ms", "500")]
+        assert second == []
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -153,6 +153,21 @@ def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cl
     assert said == "model m on llmd: objective -; base model m\n"
 
 
+def test_latencies_that_a_picker_aims_at_are_set_and_taken_back(
+    iir: Iir, cluster: Cluster, tmp_path: Path
+) -> None:
+    iir("models", "add", "m", "--provider", "llmd", "--slo-ttft-ms", "500")
+    said = iir("models", "set", "m", "--slo-tpot-ms", "40", "--objective", "premium")
+    assert said == "model m on llmd: objective premium; base model m; TTFT 500 ms; TPOT 40 ms\n"
+    said = iir("models", "set", "m", "--no-slo")
+    assert said == "model m on llmd: objective premium; base model m\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text("models: [{id: s, deployments: [{provider: llmd, slo_ttft_ms: 300}]}]")
+    iir("seed", str(path))
+    said = iir("models", "set", "s", "--slo-tpot-ms", "20")
+    assert said.endswith("; TTFT 300 ms; TPOT 20 ms\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -163,6 +178,10 @@ def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cl
         (("set", "m", "--objective", "a\r\nx-evil: 1"), "Kubernetes"),
         (("set", "m", "--base-model", "two words"), "base model"),
         (("set", "none", "--objective", "a"), "iir models add none"),
+        (("set", "m", "--slo-ttft-ms", "0"), "1 to 86400000 ms"),
+        (("set", "m", "--slo-tpot-ms", "86400001"), "1 to 86400000 ms"),
+        (("set", "m", "--slo-ttft-ms", "5", "--no-slo"), "contradict"),
+        (("add", "x", "--provider", "openai", "--slo-ttft-ms", "5"), "llm-d's"),
         (("set", "far", "--provider", "openai", "--objective", "a"), "llm-d's"),
         (("add", "x", "--provider", "openai", "--objective", "a"), "llm-d's"),
     ],

@@ -6,7 +6,9 @@ endpoint picker for each request, so either of them may answer in place of the m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from itertools import cycle
 from typing import Final
 
 from msgspec.structs import replace
@@ -22,16 +24,31 @@ from router.backends._dialect import (
 )
 from router.backends.llmd.answers import meaning_of, of_look
 from router.backends.llmd.looks import Load, found_models, has_no_pods, read_bounded, told_load
-from router.domain import Call, Deployment, Endpoint, Gateway, Probed
+from router.domain import Call, Deployment, Endpoint, Gateway, HeaderStyle, Probed
 from router.ports import TenantOf
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply, exchange
 from shared.http.transport import Transport
 from shared.http.upstream_errors import OPERATORS_BUSINESS
 
-# after what llm-d's own headers begin with
-_OBJECTIVE: Final = "inference-objective"
-_FAIRNESS: Final = "inference-fairness-id"
+# objective, tenant, and how long the first token and each one after it may take
+_CURRENT: Final = (
+    "x-llm-d-inference-objective",
+    "x-llm-d-inference-fairness-id",
+    "x-llm-d-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+)
+_LEGACY: Final = (
+    "x-gateway-inference-objective",
+    "x-gateway-inference-fairness-id",
+    "x-slo-ttft-ms",
+    "x-slo-tpot-ms",
+)
+_NAMES: Final[Mapping[HeaderStyle, tuple[str, ...]]] = {
+    "current": _CURRENT,
+    "legacy": _LEGACY,
+    "both": (*_CURRENT, *_LEGACY),
+}
 _GATEWAY: Final = Gateway()
 
 
@@ -85,13 +102,19 @@ class LlmdBackend:
         No trace is begun here: whether to sample one is the client's to say, by its `traceparent`.
         """
         gateway = deployment.endpoint.gateway or _GATEWAY
-        found: Headers = ()
-        tenant = self._tenant_of(call.facts.key_id)
-        for prefix in gateway.headers:
-            if deployment.objective is not None:
-                found = (*found, (prefix + _OBJECTIVE, deployment.objective))
-            if tenant is not None:
-                found = (*found, (prefix + _FAIRNESS, tenant))
+        slo = deployment.slo
+        values = (
+            deployment.objective,
+            self._tenant_of(call.facts.key_id),
+            None if slo.ttft_ms is None else str(slo.ttft_ms),
+            None if slo.tpot_ms is None else str(slo.tpot_ms),
+        )
+        names = _NAMES[gateway.header_style]
+        found: Headers = tuple(
+            (name, value)
+            for name, value in zip(names, cycle(values), strict=False)
+            if value is not None
+        )
         header = gateway.model_header
         if header:
             name = deployment.base_model or deployment.upstream_name

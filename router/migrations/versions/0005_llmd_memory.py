@@ -1,4 +1,4 @@
-"""Which models llm-d clusters were seen to serve.
+"""Which models llm-d clusters were seen to serve, and latencies that their pickers are to aim at.
 
 Revision ID: 0005
 """
@@ -29,3 +29,5 @@ def upgrade() -> None:
         sa.Column("base_model", sa.String(256)),
         sa.Column("missing_s", sa.BigInteger(), nullable=False),
     )
+    op.add_column("deployments", sa.Column("slo_ttft_ms", sa.Integer()))
+    op.add_column("deployments", sa.Column("slo_tpot_ms", sa.Integer()))
