@@ -115,10 +115,8 @@ def set_command(
         raise InvalidValue("say what to set; `iir models set --help` shows the options")
     now = write(lambda c: set_cluster_fields(c, model_id, provider, change))
     base = now.base_model or now.upstream_name
-    typer.echo(
-        f"model {model_id} on {provider}: objective {now.objective or '-'}; base model {base}"
-        f"{_slo(now.slo)}"
-    )
+    aims = "; ".join([f"base model {base}", *_aims(now.slo)])
+    typer.echo(f"model {model_id} on {provider}: objective {now.objective or '-'}; {aims}")
 
 
 @app.command("list")
@@ -147,7 +145,8 @@ def list_command(as_json: AsJson = False) -> None:
     if as_json:
         write_json([asdict(row) for row in rows])
         return
-    special = "time limits, objective" if any(r.objective for r in rows) else "time limits"
+    has_aims = any(r.objective or r.slo != Slo() for r in rows)
+    special = "time limits, objective" if has_aims else "time limits"
     write_table(
         ("id", "aliases", "served by", "zone", "status", "context", special),
         [
@@ -173,12 +172,13 @@ def remove(model_id: _Id) -> None:
     typer.echo(f"model {model_id} removed")
 
 
-def _slo(slo: Slo) -> str:
+def _aims(slo: Slo) -> list[str]:
     found = (("TTFT", slo.ttft_ms), ("TPOT", slo.tpot_ms))
-    return "".join(f"; {name} {ms} ms" for name, ms in found if ms is not None)
+    return [f"{name} {ms} ms" for name, ms in found if ms is not None]
 
 
 def _special(row: ListedModel) -> str:
     found = asdict(row.limits).items()
     limits = [f"{name[:-2]} {value:g} s" for name, value in found if value is not None]
-    return ", ".join([*limits, *([f"objective {row.objective}"] if row.objective else [])])
+    objective = [f"objective {row.objective}"] if row.objective else []
+    return ", ".join([*limits, *objective, *_aims(row.slo)])

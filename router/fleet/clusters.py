@@ -37,6 +37,8 @@ _GAP_S = 3600.0
 # What the registry has of a name that lists lack is as old as that, so that few lists cost a write.
 _GRAIN_S = 3600
 _MOST_NAMES = 8192
+# A new cluster is asked often until it has shown how it stands, but not for ever.
+_MOST_DOUBTS = 10
 _OUTWARD = (Zone.LOCAL, Zone.CLUSTER, Zone.CLOUD)
 
 
@@ -48,6 +50,7 @@ class ClusterState(str, Enum):
     UNLISTED = "answers, without a list of models"
     REFUSED = "does not take the router's credential"
     COLD = "cold"
+    DOUBTFUL = "its gateway answers, its pods do not"
     UNREACHABLE = "unreachable"
 
 
@@ -76,6 +79,7 @@ class _Cluster:
     state: ClusterState = ClusterState.UNKNOWN
     queued: int = 0
     listed_at: float | None = None
+    doubts: int = 0
 
     def move(self, zone: Zone, base_url: str | None) -> None:
         """Take what the registry and the settings say of it now."""
@@ -83,6 +87,7 @@ class _Cluster:
         if base_url != self.base_url:
             self.base_url = base_url
             self.state, self.queued, self.listed_at = ClusterState.UNKNOWN, 0, None
+            self.doubts = 0
 
     def take(self, models: Iterable[ServedModel], now: float) -> bool:
         """Take a list; tell whether it has other models now."""
@@ -172,10 +177,13 @@ class Clusters:
             cluster.queued = 0
 
     def doubt(self, endpoint: EndpointId) -> None:
-        """Note that a probe got no further than the gateway: how the cluster stands it did not show."""
+        """Note that a probe got no further than the gateway: of other pods that tells nothing."""
         cluster = self._clusters.get(endpoint)
-        if cluster is not None and cluster.state is ClusterState.UNREACHABLE:
-            cluster.state = ClusterState.UNKNOWN
+        if cluster is None or cluster.state not in {ClusterState.UNKNOWN, ClusterState.UNREACHABLE}:
+            return
+        cluster.doubts += 1
+        if cluster.state is ClusterState.UNREACHABLE or cluster.doubts >= _MOST_DOUBTS:
+            cluster.state = ClusterState.DOUBTFUL
 
     def hear(self, endpoint: EndpointId) -> None:
         """Note that a request was answered there."""

@@ -159,6 +159,9 @@ def test_latencies_that_a_picker_aims_at_are_set_and_taken_back(
     iir("models", "add", "m", "--provider", "llmd", "--slo-ttft-ms", "500")
     said = iir("models", "set", "m", "--slo-tpot-ms", "40", "--objective", "premium")
     assert said == "model m on llmd: objective premium; base model m; TTFT 500 ms; TPOT 40 ms\n"
+    assert "objective premium, TTFT 500 ms, TPOT 40 ms" in iir("models", "list")
+    [row] = [m for m in from_json(iir("models", "list", "--json")) if m["id"] == "m"]
+    assert row["slo"] == {"ttft_ms": 500, "tpot_ms": 40}
     said = iir("models", "set", "m", "--no-slo")
     assert said == "model m on llmd: objective premium; base model m\n"
     path = tmp_path / "mine.yaml"

@@ -19,7 +19,9 @@ from router.domain import (
     ServedModel,
     Zone,
 )
+from router.errors import PodUnreachable
 from router.fleet.breaker import BreakerRule, Breakers
+from router.fleet.clusters import ClusterState
 from router.fleet.membership import Membership
 from router.fleet.prober import Prober
 from router.fleet.registry import Fleet
@@ -226,6 +228,22 @@ async def test_a_look_that_a_busy_pod_has_no_time_for_is_none_against_a_cluster_
     for _ in range(2):
         await prober.look()  # nobody was answered since
     assert fleet.breakers.wait_s("llmd", "m") is not None
+
+
+async def test_a_new_cluster_is_asked_often_until_it_is_clear_that_no_pod_answers(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet, Zone.CLOUD)
+    backend.answers["llmd"] = PodUnreachable("no healthy upstream")
+    for _ in range(30):
+        await prober.look_at_spared()
+    assert len(backend.asked) == 10
+    assert dict(fleet.clusters) == {"llmd": ClusterState.DOUBTFUL}
+    assert fleet.clusters.untold() == ["llmd"], "nobody knows what it serves"
+    backend.answers.clear()
+    backend.told = Probed(models=(ServedModel(id="m"),))
+    await prober.look()
+    assert dict(fleet.clusters) == {"llmd": ClusterState.READY}
 
 
 async def test_answers_from_before_the_last_look_speak_for_nobody(

@@ -272,6 +272,12 @@ async def test_a_pod_that_is_gone_costs_one_more_attempt_in_the_same_cluster(
         (refusal(503, "no healthy upstream"), 2),
         (POD_BROKE_OFF, 1),
         (refusal(502, f"{RESET}remote reset"), 1),
+        (
+            refusal(
+                503, POD_REFUSED.replace("reset reason", "retried and the latest reset reason")
+            ),
+            1,
+        ),
         (refusal(503, f"{RESET}overflow"), 1),
         (ROUTE_TIMEOUT, 1),
     ],

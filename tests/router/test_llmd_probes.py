@@ -174,7 +174,7 @@ async def test_a_pod_that_is_away_is_no_cluster_that_is_away(start_router: Start
         assert await state(router) == "unreachable"
         found.listing = POD_GONE
         await look(router)
-        assert await state(router) == "unknown", "its gateway answers again; the rest will show"
+        assert await state(router) == "its gateway answers, its pods do not"
         assert (await router.client.post(CHAT, json=chat())).status_code == 200
 
 

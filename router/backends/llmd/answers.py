@@ -55,10 +55,12 @@ _BUSY: Final = frozenset({429, 503})
 # has seen the request (`ResponseFlagUtils`, `Http::Utility::resetReasonToString`)
 _RESET: Final = (b"upstream connect error", b"disconnect/reset", b"no healthy upstream")
 _UNSEEN: Final = (b"remote connection failure", b"connection timeout", b"no healthy upstream")
+# the gateway asked several pods, and tells of the last one only
+_RETRIED: Final = b"retried and the latest"
 _OVERFLOW: Final = b"reset reason: overflow"
 _OF_ONE: Final = (PoolWithoutPicker, UpstreamInterrupted, ClusterContended, RouteTimeout)
 _PICKERS_TEXT: Final = re.compile(rb"inference error: \w+ - ([ -~]{1,300})\s*")
-_LOOK: Final = "Its log says why, under this request id."
+_LOOK: Final = "Its log says why, under this request's id."
 _NEXT_STEPS: Final = {
     400: "Look for a field that the model server does not know; the gateway's log has the reason.",
     405: "Its route has to allow POST; the operator can see that in the HTTPRoute.",
@@ -181,7 +183,7 @@ def _is_reset(body: bytes) -> bool:
 
 def _of_reset(body: bytes) -> ApiError:
     """Return the error for a way to a pod that ended before an answer came back on it."""
-    if any(text in body for text in _UNSEEN):
+    if any(text in body for text in _UNSEEN) and _RETRIED not in body:
         return PodUnreachable("The pod that the cluster picked could not be reached. Ask again.")
     if _OVERFLOW in body:
         return ClusterContended(
