@@ -38,10 +38,11 @@ from router.fleet.leases import LeaseDesk
 from router.fleet.membership import Membership
 from router.fleet.prober import Prober
 from router.fleet.registry import Fleet
+from router.fleet.remembering import ClusterMemory
 from router.fleet.sync import RegistrySync
 from router.policies import POLICIES
 from router.settings import Settings
-from router.store.bridge import StoredCredentials, StoredLeases, StoredRegistry
+from router.store.bridge import StoredCredentials, StoredLeases, StoredModels, StoredRegistry
 from router.store.errors import Refusal, StoreError
 from router.store.first_secrets import FirstSecrets
 from router.store.ledger import UsageLedger
@@ -101,6 +102,7 @@ class Router:
         self.prober = Prober(self.fleet, self.backends)
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
+        self.memory = ClusterMemory(self.fleet, StoredModels(self.writer))
         self.metrics = RouterMetrics(self.fleet)
         self.ledger = UsageLedger(self.writer, zone_of=self._zone_of)
         self._show_gauges()
@@ -150,11 +152,20 @@ class Router:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring the registry up to date, load it, and follow it until the end."""
-        await asyncio.get_running_loop().run_in_executor(None, prepare_registry, self.settings)
+        is_llmds = await asyncio.get_running_loop().run_in_executor(
+            None, prepare_registry, self.settings
+        )
+        if not is_llmds:
+            text = (
+                f"remove the provider {LLMD!r}, which speaks another dialect: iir providers remove"
+            )
+            self._log.warning("llmd_endpoint_ignored", next_step=text)
         await self.sync.load()
+        await self.memory.load()
         if self.settings.router_probe_s:
             with anyio.move_on_after(_FIRST_LOOK_S):
                 await self.prober.look_at_new()
+        self.memory.warn()
         self.readiness.is_loaded = True
         try:
             async with anyio.create_task_group() as tasks:
@@ -216,6 +227,7 @@ class Router:
                     self._log.warning("leases_not_saved", reason=str(exc))
                 self._leases_wait = True
             await self.joins.flush()
+            await self.memory.flush()
             await self.ledger.flush()
 
     def drain(self) -> None:
@@ -281,16 +293,17 @@ def create_app(
     return Router(settings, transport=transport, epoch=epoch).asgi()
 
 
-def prepare_registry(settings: Settings) -> None:
+def prepare_registry(settings: Settings) -> bool:
     """Bring the registry up to date; a cluster that the settings name gets its row.
+
+    Returns:
+        False if they name one whose row is another dialect's, so that the setting is of no use.
 
     Raises:
         StoreError: the registry can't be read or written.
     """
-    has_cluster = prepare(settings.store_url, has_cluster=settings.llmd_endpoint is not None)
-    if settings.llmd_endpoint is not None and not has_cluster:
-        text = f"remove the provider {LLMD!r}, which speaks another dialect: iir providers remove"
-        get_logger("router").warning("llmd_endpoint_ignored", next_step=text)
+    is_set = settings.llmd_endpoint is not None
+    return prepare(settings.store_url, has_cluster=is_set) or not is_set
 
 
 def make_epoch() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, NewType
+from typing import Final, Literal, NewType
 
 import msgspec
 from msgspec import Raw
@@ -27,6 +27,10 @@ class Zone(str, Enum):
     CLOUD = "cloud"
 
 
+HeaderStyle = Literal["current", "legacy", "both"]
+"""Which names llm-d's own headers have: they were renamed in its v0.9."""
+
+
 class Scope(str, Enum):
     """What a key may do."""
 
@@ -45,6 +49,7 @@ class Gateway:
 
     metrics_url: str | None = None
     model_header: str | None = None
+    header_style: HeaderStyle = "current"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,17 @@ class TimeLimits:
     total_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """Latencies that llm-d's pickers are to aim at, in ms, if they have plug-ins for that; None: none.
+
+    Until the first token, and for each one after it.
+    """
+
+    ttft_ms: int | None = None
+    tpot_ms: int | None = None
+
+
 DEFAULT_PATHS: Final = paths_of(DEFAULT_APIS)
 LLMD: Final = "llmd"
 """The dialect of llm-d's gateways, and the name of the provider whose address is `LLMD_ENDPOINT`."""
@@ -104,7 +120,8 @@ class Deployment:
     `paths` are the routes that it serves. `timeouts` hold for whole answers, `stream_timeouts` for
     streams, which have no total limit. `max_in_flight` is how many requests its `pool` takes at
     once (None: no limit); all deployments with the same pool share its places. `is_loaded`: it can
-    serve at once, as far as is known. `objective` and `base_model` are llm-d's: see `DeploymentEntry`.
+    serve at once, as far as is known. `objective`, `base_model` and `slo` are llm-d's: see
+    `DeploymentEntry`.
     """
 
     endpoint: Endpoint
@@ -121,6 +138,7 @@ class Deployment:
     is_loaded: bool = True
     objective: str | None = None
     base_model: str | None = None
+    slo: Slo = Slo()
 
 
 # Values that are made for each request are msgspec's structs: a frozen dataclass takes ten times as
@@ -176,15 +194,33 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     base_model: str | None = None
 
 
+class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a cluster was seen to serve, and for how long, in s, its lists have lacked it."""
+
+    cluster: str
+    model: ServedModel
+    missing_s: int = 0
+
+
+class ModelsChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed of the models that are known of one cluster; `gone` are names."""
+
+    cluster: str
+    known: tuple[KnownModel, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint answered to a probe.
 
     `is_accepted`: it gave what it was asked for, which it does not where it refuses the credential.
+    `is_refused`: a cluster did not because of the credential, and of nothing else.
     `models`: what it serves; None: it does not say. `is_cold`: it can be reached, but has nothing that
     could serve. `queued`: how many requests wait there; None: it does not say.
     """
 
     is_accepted: bool = True
+    is_refused: bool = False
     models: tuple[ServedModel, ...] | None = None
     is_cold: bool = False
     queued: int | None = None
@@ -200,6 +236,8 @@ class Ranked(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one attempt. Times in seconds; `error` is an error code or None.
 
+    `cached_tokens` are those of `input_tokens` that the endpoint had in its cache of prefixes.
+
     A request that ended outside of any attempt (refused, or its client left the queue) has one
     outcome with `attempt` 0 and no endpoint, besides those of the attempts before, if there were any.
     """
@@ -212,6 +250,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     error: str | None = None
+    cached_tokens: int | None = None
 
 
 def is_model_name(value: object) -> bool:
@@ -258,7 +297,7 @@ class DeploymentEntry:
 
     `objective` is the name of llm-d's InferenceObjective for its requests. `base_model` is what it goes
     by where llm-d chooses among several pools (the model that an adapter was made for); None: its
-    upstream name.
+    upstream name. `slo` is what its pickers are to aim at.
     """
 
     provider: str
@@ -270,6 +309,7 @@ class DeploymentEntry:
     limits: TimeLimits = TimeLimits()
     objective: str | None = None
     base_model: str | None = None
+    slo: Slo = Slo()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from shared.http.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
+from shared.http.errors import (
+    ApiError,
+    BadRequest,
+    Forbidden,
+    Unauthorized,
+    Unavailable,
+    UpstreamTimeout,
+)
 
 
 class NoEndpoint(Unavailable):
@@ -92,10 +99,20 @@ class PickerGone(ClusterError):
     """Its endpoint picker does not answer, so the gateway can send requests nowhere."""
 
 
+class PoolWithoutPicker(ClusterError):
+    """One pool's endpoint picker does not answer; those of the gateway's other pools may."""
+
+
 class PodUnreachable(ClusterError):
-    """The pod that was picked could not be reached. Asked again, the cluster picks anew."""
+    """The pod that was picked took no connection. Asked again, the cluster picks anew."""
 
     rest_s = 0.0  # the other pods work
+
+
+class RouteTimeout(UpstreamTimeout):
+    """The gateway's route has a time limit, and the request takes longer: it would again, anywhere there."""
+
+    is_retryable = False
 
 
 class ProviderNotConfigured(Unavailable):

@@ -15,7 +15,9 @@ from router.domain import (
     Endpoint,
     EndpointId,
     KeyId,
+    KnownModel,
     LeaseBook,
+    ModelsChange,
     Outcome,
     Probed,
     Ranked,
@@ -134,6 +136,21 @@ class CredentialStore(Protocol):
 
     async def promote(self, present: ShownCredential) -> bool:
         """End the credential before this one; tell whether there was one."""
+        ...
+
+
+class KnownModels(Protocol):
+    """Keeps which models clusters were seen to serve beyond the life of this process.
+
+    Each method raises `OSError` when the registry can't be used now; nothing was written then.
+    """
+
+    async def load(self) -> Sequence[KnownModel]:
+        """Return those of all clusters."""
+        ...
+
+    async def save(self, change: ModelsChange) -> None:
+        """Keep a change, unless the cluster is no longer there."""
         ...
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 from pydantic import Field, field_validator
 
+from router.domain import HeaderStyle
 from shared.http.base_url import normalise
 from shared.http.transport import Timeouts
 from shared.http.transports import TransportName
@@ -60,6 +61,11 @@ class Settings(BaseServiceSettings):
         default=None,
         description="Header by which llm-d's gateways choose among several pools "
         "(`X-Gateway-Base-Model-Name`). Unset: none is sent.",
+    )
+    llmd_headers: HeaderStyle = Field(
+        default="current",
+        description="How llm-d's own headers are called: `current` (`x-llm-d-…`), `legacy` (`x-gateway-…`, "
+        "`x-slo-…`: its router before v0.9), or `both`, for clusters of either kind.",
     )
     llmd_queue_ttl_s: float = Field(
         default=60.0,

@@ -15,11 +15,11 @@ _LIMIT_S = 2.0
 
 def cluster_models(
     providers: Iterable[Provider], settings: Settings
-) -> tuple[list[tuple[Provider, str]], dict[str, str]]:
+) -> tuple[list[tuple[Provider, str]], dict[str, CommandFailed]]:
     """Return the models of all clusters, and by name why one could not be asked."""
     endpoint_of = ProviderEndpoints(settings)
     found: list[tuple[Provider, str]] = []
-    problems: dict[str, str] = {}
+    problems: dict[str, CommandFailed] = {}
     for provider in providers:
         endpoint = endpoint_of(provider) if provider.dialect == LLMD else None
         if endpoint is None:
@@ -31,7 +31,7 @@ def cluster_models(
                 provider.name, url, endpoint.credential, limit_s=_LIMIT_S, by_proxy=False
             )
         except CommandFailed as error:
-            problems[provider.name] = str(error)
+            problems[provider.name] = error
         else:
             found += [(provider, model) for model in ids]
     return found, problems

@@ -10,9 +10,10 @@ import typer
 
 from router.cli.clusters import cluster_models
 from router.cli.listing import agent_state
-from router.cli.output import AsJson, write_json, write_table
+from router.cli.output import AsJson, CommandFailed, write_json, write_table
 from router.cli.router_probe import Answer, probe_router
-from router.domain import LLMD, Catalog
+from router.cli.upstream_models import CredentialRefused
+from router.domain import LLMD, Catalog, Provider
 from router.fleet.endpoints import ProviderEndpoints
 from router.settings import Settings, load_settings
 from router.store.agents import AgentInfo, list_agents
@@ -145,11 +146,13 @@ def _clusters(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
     for cluster in clusters:
         served = [model for provider, model in found if provider is cluster]
         problem = problems.get(cluster.name)
-        yield _cluster(cluster.name, endpoint_of(cluster) is not None, served, problem)
+        yield _cluster(cluster, endpoint_of(cluster) is not None, served, problem)
 
 
-def _cluster(name: str, has_address: bool, served: Sequence[str], problem: str | None) -> Finding:
-    check = f"cluster {name}"
+def _cluster(
+    cluster: Provider, has_address: bool, served: Sequence[str], problem: CommandFailed | None
+) -> Finding:
+    check = f"cluster {cluster.name}"
     if not has_address:
         text = "its address or credential is not set here, so its models can't be used"
         fix = "set LLMD_ENDPOINT and restart the router, or: iir providers remove NAME"
@@ -158,7 +161,18 @@ def _cluster(name: str, has_address: bool, served: Sequence[str], problem: str |
         more = f" and {len(served) - 3} more" if len(served) > 3 else ""
         return Finding(check, "ok", f"serves {', '.join(served[:3])}{more}")
     fix = "kubectl get pods in its namespace; is the address right: iir providers list"
-    return Finding(check, "warning", problem or "it answers, and serves no model", fix)
+    if isinstance(problem, CredentialRefused):
+        fix = _credential_fix(cluster)
+    text = "it answers, and serves no model" if problem is None else str(problem)
+    return Finding(check, "warning", text, fix)
+
+
+def _credential_fix(cluster: Provider) -> str:
+    """Return how a cluster gets a credential that it takes."""
+    variable = cluster.key_env or ("LLMD_API_KEY" if cluster.name == LLMD else None)
+    if variable is None:
+        return f"it wants a credential: iir providers remove {cluster.name}, add it with --key-env NAME"
+    return f"set {variable} to what its gateway takes (vLLM: --api-key) and restart the router"
 
 
 def _keys(catalog: Catalog, settings: Settings) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from router.domain import DeploymentEntry, ModelEntry, Provider, TimeLimits
+from router.domain import DeploymentEntry, ModelEntry, Provider, Slo, TimeLimits
 from router.fleet.refusals import missing_setting
 from router.store.agents import AgentInfo
 from router.store.catalog import AGENT_DIALECT
@@ -24,6 +24,7 @@ class ListedModel:
     context_tokens: int | None
     limits: TimeLimits = field(default_factory=TimeLimits)
     objective: str | None = None
+    slo: Slo = field(default_factory=Slo)
 
 
 def list_served(
@@ -59,6 +60,7 @@ def list_served(
                     context_tokens=place.context_tokens,
                     limits=place.limits,
                     objective=place.objective,
+                    slo=place.slo,
                 )
             )
     return sorted(found, key=lambda row: (row.id, row.served_by))

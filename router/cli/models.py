@@ -11,7 +11,7 @@ from router.cli.clusters import cluster_models
 from router.cli.listing import ListedModel, in_clusters, list_served
 from router.cli.output import AsJson, write_json, write_table
 from router.cli.session import read, write
-from router.domain import LLMD, DeploymentEntry, Provider, TimeLimits
+from router.domain import LLMD, DeploymentEntry, Provider, Slo, TimeLimits
 from router.fleet.endpoints import ProviderEndpoints
 from router.settings import load_settings
 from router.store import catalog
@@ -25,6 +25,8 @@ app = typer.Typer(help="Models, their aliases and where they are served.", no_ar
 
 _OBJECTIVE = "In an llm-d cluster: the InferenceObjective of its requests."
 _BASE = "In an llm-d cluster with several pools: the model by which its pool is found."
+_TTFT = "In an llm-d cluster: ms until the first token that its picker aims at."
+_TPOT = "In an llm-d cluster: ms per further token that its picker aims at."
 _Id = Annotated[str, typer.Argument(help="The model's public id.", metavar="ID")]
 
 
@@ -55,6 +57,12 @@ def add(
     base_model: Annotated[
         str | None, typer.Option(help=f"{_BASE} By default its name there.", metavar="NAME")
     ] = None,
+    slo_ttft_ms: Annotated[
+        int | None, typer.Option(help=f"{_TTFT} By default none.", metavar="MS")
+    ] = None,
+    slo_tpot_ms: Annotated[
+        int | None, typer.Option(help=f"{_TPOT} By default none.", metavar="MS")
+    ] = None,
 ) -> None:
     """Add a model, or another place that serves it."""
     entry = DeploymentEntry(
@@ -67,6 +75,7 @@ def add(
         ),
         objective=objective,
         base_model=base_model,
+        slo=Slo(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms),
     )
     write(lambda c: catalog.add_model(c, model_id, entry, aliases=alias or ()))
     typer.echo(f"model {model_id} added on {provider}")
@@ -85,12 +94,18 @@ def set_command(
     no_base_model: Annotated[
         bool, typer.Option("--no-base-model", help="Its pool is found by its name there.")
     ] = False,
+    slo_ttft_ms: Annotated[int | None, typer.Option(help=_TTFT, metavar="MS")] = None,
+    slo_tpot_ms: Annotated[int | None, typer.Option(help=_TPOT, metavar="MS")] = None,
+    no_slo: Annotated[bool, typer.Option("--no-slo", help="Send neither of these.")] = False,
 ) -> None:
     """Change what an llm-d cluster is told of a model's requests."""
-    change: dict[str, str | None] = {}
+    change: dict[str, str | int | None] = {}
+    given: str | int | None
     for field, given, is_taken_back in (
         ("objective", objective, no_objective),
         ("base_model", base_model, no_base_model),
+        ("slo_ttft_ms", slo_ttft_ms, no_slo),
+        ("slo_tpot_ms", slo_tpot_ms, no_slo),
     ):
         if given is not None and is_taken_back:
             raise InvalidValue("these options contradict each other: set it, or take it back")
@@ -100,9 +115,8 @@ def set_command(
         raise InvalidValue("say what to set; `iir models set --help` shows the options")
     now = write(lambda c: set_cluster_fields(c, model_id, provider, change))
     base = now.base_model or now.upstream_name
-    typer.echo(
-        f"model {model_id} on {provider}: objective {now.objective or '-'}; base model {base}"
-    )
+    aims = "; ".join([f"base model {base}", *_aims(now.slo)])
+    typer.echo(f"model {model_id} on {provider}: objective {now.objective or '-'}; {aims}")
 
 
 @app.command("list")
@@ -131,7 +145,8 @@ def list_command(as_json: AsJson = False) -> None:
     if as_json:
         write_json([asdict(row) for row in rows])
         return
-    special = "time limits, objective" if any(r.objective for r in rows) else "time limits"
+    has_aims = any(r.objective or r.slo != Slo() for r in rows)
+    special = "time limits, objective" if has_aims else "time limits"
     write_table(
         ("id", "aliases", "served by", "zone", "status", "context", special),
         [
@@ -157,7 +172,13 @@ def remove(model_id: _Id) -> None:
     typer.echo(f"model {model_id} removed")
 
 
+def _aims(slo: Slo) -> list[str]:
+    found = (("TTFT", slo.ttft_ms), ("TPOT", slo.tpot_ms))
+    return [f"{name} {ms} ms" for name, ms in found if ms is not None]
+
+
 def _special(row: ListedModel) -> str:
     found = asdict(row.limits).items()
     limits = [f"{name[:-2]} {value:g} s" for name, value in found if value is not None]
-    return ", ".join([*limits, *([f"objective {row.objective}"] if row.objective else [])])
+    objective = [f"objective {row.objective}"] if row.objective else []
+    return ", ".join([*limits, *objective, *_aims(row.slo)])

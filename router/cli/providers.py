@@ -147,7 +147,12 @@ def refresh(name: _Name) -> None:
     if endpoint is None:
         what, variable = missing_setting(provider)
         raise CommandFailed(f"provider {name!r} needs a {what}: set {variable}")
-    ids = fetch_model_ids(name, f"{normalise(endpoint.base_url)}/models", endpoint.credential)
+    ids = fetch_model_ids(
+        name,
+        f"{normalise(endpoint.base_url)}/models",
+        endpoint.credential,
+        by_proxy=provider.dialect != LLMD,  # as the router asks a cluster, which knows no proxies
+    )
     added = write(lambda c: _add_new(c, name, ids), settings)
     left_out = len(ids) - added
     note = f"; left out, their names are in use: {left_out}" if left_out else ""

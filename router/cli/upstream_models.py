@@ -15,6 +15,10 @@ _MOST_BYTES = 8 * 1024 * 1024
 _TIMEOUT_S = 20.0
 
 
+class CredentialRefused(CommandFailed):
+    """The provider answered that it does not take the credential, or wants one."""
+
+
 def fetch_model_ids(
     provider: str,
     url: str,
@@ -35,6 +39,7 @@ def fetch_model_ids(
         by_proxy: go by the proxies that the environment names.
 
     Raises:
+        CredentialRefused: it does not take the credential.
         CommandFailed: no answer, or one that is no list of models.
     """
     import httpx  # noqa: PLC0415 - needed by this command alone, and slow to load
@@ -60,7 +65,7 @@ def fetch_model_ids(
 
 def _check_status(provider: str, status: int) -> None:
     if status in {401, 403}:
-        raise CommandFailed(f"provider {provider!r} did not accept the credential ({status})")
+        raise CredentialRefused(f"provider {provider!r} did not accept the credential ({status})")
     if 300 <= status < 400:
         raise CommandFailed(
             f"provider {provider!r} answered with a redirect, which is not followed; "

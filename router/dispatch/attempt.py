@@ -101,7 +101,7 @@ class Attempt:
             self._end(error)
             raise
         self._meter.take(self.reply)
-        self._fleet.breakers.answered(deployment.endpoint.id, deployment.upstream_name)
+        self._fleet.answered(deployment)
 
     async def _reply_of_agent(
         self, sending: AbstractAsyncContextManager[Reply], endpoint: Endpoint

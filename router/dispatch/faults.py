@@ -10,6 +10,7 @@ from router.errors import (
     ClusterError,
     ClusterRestarting,
     PickerGone,
+    RouteTimeout,
 )
 from router.fleet.breaker import Fault
 from shared.http.errors import (
@@ -30,6 +31,7 @@ _TELLS_NOTHING = (
     ClusterContended,
     ClusterCold,
     ClusterRestarting,
+    RouteTimeout,
 )
 
 
@@ -40,7 +42,7 @@ def fault_of(error: ApiError | None) -> Fault | None:
     says when to come back. Nor is an agent without memory for the model now (507). A refused credential
     is the operator's to mend, and waiting won't. A kept connection may be closed at any time. Of an agent
     that is lost its lease tells, and the next start of it is another one. A cluster that is full, cold or
-    restarted works; without its picker it serves no model at all.
+    restarted works, and so does one whose route ends long requests; without its picker it serves no model at all.
     """
     if error is None:
         return Fault.NONE

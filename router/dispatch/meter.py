@@ -16,10 +16,14 @@ from shared.kit.clock import Clock
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Usage(msgspec.Struct):
     """OpenAI's names in chat and completions; in Responses, and Anthropic's, the other ones.
 
-    Anthropic counts what is cached apart from `input_tokens`.
+    Anthropic counts what is cached apart from `input_tokens`. The details hold `cached_tokens`: they are read
+    apart, for whatever they are must not cost the rest.
     """
 
     prompt_tokens: _Tokens | None = None
@@ -28,9 +32,24 @@ class _Usage(msgspec.Struct):
     output_tokens: _Tokens | None = None
     cache_creation_input_tokens: _Tokens | None = None
     cache_read_input_tokens: _Tokens | None = None
+    prompt_tokens_details: msgspec.Raw = _NULL
+    input_tokens_details: msgspec.Raw = _NULL
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: _Tokens | None = None
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """What an upstream reports; `cached`: how many of `taken` it had in its cache of prefixes."""
+
+    taken: int | None = None
+    made: int | None = None
+    cached: int | None = None
 
 
 _decode_usage = msgspec.json.Decoder(_Usage).decode
+_decode_details = msgspec.json.Decoder(_Details).decode
 
 
 class Meter:
@@ -67,23 +86,25 @@ class Meter:
 
     def outcome(self, endpoint: EndpointId, attempt: int) -> Outcome:
         """Return what became of the attempt."""
-        tokens = tokens_of(self._reply.usage()) if self._reply is not None else (None, None)
+        tokens = tokens_of(self._reply.usage()) if self._reply is not None else Tokens()
         return Outcome(
             endpoint=endpoint,
             attempt=attempt,
             status=self.status,
             ttft_s=self._ttft_s,
             total_s=self._clock() - self.started,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
+            input_tokens=tokens.taken,
+            output_tokens=tokens.made,
+            cached_tokens=tokens.cached,
             error=self.error,
         )
 
 
-def tokens_of(usage: Sequence[bytes]) -> tuple[int | None, int | None]:
-    """Return the tokens in and out that these usage objects tell; the later ones know better."""
+def tokens_of(usage: Sequence[bytes]) -> Tokens:
+    """Return the tokens that these usage objects tell; the later ones know better."""
     taken: int | None = None
     made: int | None = None
+    cached: int | None = None
     for raw in usage:
         try:
             found = _decode_usage(raw)
@@ -93,7 +114,19 @@ def tokens_of(usage: Sequence[bytes]) -> tuple[int | None, int | None]:
             taken = taken if value is None else value
         for value in (found.output_tokens, found.completion_tokens):
             made = made if value is None else value
-    return taken, made
+        value = _cached(found)
+        cached = cached if value is None else value
+    return Tokens(taken, made, cached)
+
+
+def _cached(usage: _Usage) -> int | None:
+    for raw in (usage.prompt_tokens_details, usage.input_tokens_details):
+        if raw != _NULL:
+            try:
+                return _decode_details(raw).cached_tokens
+            except (msgspec.DecodeError, RecursionError):
+                return None
+    return usage.cache_read_input_tokens
 
 
 def _all_input(usage: _Usage) -> int | None:

@@ -63,13 +63,14 @@ class _Histogram:
 class _Series:
     """What is counted of an endpoint's answers on one route."""
 
-    __slots__ = ("duration", "input_tokens", "output_tokens", "ttft")
+    __slots__ = ("cached_tokens", "duration", "input_tokens", "output_tokens", "ttft")
 
     def __init__(self) -> None:
         self.duration = _Histogram()
         self.ttft = _Histogram()
         self.input_tokens = 0
         self.output_tokens = 0
+        self.cached_tokens: int | None = None
 
 
 class RouterMetrics:
@@ -125,6 +126,8 @@ class RouterMetrics:
             series.ttft.observe(outcome.ttft_s)
         series.input_tokens += outcome.input_tokens or 0
         series.output_tokens += outcome.output_tokens or 0
+        if outcome.cached_tokens is not None:
+            series.cached_tokens = (series.cached_tokens or 0) + outcome.cached_tokens
 
     def served(self, overhead_s: float, queued_s: float) -> None:
         """Take the time that a request spent here before it was sent, without its wait in a queue."""
@@ -144,6 +147,18 @@ class RouterMetrics:
             found[endpoint, "output"] += series.output_tokens
         return {key: count for key, count in found.items() if count}
 
+    def _cached(self) -> Metric:
+        """Return how much of their input endpoints had in a cache, of those that say; none of it is 0."""
+        family = CounterMetricFamily(
+            "iir_cached_input_tokens",
+            "Input tokens that upstreams had in their caches of prefixes, as they report them",
+            labels=("endpoint", "operation"),
+        )
+        for (endpoint, path), series in self._series.items():
+            if series.cached_tokens is not None:
+                family.add_metric((endpoint, path.removeprefix("/")), series.cached_tokens)
+        return family
+
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they stand; called by `/metrics`."""
         yield from _histograms(
@@ -159,6 +174,7 @@ class RouterMetrics:
         yield _counts(
             "gen_ai_client_token_usage", "Tokens, as upstreams report them", "type", self._tokens()
         )
+        yield self._cached()
         yield _counts(
             "iir_attempts",
             "Attempts by outcome: ok, an error code, or abandoned",

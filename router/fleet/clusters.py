@@ -1,13 +1,13 @@
 """What probes tell of llm-d clusters: which models each serves, whether it is cold, how much waits there.
 
-A list comes from one pod, chosen at random, and pods may differ in their adapters; so a name counts for
-as long as one of the last answers had it. A cluster that can't be asked, or has no pods just now, keeps
-its names: what is served inside must not fall to a prefix rule, which may lead to a cloud.
+A list comes from one pod, chosen at random, and pods may differ in their adapters; so a name is kept until
+lists have lacked it for a day. A cluster that can't be asked, has no pods just now, has another address
+since, or none, keeps its names, and what was known goes on to count after a restart: what is served
+inside must not fall to a prefix rule, which may lead to a cloud.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,17 +15,30 @@ from enum import Enum
 from msgspec.structs import replace
 
 from router.domain import (
+    LLMD,
     DeploymentEntry,
     Endpoint,
     EndpointId,
+    KnownModel,
     ModelEntry,
     ModelName,
+    ModelsChange,
     Probed,
+    Provider,
     ServedModel,
     Zone,
 )
+from shared.kit.clock import Clock, monotonic
 
-_ANSWERS = 6
+_KEPT_S = 24 * 3600.0
+_LISTED_S = 300.0
+# Looks may be rare, or have had no answer for days: so much at most counts between two lists.
+_GAP_S = 3600.0
+# What the registry has of a name that lists lack is as old as that, so that few lists cost a write.
+_GRAIN_S = 3600
+_MOST_NAMES = 8192
+# A new cluster is asked often until it has shown how it stands, but not for ever.
+_MOST_DOUBTS = 10
 _OUTWARD = (Zone.LOCAL, Zone.CLUSTER, Zone.CLOUD)
 
 
@@ -35,40 +48,109 @@ class ClusterState(str, Enum):
     UNKNOWN = "unknown"
     READY = "ready"
     UNLISTED = "answers, without a list of models"
+    REFUSED = "does not take the router's credential"
     COLD = "cold"
+    DOUBTFUL = "its gateway answers, its pods do not"
     UNREACHABLE = "unreachable"
 
 
 @dataclass(slots=True)
+class _Known:
+    """A model, and for how long, in seconds, lists have lacked it."""
+
+    model: ServedModel
+    missing_s: float = 0.0
+
+    @property
+    def record(self) -> tuple[ServedModel, int]:
+        """Return what of it is kept over a restart."""
+        return self.model, int(self.missing_s) // _GRAIN_S * _GRAIN_S
+
+
+@dataclass(slots=True)
 class _Cluster:
-    endpoint: Endpoint
-    answers: deque[tuple[ServedModel, ...]] = field(default_factory=lambda: deque(maxlen=_ANSWERS))
+    """`base_url` is None while its address or credential is not set. `listed_at`: its last list here."""
+
+    name: EndpointId
+    zone: Zone
+    base_url: str | None
+    known: dict[str, _Known] = field(default_factory=dict)
+    saved: dict[str, tuple[ServedModel, int]] = field(default_factory=dict)
     state: ClusterState = ClusterState.UNKNOWN
     queued: int = 0
+    listed_at: float | None = None
+    doubts: int = 0
 
-    def models(self) -> dict[str, ServedModel]:
-        """Return what it serves; of each the newest answer counts."""
-        return {model.id: model for answer in self.answers for model in answer}
+    def move(self, zone: Zone, base_url: str | None) -> None:
+        """Take what the registry and the settings say of it now."""
+        self.zone = zone
+        if base_url != self.base_url:
+            self.base_url = base_url
+            self.state, self.queued, self.listed_at = ClusterState.UNKNOWN, 0, None
+            self.doubts = 0
+
+    def take(self, models: Iterable[ServedModel], now: float) -> bool:
+        """Take a list; tell whether it has other models now."""
+        before = {name: found.model for name, found in self.known.items()}
+        passed_s = 0.0 if self.listed_at is None else min(max(now - self.listed_at, 0.0), _GAP_S)
+        self.listed_at = now
+        for found in self.known.values():
+            found.missing_s += passed_s
+        for model in models:
+            dated = before.get(
+                model.id, model
+            ).created_at  # vLLM dates its models anew in each list
+            self.known[model.id] = _Known(replace(model, created_at=dated))
+        by_age = sorted(self.known.items(), key=lambda pair: pair[1].missing_s)
+        self.known = {
+            name: found for name, found in by_age[:_MOST_NAMES] if found.missing_s < _KEPT_S
+        }
+        return {name: found.model for name, found in self.known.items()} != before
+
+    def change(self) -> ModelsChange | None:
+        """Return what of it the registry does not have yet."""
+        records = {name: found.record for name, found in self.known.items()}
+        gone = tuple(name for name in self.saved if name not in records)
+        new = tuple(
+            KnownModel(cluster=self.name, model=model, missing_s=missing_s)
+            for name, (model, missing_s) in records.items()
+            if self.saved.get(name) != (model, missing_s)
+        )
+        return ModelsChange(cluster=self.name, known=new, gone=gone) if new or gone else None
 
 
 class Clusters:
-    """One entry per endpoint with a gateway. Methods never await, so each is atomic."""
+    """One entry per llm-d cluster of the registry. Methods never await, so each is atomic."""
 
-    def __init__(self) -> None:
-        """Know none."""
+    def __init__(self, clock: Clock = monotonic) -> None:
+        """Know none; `clock` is a monotonic one."""
+        self._clock = clock
         self._clusters: dict[EndpointId, _Cluster] = {}
         self._entries: dict[str, ModelEntry] = {}
+        self._heard: set[EndpointId] = set()
+        self._changed: set[EndpointId] = set()
 
-    def keep(self, endpoints: Iterable[Endpoint | None]) -> None:
-        """Take who is there now; what is known of those that stayed is kept."""
+    def keep(self, providers: Iterable[tuple[Provider, Endpoint | None]]) -> None:
+        """Take who is there now, and where; what is known of those that stayed is kept."""
         found: dict[EndpointId, _Cluster] = {}
-        for endpoint in endpoints:
-            if endpoint is None or endpoint.gateway is None:
+        for provider, endpoint in providers:
+            is_cluster = endpoint.gateway is not None if endpoint else provider.dialect == LLMD
+            if not is_cluster:
                 continue
-            known = self._clusters.get(endpoint.id)
-            is_same = known is not None and known.endpoint.base_url == endpoint.base_url
-            found[endpoint.id] = known if known and is_same else _Cluster(endpoint)
+            name = EndpointId(provider.name)
+            base_url = None if endpoint is None else endpoint.base_url
+            found[name] = self._clusters.get(name) or _Cluster(name, provider.zone, base_url)
+            found[name].move(provider.zone, base_url)
         self._clusters = found
+        self._index()
+
+    def remember(self, known: Iterable[KnownModel]) -> None:
+        """Take what was known before this process began."""
+        for each in known:
+            cluster = self._clusters.get(EndpointId(each.cluster))
+            if cluster is not None and each.model.id not in cluster.known:
+                found = cluster.known[each.model.id] = _Known(each.model, each.missing_s)
+                cluster.saved[each.model.id] = found.record
         self._index()
 
     def learn(self, endpoint: EndpointId, told: Probed) -> bool:
@@ -76,31 +158,16 @@ class Clusters:
         cluster = self._clusters.get(endpoint)
         if cluster is None:
             return False
+        self._heard.discard(endpoint)
         cluster.queued = told.queued or 0
-        if told.is_cold:
-            cluster.state = ClusterState.COLD
-        elif told.models is None:
-            cluster.state = ClusterState.UNLISTED
-        else:
-            cluster.state = ClusterState.READY
+        cluster.state = _state_after(told)
         if not told.models:
             return False
-        before = cluster.models()
-        # vLLM dates its models anew with each list
-        cluster.answers.append(
-            tuple(
-                (
-                    replace(model, created_at=before[model.id].created_at)
-                    if model.id in before
-                    else model
-                )
-                for model in told.models
-            )
-        )
-        if cluster.models() == before:
-            return False
-        self._index()
-        return True
+        is_other = cluster.take(told.models, self._clock())
+        self._changed.add(endpoint)
+        if is_other:
+            self._index()
+        return is_other
 
     def miss(self, endpoint: EndpointId) -> None:
         """Note that a probe got no answer."""
@@ -109,13 +176,57 @@ class Clusters:
             cluster.state = ClusterState.UNREACHABLE
             cluster.queued = 0
 
+    def doubt(self, endpoint: EndpointId) -> None:
+        """Note that a probe got no further than the gateway: of other pods that tells nothing."""
+        cluster = self._clusters.get(endpoint)
+        if cluster is None or cluster.state not in {ClusterState.UNKNOWN, ClusterState.UNREACHABLE}:
+            return
+        cluster.doubts += 1
+        if cluster.state is ClusterState.UNREACHABLE or cluster.doubts >= _MOST_DOUBTS:
+            cluster.state = ClusterState.DOUBTFUL
+
+    def hear(self, endpoint: EndpointId) -> None:
+        """Note that a request was answered there."""
+        self._heard.add(endpoint)
+
+    def was_heard(self, endpoint: EndpointId) -> bool:
+        """Tell whether a request was answered there since its last look, or since this was asked."""
+        is_heard = endpoint in self._heard
+        self._heard.discard(endpoint)
+        return is_heard
+
+    def unsaved(self) -> list[ModelsChange]:
+        """Return what the registry does not have yet; `mark_saved` follows."""
+        if not self._changed:
+            return []
+        changed, self._changed = self._changed, set()
+        found = [self._clusters[name].change() for name in changed if name in self._clusters]
+        return [change for change in found if change is not None]
+
+    def mark_saved(self, change: ModelsChange, *, is_saved: bool) -> None:
+        """Note that the registry has a change now, or could not take it."""
+        cluster = self._clusters.get(EndpointId(change.cluster))
+        if cluster is None:
+            return
+        if not is_saved:
+            self._changed.add(cluster.name)
+            return
+        for each in change.known:
+            cluster.saved[each.model.id] = each.model, each.missing_s
+        for name in change.gone:
+            cluster.saved.pop(name, None)
+
     def entry(self, name: str) -> ModelEntry | None:
         """Return a model that clusters serve, under its own name; None if none does."""
         return self._entries.get(name)
 
     def entries(self) -> Iterable[ModelEntry]:
-        """Return all of them."""
-        return self._entries.values()
+        """Return those that can be asked for: lists have had them lately, and their cluster has an address."""
+        return [
+            entry
+            for entry in self._entries.values()
+            if any(self._shows(place.provider, entry.id) for place in entry.deployments)
+        ]
 
     def queued(self, endpoint: EndpointId) -> int:
         """Return how many requests waited there when it was last asked."""
@@ -128,17 +239,38 @@ class Clusters:
         return cluster is not None and cluster.state is ClusterState.COLD
 
     def is_new(self, endpoint: EndpointId) -> bool:
-        """Tell whether it is a cluster that was never asked."""
+        """Tell whether it is a cluster of which no look has shown yet how it stands."""
         cluster = self._clusters.get(endpoint)
         return cluster is not None and cluster.state is ClusterState.UNKNOWN
 
+    def unlisted(self) -> list[EndpointId]:
+        """Return the clusters inside that have given no list yet, and might."""
+        return [each.name for each in self._silent() if each.zone is not Zone.CLOUD]
+
     def untold(self) -> list[EndpointId]:
         """Return the clusters of which nobody knows yet what they serve."""
-        return [name for name, cluster in self._clusters.items() if not cluster.answers]
+        return [each.name for each in self._silent() if not each.known]
 
     def __iter__(self) -> Iterator[tuple[EndpointId, ClusterState]]:
-        """Iterate over the clusters and how they stand."""
-        return ((name, cluster.state) for name, cluster in self._clusters.items())
+        """Iterate over the clusters that have an address, and how they stand."""
+        return (
+            (name, cluster.state)
+            for name, cluster in self._clusters.items()
+            if cluster.base_url is not None
+        )
+
+    def _silent(self) -> Iterator[_Cluster]:
+        return (
+            cluster
+            for cluster in self._clusters.values()
+            if cluster.base_url is not None
+            and cluster.listed_at is None
+            and cluster.state not in {ClusterState.READY, ClusterState.UNLISTED}
+        )
+
+    def _shows(self, name: str, model: str) -> bool:
+        cluster = self._clusters[EndpointId(name)]
+        return cluster.base_url is not None and cluster.known[model].missing_s < _LISTED_S
 
     def _index(self) -> None:
         """Name the models; of the clusters that have one, only those of the innermost zone count.
@@ -148,8 +280,9 @@ class Clusters:
         self._entries = {}
         zones: dict[str, Zone] = {}
         for cluster in sorted(self._clusters.values(), key=_distance):
-            zone = cluster.endpoint.zone
-            for model in cluster.models().values():
+            zone = cluster.zone
+            for found in cluster.known.values():
+                model = found.model
                 if zones.setdefault(model.id, zone) is not zone:
                     continue
                 known = self._entries.get(model.id)
@@ -157,12 +290,20 @@ class Clusters:
                 self._entries[model.id] = ModelEntry(
                     id=ModelName(model.id),
                     created_at=model.created_at if known is None else known.created_at,
-                    deployments=(*places, _deployed(model, cluster.endpoint.id)),
+                    deployments=(*places, _deployed(model, cluster.name)),
                 )
 
 
+def _state_after(told: Probed) -> ClusterState:
+    if told.is_cold:
+        return ClusterState.COLD
+    if told.is_refused:
+        return ClusterState.REFUSED
+    return ClusterState.UNLISTED if told.models is None else ClusterState.READY
+
+
 def _distance(cluster: _Cluster) -> int:
-    return _OUTWARD.index(cluster.endpoint.zone)
+    return _OUTWARD.index(cluster.zone)
 
 
 def _deployed(model: ServedModel, provider: EndpointId) -> DeploymentEntry:

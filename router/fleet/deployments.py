@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.domain import (
+    LLMD,
     Deployment,
     DeploymentEntry,
     Endpoint,
@@ -15,7 +16,7 @@ from router.domain import (
 )
 from router.fleet.membership import Member
 from shared.contracts.agents import AgentModel, Registration
-from shared.contracts.apis import DEFAULT_APIS, paths_of
+from shared.contracts.apis import APIS, DEFAULT_APIS, paths_of
 from shared.http.transport import Timeouts
 
 _OF_AGENT = "agent:"
@@ -40,13 +41,14 @@ class Deployments:
             weight=row.weight,
             context_tokens=row.context_tokens,
             capabilities=row.capabilities,
-            paths=paths_of(DEFAULT_APIS if provider.apis is None else provider.apis),
+            paths=paths_of(_default_apis(provider) if provider.apis is None else provider.apis),
             timeouts=timeouts,
             stream_timeouts=replace(timeouts, total_s=row.limits.total_s),
             pool=endpoint.id,
             max_in_flight=provider.max_in_flight,
             objective=row.objective,
             base_model=row.base_model,
+            slo=row.slo,
         )
 
     def of_agent(
@@ -92,6 +94,11 @@ class Deployments:
             idle_s=limits.idle_s or default.idle_s,
             total_s=limits.total_s or default.total_s,
         )
+
+
+def _default_apis(provider: Provider) -> tuple[str, ...]:
+    """Return what a provider speaks that does not say: pickers of llm-d and vLLM behind them know all."""
+    return APIS if provider.dialect == LLMD else DEFAULT_APIS
 
 
 def agent_endpoint(member: Member) -> Endpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from router.domain import LLMD, Endpoint, EndpointId, Gateway, Provider
+from router.domain import LLMD, Endpoint, EndpointId, Gateway, HeaderStyle, Provider
 from shared.http.base_url import api_base
 from shared.http.transport import Timeouts
 
@@ -34,6 +34,11 @@ class EndpointSettings(Protocol):
     @property
     def llmd_model_header(self) -> str | None:
         """Return the header by which llm-d's gateways choose among several pools."""
+        ...
+
+    @property
+    def llmd_headers(self) -> HeaderStyle:
+        """Return which names llm-d's own headers have."""
         ...
 
     @property
@@ -96,6 +101,7 @@ class ProviderEndpoints:
         return Gateway(
             metrics_url=self._settings.llmd_metrics_url if is_set_here else None,
             model_header=self._settings.llmd_model_header,
+            header_style=self._settings.llmd_headers,
         )
 
     def _is_set_here(self, provider: Provider) -> bool:

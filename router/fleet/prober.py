@@ -16,6 +16,7 @@ from functools import partial
 import anyio
 
 from router.domain import Endpoint, EndpointId, Gateway, Probed, Zone
+from router.errors import PodUnreachable
 from router.fleet.deployments import agent_endpoint
 from router.fleet.membership import Member
 from router.fleet.registry import Fleet
@@ -34,6 +35,7 @@ class Prober:
         self._fleet = fleet
         self._backends = backends
         self._silent: set[EndpointId] = set()
+        self._locked: set[EndpointId] = set()
         self._mute: set[EndpointId] = set()
         self._log = get_logger("prober")
 
@@ -105,20 +107,34 @@ class Prober:
                 self._note_answer(endpoint, told)
 
     def _note_silence(self, endpoint: Endpoint, error: ApiError) -> None:
-        is_single = endpoint.gateway is None
-        if is_single and isinstance(error, UpstreamTimeout) and self._fleet.is_busy(endpoint.id):
-            return  # engines of a single thread answer nobody else while they work; gateways do
+        if isinstance(error, PodUnreachable):
+            self._fleet.breakers.answer(endpoint.id)  # it was the gateway that said so
+            self._fleet.clusters.doubt(endpoint.id)
+            return
+        if isinstance(error, UpstreamTimeout) and self._is_at_work(endpoint):
+            return
         self._fleet.breakers.miss(endpoint.id)
         self._fleet.clusters.miss(endpoint.id)
         if endpoint.id not in self._silent:
             self._silent.add(endpoint.id)
             self._log.warning("endpoint_silent", endpoint=endpoint.id, reason=error.code)
 
+    def _is_at_work(self, endpoint: Endpoint) -> bool:
+        """Tell whether it may have had no time for a look.
+
+        Engines of a single thread answer nobody else while they work. Gateways do, but the pod that one
+        picked for the look may not: so other answers count that came since the last look.
+        """
+        if endpoint.gateway is None:
+            return self._fleet.is_busy(endpoint.id)
+        return self._fleet.clusters.was_heard(endpoint.id)
+
     def _note_answer(self, endpoint: Endpoint, told: Probed) -> None:
         self._fleet.breakers.answer(endpoint.id)
         if endpoint.gateway is not None:
             self._fleet.learn(endpoint.id, told)
             self._note_metrics(endpoint.id, told, endpoint.gateway)
+            self._note_credential(endpoint.id, is_refused=told.is_refused)
         if endpoint.id in self._silent:
             self._silent.discard(endpoint.id)
             self._log.info("endpoint_answers_again", endpoint=endpoint.id)
@@ -132,3 +148,14 @@ class Prober:
             self._log.warning(
                 "cluster_metrics_unread", endpoint=endpoint, setting="LLMD_METRICS_URL"
             )
+
+    def _note_credential(self, endpoint: EndpointId, *, is_refused: bool) -> None:
+        """Say once when a cluster does not take the router's credential, and when it does again."""
+        if is_refused and endpoint not in self._locked:
+            self._locked.add(endpoint)
+            self._log.warning(
+                "cluster_credential_refused", endpoint=endpoint, next_step="iir doctor"
+            )
+        elif not is_refused and endpoint in self._locked:
+            self._locked.discard(endpoint)
+            self._log.info("cluster_credential_accepted", endpoint=endpoint)

@@ -11,10 +11,10 @@ from shared.http.errors import ModelNotFound, ModelNotPulled, UnsupportedApi
 
 
 def unknown_model(name: str, untold: Sequence[str]) -> ModelNotFound:
-    """Return the error for a name that nobody knows; `untold`: clusters that may, but were not asked yet."""
+    """Return the error for a name that nobody knows; `untold`: clusters that may, but have not told it."""
     hint = "GET /v1/models lists what is there."
     if untold:
-        hint += f" The cluster {untold[0]!r} could not be asked yet for what it serves: iir doctor."
+        hint += f" The cluster {untold[0]!r} has not told yet what it serves: iir doctor shows why."
     return ModelNotFound(f"The model {name!r} does not exist. {hint}", param="model")
 
 

@@ -128,7 +128,9 @@ class Fleet:
             for name, provider in catalog.providers.items()
             if provider.dialect != AGENT_DIALECT
         }
-        self.clusters.keep(self._endpoints.values())
+        self.clusters.keep(
+            (each, self._endpoints.get(name)) for name, each in catalog.providers.items()
+        )
         self.tenants.swap(catalog.keys)
         self._rules = tuple(sorted(catalog.prefix_rules, key=lambda rule: -len(rule.prefix)))
         self._entries = entries
@@ -247,6 +249,13 @@ class Fleet:
     def in_flight(self) -> int:
         """Return how many attempts are under way."""
         return sum(self._in_flight.values())
+
+    def answered(self, deployment: Deployment) -> None:
+        """Note that a request got its first byte there."""
+        endpoint = deployment.endpoint
+        self.breakers.answered(endpoint.id, deployment.upstream_name)
+        if endpoint.gateway is not None:
+            self.clusters.hear(endpoint.id)
 
     def is_busy(self, endpoint: EndpointId) -> bool:
         """Tell whether an attempt is under way there."""

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from router.domain import Catalog, LeaseBook, ShownCredential
+from router.domain import Catalog, KnownModel, LeaseBook, ModelsChange, ShownCredential
 from router.errors import JoinTokenRefused
-from router.ports import CredentialStore, LeaseStore, RegistrySource
+from router.ports import CredentialStore, KnownModels, LeaseStore, RegistrySource
 from router.store.agents import release_lease, save_heartbeats, save_registration
 from router.store.errors import (
     CredentialRefused,
@@ -22,6 +22,7 @@ from router.store.errors import (
     TooLate,
 )
 from router.store.joining import join, promote, rotate
+from router.store.known_models import change_known_models, list_known_models
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import Heartbeat, Registration
@@ -77,6 +78,23 @@ class StoredCredentials(CredentialStore):
         """See `CredentialStore.promote`."""
         with _translated():
             return await self._writer.run(lambda c: promote(c, present))
+
+
+class StoredModels(KnownModels):
+    """What clusters were seen to serve, in the registry."""
+
+    def __init__(self, writer: RegistryWriter) -> None:
+        self._writer = writer
+
+    async def load(self) -> Sequence[KnownModel]:
+        """See `KnownModels.load`."""
+        with _translated():
+            return await self._writer.run(list_known_models)
+
+    async def save(self, change: ModelsChange) -> None:
+        """See `KnownModels.save`."""
+        with _translated():
+            await self._writer.run(lambda c: change_known_models(c, change))
 
 
 class StoredRegistry(RegistrySource):

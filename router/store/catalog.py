@@ -17,6 +17,7 @@ from router.domain import (
     ModelName,
     PrefixRule,
     Provider,
+    Slo,
     TimeLimits,
     Zone,
 )
@@ -208,6 +209,7 @@ def list_models(connection: Connection) -> list[ModelEntry]:
                 ),
                 objective=row.objective,
                 base_model=row.base_model,
+                slo=Slo(ttft_ms=row.slo_ttft_ms, tpot_ms=row.slo_tpot_ms),
             )
         )
     return [

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection, insert, select
 
-from router.domain import DeploymentEntry, PrefixRule, Provider, TimeLimits, Zone
+from router.domain import DeploymentEntry, PrefixRule, Provider, Slo, TimeLimits, Zone
 from router.store.catalog import (
     add_alias,
     add_model,
@@ -64,6 +64,8 @@ class SeedDeployment(_Strict):
     total_s: float | None = None
     objective: str | None = None
     base_model: str | None = None
+    slo_ttft_ms: int | None = None
+    slo_tpot_ms: int | None = None
 
 
 class SeedModel(_Strict):
@@ -194,6 +196,7 @@ def _add_model(connection: Connection, entry: SeedModel) -> bool:
                 ),
                 objective=place.objective,
                 base_model=place.base_model,
+                slo=Slo(ttft_ms=place.slo_ttft_ms, tpot_ms=place.slo_tpot_ms),
             ),
         )
     for alias in entry.aliases:

@@ -75,8 +75,8 @@ prefix_rules = Table(
     Column("provider", ForeignKey("providers.name", ondelete="CASCADE"), nullable=False),
 )
 
-# Prices are in US dollars per million tokens. NULL limits: as the router's settings say. `objective` and
-# `base_model` are for llm-d clusters only.
+# Prices are in US dollars per million tokens. NULL limits: as the router's settings say. `objective`,
+# `base_model` and the SLOs are for llm-d clusters only.
 deployments = Table(
     "deployments",
     metadata,
@@ -95,6 +95,21 @@ deployments = Table(
     Column("total_s", Float),
     Column("objective", String(256)),
     Column("base_model", String(256)),
+    Column("slo_ttft_ms", Integer),
+    Column("slo_tpot_ms", Integer),
+)
+
+# What llm-d clusters were seen to serve, so that a restart does not forget it. `missing_s` is for how many
+# seconds their lists have lacked it.
+known_models = Table(
+    "known_models",
+    metadata,
+    Column("cluster", ForeignKey("providers.name", ondelete="CASCADE"), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("context_tokens", BigInteger),
+    Column("base_model", String(256)),
+    Column("missing_s", BigInteger, nullable=False),
 )
 
 agents = Table(

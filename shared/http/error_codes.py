@@ -253,7 +253,7 @@ _TABLE: dict[str, Explanation] = {
         "The message says which. Often the base URL leads to a web page or a proxy: `iir providers list`.",
     ),
     "upstream_interrupted": Explanation(
-        "The endpoint broke off in the middle of its answer.",
+        "The endpoint broke off in the middle of its answer, or before it.",
         _UPSTREAM,
         "Ask again; what came of a stream so far is all there is of it. The log has the endpoint.",
     ),

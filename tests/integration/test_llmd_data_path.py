@@ -264,13 +264,31 @@ async def test_a_stream_that_loses_pod_or_picker_ends_with_an_error(
         assert row["error"] == "upstream_interrupted"
 
 
-async def test_a_pod_that_dies_before_its_answer_is_followed_by_another(tmp_path: Path) -> None:
-    async with whole_way(tmp_path) as way:
+async def test_a_pod_that_dies_before_its_answer_is_not_followed_by_another_in_the_cluster(
+    tmp_path: Path,
+) -> None:
+    engine = SimulatedEngine(EngineOptions(models=(MODEL,)))
+    async with running(engine) as url, whole_way(tmp_path) as way:
         for pod in way.stack.pods:
             pod.script.add("cut")
         answer = await way.ask()
-        assert answer.status_code == 503
-        assert answer.headers["x-iir-attempts"] == "2"
+        assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_interrupted")
+        assert answer.headers["x-iir-attempts"] == "1"
+        assert len(way.seen) == 1, "it may have worked on it"
+        await way.with_cloud(url)
+        answer = await way.ask()
+        assert answer.status_code == 200
+        assert answer.headers["x-iir-endpoint"] == "cloud"
+        assert len(way.seen) == 2
+
+
+async def test_looks_that_go_to_a_dead_pod_blame_no_cluster(tmp_path: Path) -> None:
+    async with whole_way(tmp_path, router_breaker_failures=1) as way:
+        way.stack.picker.pick([REFUSING, way.stack.addresses[0]])
+        for _ in range(4):
+            await way.look()
+            assert not way.router.router.fleet.breakers.is_spared("llmd")
+        assert (await way.router.client.get("/readyz")).json()["clusters"] == {"llmd": "ready"}
         assert (await way.ask()).status_code == 200
 
 

@@ -16,7 +16,11 @@ from tests.router.harness import RunningRouter, StartRouter
 
 TEXT = ("content-type", "text/plain")
 REASON = "x-llm-d-request-dropped-reason"
-POD_REFUSED = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
+# as Envoy writes it
+RESET = "upstream connect error or disconnect/reset before headers. reset reason: "
+POD_REFUSED = (
+    f"{RESET}remote connection failure, transport failure reason: delayed connect error: 111"
+)
 Answering = Callable[[Exchange], Awaitable[None]]
 
 
@@ -24,7 +28,8 @@ def refusal(status: int, body: str = "", reason: str = "", **headers: str) -> An
     """Return what answers in place of a pod: text, or nothing, and why."""
 
     async def answering(exchange: Exchange) -> None:
-        found = [*([TEXT] if body else []), *headers.items()]
+        is_text = body and "content-type" not in headers
+        found = [*([TEXT] if is_text else []), *headers.items()]
         found += [(REASON, reason)] if reason else []
         await exchange.send_head(status, found, length=len(body))
         await exchange.send_body(body.encode("latin-1"))
@@ -43,11 +48,16 @@ SATURATED = refusal(
 COLD = refusal(503, "inference error: ServiceUnavailable - no endpoints", "rejected-no-endpoints")
 PICKER_GONE = refusal(500)
 POD_GONE = refusal(503, POD_REFUSED)
+POD_BROKE_OFF = refusal(503, f"{RESET}connection termination")
+ROUTE_TIMEOUT = refusal(504, "upstream request timeout")
 NO_PODS = refusal(500, "inference error: Internal - no pods available in datastore")
 
 
 class FakeGateway:
-    """Has one pod, the engine `pod`, and answers itself what is queued in `next` or set in `listing`."""
+    """Has one pod, the engine `pod`, and answers itself what is queued in `next` or set in `listing`.
+
+    `requests` are those for the pod, `seen` the looks as well, without those at the metrics.
+    """
 
     def __init__(self, options: EngineOptions) -> None:
         self.pod = SimulatedEngine(options)
@@ -55,6 +65,7 @@ class FakeGateway:
         self.listing: Answering | None = None
         self.metrics = b""
         self.requests: list[Request] = []
+        self.seen: list[Request] = []
         self.probes = 0
         self.server = WireServer(self._answer)
 
@@ -64,6 +75,7 @@ class FakeGateway:
             await exchange.send_head(200, [TEXT], length=len(self.metrics))
             await exchange.send_body(self.metrics)
             return
+        self.seen.append(exchange.request)
         if path == "/v1/models":
             self.probes += 1
             await (self.listing or self.pod.handle)(exchange)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 
 import pytest
 
-from router.domain import Provider, Zone
+from router.domain import Provider, Slo, Zone
 from router.store.catalog import add_provider, list_providers
 from router.store.deployed import set_cluster_fields
 from tests.router.gateway import (
@@ -18,7 +19,7 @@ from tests.router.gateway import (
     refusal,
 )
 from tests.router.harness import StartRouter
-from tests.router.scenes import CHAT, bearer, chat, error_of, key, usage_of
+from tests.router.scenes import CHAT, MESSAGES, bearer, chat, error_of, key, usage_of
 
 HIDDEN = ("x-llm-d-request-dropped-reason", "x-gateway-destination-endpoint", "x-inference-pod")
 
@@ -167,6 +168,88 @@ async def test_the_objective_is_the_registrys_and_the_tenant_a_hash_of_the_key(
         assert found.requests[-1].header("x-llm-d-inference-objective") is None
 
 
+CURRENT = {
+    "x-llm-d-inference-objective": "premium",
+    "x-llm-d-slo-ttft-ms": "500",
+    "x-llm-d-slo-tpot-ms": "40",
+}
+LEGACY = {
+    "x-gateway-inference-objective": "premium",
+    "x-slo-ttft-ms": "500",
+    "x-slo-tpot-ms": "40",
+}
+
+
+@pytest.mark.parametrize(
+    ("style", "names"),
+    [("current", CURRENT), ("legacy", LEGACY), ("both", {**CURRENT, **LEGACY})],
+)
+async def test_headers_have_the_names_that_the_clusters_version_knows(
+    start_router: StartRouter, style: str, names: dict[str, str]
+) -> None:
+    async with cluster(start_router, llmd_headers=style) as (router, found):
+        secret = router.write(key())
+        await deploy(router, objective="premium", slo=Slo(ttft_ms=500, tpot_ms=40))
+        forged = {"x-gateway-inference-objective": "forged", "x-slo-tpot-ms": "1"}
+        headers = {**bearer(secret), **forged}
+        assert (await router.client.post(CHAT, json=chat(), headers=headers)).status_code == 200
+        sent = {
+            name: value
+            for name, value in found.requests[0].headers
+            if name.startswith(("x-llm-d-", "x-gateway-", "x-slo-"))
+        }
+        tenants = {name: value for name, value in sent.items() if "fairness-id" in name}
+        assert {name: value for name, value in sent.items() if name not in tenants} == names
+        assert len(tenants) == len(names) // 3
+        assert len(set(tenants.values())) == 1
+
+
+async def test_a_model_without_slos_sends_none(start_router: StartRouter) -> None:
+    async with cluster(start_router) as (router, found):
+        await deploy(router, slo=Slo(ttft_ms=500))
+        await router.client.post(CHAT, json=chat())
+        change: dict[str, str | int | None] = {"slo_ttft_ms": None}
+        router.write(lambda c: set_cluster_fields(c, "tiny", "llmd", change))
+        await router.catch_up()
+        await router.client.post(CHAT, json=chat())
+        first, second = (
+            [(name, value) for name, value in each.headers if "-slo-" in name]
+            for each in found.requests
+        )
+        assert first == [("x-llm-d-slo-ttft-ms", "500")]
+        assert second == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_cluster_had_cached_is_a_metric(
+    start_router: StartRouter, stream: bool
+) -> None:
+    usage = {
+        "prompt_tokens": 40,
+        "completion_tokens": 2,
+        "total_tokens": 42,
+        "prompt_tokens_details": {"cached_tokens": 32},
+    }
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "a"}}
+    whole = {"id": "a", "object": "chat.completion", "choices": [choice], "usage": usage}
+    delta = {"index": 0, "finish_reason": "stop", "delta": {"content": "a"}}
+    chunk = {"id": "a", "object": "chat.completion.chunk", "choices": [delta]}
+    events = [chunk, {**chunk, "choices": [], "usage": usage}]
+    sse = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    async with cluster(start_router) as (router, found):
+        found.next.append(
+            refusal(200, sse, **{"content-type": "text/event-stream"})
+            if stream
+            else refusal(200, json.dumps(whole))
+        )
+        answer = await router.client.post(CHAT, json=chat(stream=stream))
+        assert answer.status_code == 200
+        shown = (await router.client.get("/metrics")).text
+        line = 'iir_cached_input_tokens_total{endpoint="llmd",operation="chat/completions"} 32.0'
+        assert line in shown
+        assert 'gen_ai_client_token_usage_total{endpoint="llmd",type="input"} 40.0' in shown
+
+
 async def test_the_tenant_of_a_key_is_the_same_after_a_restart(start_router: StartRouter) -> None:
     tenants = []
     async with gateway() as (found, url):
@@ -213,14 +296,58 @@ async def test_what_the_settings_say_of_a_cluster_goes_to_no_other(
     start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
-    row = Provider(name="llmd", dialect="llmd", base_url="http://127.0.0.1:1", zone=Zone.CLUSTER)
-    async with start_router(llmd_metrics_url="http://127.0.0.1:1") as router:
-        router.write(lambda c: add_provider(c, row))
+    async with gateway("theirs") as (other, other_url), gateway() as (found, url):
+        found.metrics = other.metrics = b"llm_d_epp_average_queue_size 7\n"
+        async with start_router(llmd_endpoint=url, llmd_metrics_url=url) as router:
+            row = Provider(name="other", dialect="llmd", base_url=other_url, zone=Zone.CLUSTER)
+            router.write(lambda c: add_provider(c, row))
+            await router.catch_up()
+            await router.router.prober.look()
+            for model in ("theirs", "tiny"):
+                assert (await router.client.post(CHAT, json=chat(model))).status_code == 200
+            clusters = router.router.fleet.clusters
+            queues = {name: clusters.queued(name) for name, _ in clusters}
+        assert [each.header("authorization") for each in other.seen] == [None] * 2
+        assert {each.header("authorization") for each in found.seen} == {"Bearer vllm-key"}
+        assert queues == {"llmd": 7, "other": 0}
+
+
+async def test_settings_of_a_cluster_that_has_no_address_go_to_none_of_its_name(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMD_API_KEY", "vllm-key")
+    async with gateway() as (found, url):
+        found.metrics = b"llm_d_epp_average_queue_size 7\n"
+        row = Provider(name="llmd", dialect="llmd", base_url=url, zone=Zone.CLUSTER)
+        async with start_router(llmd_metrics_url=url) as router:
+            router.write(lambda c: add_provider(c, row))
+            await router.catch_up()
+            await router.router.prober.look()
+            assert (await router.client.post(CHAT, json=chat())).status_code == 200
+            [(name, _)] = router.router.fleet.clusters
+            assert router.router.fleet.clusters.queued(name) == 0
+        assert [each.header("authorization") for each in found.seen] == [None] * 2
+
+
+async def test_a_further_cluster_speaks_every_api_unless_its_row_says_otherwise(
+    start_router: StartRouter,
+) -> None:
+    async with gateway() as (_, url), gateway("plain") as (_, plain_url), start_router() as router:
+        for name, base_url, apis in (("all", url, None), ("some", plain_url, ("chat",))):
+            row = Provider(
+                name=name, dialect="llmd", base_url=base_url, zone=Zone.CLUSTER, apis=apis
+            )
+            router.write(partial(add_provider, provider=row))
         await router.catch_up()
-        [endpoint] = [each for each in router.router.fleet.endpoints() if each.id == "llmd"]
-        assert endpoint.credential is None
-        assert endpoint.gateway is not None
-        assert endpoint.gateway.metrics_url is None
+        await router.router.prober.look()
+        bodies: dict[str, dict[str, object]] = {
+            "/v1/responses": {"input": "Hi"},
+            "/v1/messages": {"messages": MESSAGES, "max_tokens": 4},
+        }
+        for route, body in bodies.items():
+            for model, status in (("tiny", 200), ("plain", 404)):
+                answer = await router.client.post(route, json={"model": model, **body})
+                assert answer.status_code == status, (route, model)
 
 
 async def test_a_credential_of_the_cluster(

@@ -127,6 +127,19 @@ def test_refresh_makes_rows_of_what_it_serves(
     assert [m["id"] for m in from_json(iir("models", "list", "--json"))] == ["org/tiny", "other"]
 
 
+def test_a_cluster_is_asked_by_no_proxy_as_the_router_asks_it(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iir("keys", "create", "--name", "one")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert iir("providers", "refresh", "llmd") == "models added: 2\n"
+    iir("providers", "add", "web", "--base-url", cluster.url)
+    assert "can't be reached" in iir("providers", "refresh", "web", code=1), "others go by it"
+
+
 def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cluster) -> None:
     iir("models", "add", "m", "--provider", "llmd", "--objective", "premium")
     [row] = [m for m in from_json(iir("models", "list", "--json")) if m["id"] == "m"]
@@ -140,6 +153,24 @@ def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cl
     assert said == "model m on llmd: objective -; base model m\n"
 
 
+def test_latencies_that_a_picker_aims_at_are_set_and_taken_back(
+    iir: Iir, cluster: Cluster, tmp_path: Path
+) -> None:
+    iir("models", "add", "m", "--provider", "llmd", "--slo-ttft-ms", "500")
+    said = iir("models", "set", "m", "--slo-tpot-ms", "40", "--objective", "premium")
+    assert said == "model m on llmd: objective premium; base model m; TTFT 500 ms; TPOT 40 ms\n"
+    assert "objective premium, TTFT 500 ms, TPOT 40 ms" in iir("models", "list")
+    [row] = [m for m in from_json(iir("models", "list", "--json")) if m["id"] == "m"]
+    assert row["slo"] == {"ttft_ms": 500, "tpot_ms": 40}
+    said = iir("models", "set", "m", "--no-slo")
+    assert said == "model m on llmd: objective premium; base model m\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text("models: [{id: s, deployments: [{provider: llmd, slo_ttft_ms: 300}]}]")
+    iir("seed", str(path))
+    said = iir("models", "set", "s", "--slo-tpot-ms", "20")
+    assert said.endswith("; TTFT 300 ms; TPOT 20 ms\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,6 +181,10 @@ def test_objectives_and_base_models_are_set_and_taken_back(iir: Iir, cluster: Cl
         (("set", "m", "--objective", "a\r\nx-evil: 1"), "Kubernetes"),
         (("set", "m", "--base-model", "two words"), "base model"),
         (("set", "none", "--objective", "a"), "iir models add none"),
+        (("set", "m", "--slo-ttft-ms", "0"), "1 to 86400000 ms"),
+        (("set", "m", "--slo-tpot-ms", "86400001"), "1 to 86400000 ms"),
+        (("set", "m", "--slo-ttft-ms", "5", "--no-slo"), "contradict"),
+        (("add", "x", "--provider", "openai", "--slo-ttft-ms", "5"), "llm-d's"),
         (("set", "far", "--provider", "openai", "--objective", "a"), "llm-d's"),
         (("add", "x", "--provider", "openai", "--objective", "a"), "llm-d's"),
     ],
@@ -187,6 +222,28 @@ def test_the_doctor_says_how_the_cluster_is(iir: Iir, cluster: Cluster) -> None:
     found = findings()["cluster llmd"]
     assert found.level == "warning"
     assert "kubectl" in str(found.fix)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_doctor_says_which_credential_is_not_taken(
+    iir: Iir, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    further = ("--dialect", "llmd", "--base-url", cluster.url)
+    monkeypatch.setenv("EAST_KEY", "wrong")
+    iir("providers", "add", "east", *further, "--key-env", "EAST_KEY")
+    iir("providers", "add", "west", *further)
+    cluster.status = status
+    found = findings()
+    for name, advice in (
+        ("llmd", "set LLMD_API_KEY"),
+        ("east", "set EAST_KEY"),
+        ("west", "--key-env"),
+    ):
+        finding = found[f"cluster {name}"]
+        assert finding.level == "warning"
+        assert str(status) in finding.message
+        assert advice in str(finding.fix)
+        assert "kubectl" not in str(finding.fix)
 
 
 def test_a_provider_of_that_name_that_is_something_else(

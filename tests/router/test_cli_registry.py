@@ -182,6 +182,7 @@ def test_models_are_added_listed_and_removed(iir: Iir, monkeypatch: pytest.Monke
         "context_tokens": None,
         "limits": {"connect_s": None, "first_byte_s": None, "idle_s": None, "total_s": None},
         "objective": None,
+        "slo": {"ttft_ms": None, "tpot_ms": None},
     }
     monkeypatch.setenv("EXTERNAL_OPENAI_KEY", "sk-test")
     table = iir("models", "list")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from router.dispatch.dispatcher import Dispatcher, header_safe
-from router.dispatch.meter import Meter, tokens_of
+from router.dispatch.meter import Meter, Tokens, tokens_of
 from router.domain import (
     Call,
     Candidate,
@@ -86,10 +86,32 @@ def test_the_tokens_that_an_upstream_reports(
 
 def test_later_usage_knows_better_and_earlier_fills_its_gaps() -> None:
     start = b'{"input_tokens":7,"output_tokens":1}'
-    assert tokens_of((start, b'{"output_tokens":9}')) == (7, 9)
+    assert tokens_of((start, b'{"output_tokens":9}')) == Tokens(7, 9)
     cached = b'{"input_tokens":7,"cache_read_input_tokens":24,"cache_creation_input_tokens":2}'
-    assert tokens_of((cached,)) == (33, None)
-    assert tokens_of(()) == (None, None)
+    assert tokens_of((cached,)) == Tokens(33, None, 24)
+    assert tokens_of(()) == Tokens()
+
+
+@pytest.mark.parametrize(
+    ("usage", "cached"),
+    [
+        # vLLM and OpenAI in chat, with or without --enable-prompt-tokens-details; Responses
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8,"audio_tokens":0}}', 8),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":0}}', 0),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":null}}', None),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":null}', None),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":[7]}', None),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":"8"}}', None),
+        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":-8}}', None),
+        (b'{"input_tokens":9,"input_tokens_details":{"cached_tokens":8}}', 8),
+        (b'{"prompt_tokens":9}', None),
+    ],
+)
+def test_what_was_cached_is_told_apart_and_costs_nothing_of_the_rest(
+    usage: bytes, cached: int | None
+) -> None:
+    outcome = outcome_of(usage)
+    assert (outcome.input_tokens, outcome.cached_tokens) == (9, cached)
 
 
 def test_times_and_errors() -> None:

@@ -15,7 +15,6 @@ from router.domain import (
     DeploymentEntry,
     Endpoint,
     EndpointId,
-    Gateway,
     ModelEntry,
     ModelName,
     PrefixRule,
@@ -25,52 +24,43 @@ from router.domain import (
     Zone,
     is_model_name,
 )
+from router.errors import ProviderNotConfigured
 from router.fleet.clusters import Clusters, ClusterState
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
 from shared.contracts.agents import AgentModel
 from shared.http.errors import ModelNotFound, UpstreamFailed
+from tests.router.clusters import LLMD, cluster_endpoint, names, place, told
 from tests.router.test_fleet_membership import FakeClock
 from tests.router.test_fleet_registry import CLOUD, ENGINE, LOCAL, endpoint_of, entry, join, row
 
-LLMD = Provider(name="llmd", dialect="llmd", base_url="http://x", zone=Zone.CLUSTER)
 
-
-def cluster_endpoint(
-    name: str = "llmd", url: str = "http://x/v1", zone: Zone = Zone.CLUSTER
-) -> Endpoint:
-    return Endpoint(id=EndpointId(name), base_url=url, backend="llmd", zone=zone, gateway=Gateway())
-
-
-def told(*names: str, **fields: Any) -> Probed:
-    return Probed(models=tuple(ServedModel(id=name) for name in names), **fields)
-
-
-def names(clusters: Clusters) -> list[str]:
-    return sorted(found.id for found in clusters.entries())
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def clusters() -> Clusters:
-    found = Clusters()
-    found.keep([cluster_endpoint(), None])
+def clusters(clock: FakeClock) -> Clusters:
+    found = Clusters(clock)
+    found.keep([place(), (CLOUD, None)])
     return found
 
 
 # ── the models ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_pods_that_list_different_adapters_are_taken_together(clusters: Clusters) -> None:
+def test_pods_that_list_different_adapters_are_taken_together(
+    clusters: Clusters, clock: FakeClock
+) -> None:
     llmd = EndpointId("llmd")
     assert clusters.learn(llmd, told("base", "one"))
     assert clusters.learn(llmd, told("base", "two"))
     assert names(clusters) == ["base", "one", "two"]
-    assert not clusters.learn(llmd, told("base", "one"))
-    for _ in range(4):
-        clusters.learn(llmd, told("base", "one"))
+    for _ in range(20):
+        clock.now += 10
+        assert not clusters.learn(llmd, told("base", "one"))
     assert names(clusters) == ["base", "one", "two"]
-    assert clusters.learn(llmd, told("base", "one"))
-    assert names(clusters) == ["base", "one"], "six answers in a row did not have it"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +68,7 @@ def test_pods_that_list_different_adapters_are_taken_together(clusters: Clusters
     [
         (Probed(is_cold=True), ClusterState.COLD),
         (Probed(is_accepted=False), ClusterState.UNLISTED),
+        (Probed(is_accepted=False, is_refused=True), ClusterState.REFUSED),
         (told(), ClusterState.READY),
         (None, ClusterState.UNREACHABLE),
     ],
@@ -94,17 +85,6 @@ def test_names_outlive_a_cluster_that_has_no_pods_or_can_not_be_asked(
             clusters.learn(llmd, after)
     assert names(clusters) == ["m"]
     assert dict(clusters) == {"llmd": state}
-
-
-def test_a_cluster_with_another_address_is_another_one(clusters: Clusters) -> None:
-    clusters.learn(EndpointId("llmd"), told("m"))
-    clusters.keep([cluster_endpoint()])
-    assert names(clusters) == ["m"]
-    clusters.keep([cluster_endpoint(url="http://y/v1")])
-    assert names(clusters) == []
-    clusters.keep([])
-    assert dict(clusters) == {}
-    assert not clusters.learn(EndpointId("llmd"), told("m")), "it is gone"
 
 
 def test_what_waits_there_is_forgotten_with_the_answers(clusters: Clusters) -> None:
@@ -156,14 +136,41 @@ def test_a_name_that_the_cluster_serves_goes_there_and_by_no_prefix_to_a_cloud()
     assert served_by(fleet, "gpt-4") == ["openai"]
 
 
+def test_a_name_of_a_cluster_without_an_address_goes_by_no_prefix_to_a_cloud() -> None:
+    fleet = fleet_with(rules=(PrefixRule("gpt-", "openai"),))
+    fleet.learn(EndpointId("llmd"), told("gpt-oss"))
+    fleet._endpoint_of = lambda row: None if row.name == "llmd" else endpoint_of(row)
+    fleet.swap(fleet.catalog)
+    with pytest.raises(ProviderNotConfigured, match="LLMD_ENDPOINT"):
+        fleet.resolve("gpt-oss")
+    assert "gpt-oss" not in [model.id for model in fleet.models()]
+
+
 def test_an_unknown_name_says_that_a_cluster_was_not_asked_yet() -> None:
     fleet = fleet_with()
-    with pytest.raises(ModelNotFound, match="could not be asked yet"):
+    with pytest.raises(ModelNotFound, match="has not told yet"):
         fleet.resolve("m")
     fleet.learn(EndpointId("llmd"), told("other"))
     with pytest.raises(ModelNotFound) as known:
         fleet.resolve("m")
-    assert "asked" not in str(known.value)
+    assert "iir doctor" not in str(known.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_told"),
+    [
+        (Probed(is_accepted=False), True),  # several pools: it will never list any
+        (told(), True),
+        (Probed(is_accepted=False, is_refused=True), False),
+        (Probed(is_cold=True), False),
+    ],
+)
+def test_a_hint_names_only_clusters_that_may_still_tell(found: Probed, is_told: bool) -> None:
+    fleet = fleet_with()
+    fleet.learn(EndpointId("llmd"), found)
+    with pytest.raises(ModelNotFound) as unknown:
+        fleet.resolve("m")
+    assert ("iir doctor" not in str(unknown.value)) == is_told
 
 
 def test_a_deployment_is_built_anew_when_the_clusters_models_change() -> None:
@@ -310,7 +317,7 @@ def test_any_metrics_are_a_load(text: bytes) -> None:
 
 def test_entries_name_their_clusters() -> None:
     clusters = Clusters()
-    clusters.keep([cluster_endpoint("east"), cluster_endpoint("west")])
+    clusters.keep([place("east"), place("west")])
     for name in ("east", "west"):
         clusters.learn(EndpointId(name), told("m"))
     found = clusters.entry("m")
@@ -324,7 +331,7 @@ def test_entries_name_their_clusters() -> None:
 
 def test_what_is_served_inside_goes_no_further_out_because_a_cluster_there_lists_it() -> None:
     clusters = Clusters()
-    clusters.keep([cluster_endpoint("burst", zone=Zone.CLOUD), cluster_endpoint("inside")])
+    clusters.keep([place("burst", zone=Zone.CLOUD), place("inside")])
     clusters.learn(EndpointId("burst"), told("m", "big"))
     clusters.learn(EndpointId("inside"), told("m"))
     places = {

@@ -19,7 +19,9 @@ from router.domain import (
     ServedModel,
     Zone,
 )
+from router.errors import PodUnreachable
 from router.fleet.breaker import BreakerRule, Breakers
+from router.fleet.clusters import ClusterState
 from router.fleet.membership import Membership
 from router.fleet.prober import Prober
 from router.fleet.registry import Fleet
@@ -207,6 +209,51 @@ async def test_a_busy_cluster_that_answers_no_probe_is_a_lost_one(
     backend.answers["llmd"] = UpstreamTimeout("its picker hangs")
     [endpoint] = fleet.endpoints()
     fleet.enter(Deployment(endpoint=endpoint, upstream_name="m"))
+    for _ in range(2):
+        await prober.look()
+    assert fleet.breakers.wait_s("llmd", "m") is not None
+
+
+async def test_a_look_that_a_busy_pod_has_no_time_for_is_none_against_a_cluster_that_answers(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet)
+    backend.answers["llmd"] = UpstreamTimeout("this pod is busy")
+    [endpoint] = fleet.endpoints()
+    deployment = Deployment(endpoint=endpoint, upstream_name="m")
+    for _ in range(5):
+        fleet.answered(deployment)  # by another one
+        await prober.look()
+    assert fleet.breakers.wait_s("llmd", "m") is None
+    for _ in range(2):
+        await prober.look()  # nobody was answered since
+    assert fleet.breakers.wait_s("llmd", "m") is not None
+
+
+async def test_a_new_cluster_is_asked_often_until_it_is_clear_that_no_pod_answers(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet, Zone.CLOUD)
+    backend.answers["llmd"] = PodUnreachable("no healthy upstream")
+    for _ in range(30):
+        await prober.look_at_spared()
+    assert len(backend.asked) == 10
+    assert dict(fleet.clusters) == {"llmd": ClusterState.DOUBTFUL}
+    assert fleet.clusters.untold() == ["llmd"], "nobody knows what it serves"
+    backend.answers.clear()
+    backend.told = Probed(models=(ServedModel(id="m"),))
+    await prober.look()
+    assert dict(fleet.clusters) == {"llmd": ClusterState.READY}
+
+
+async def test_answers_from_before_the_last_look_speak_for_nobody(
+    prober: Prober, backend: Asked, fleet: Fleet
+) -> None:
+    with_cluster(fleet)
+    [endpoint] = fleet.endpoints()
+    fleet.answered(Deployment(endpoint=endpoint, upstream_name="m"))
+    await prober.look()
+    backend.answers["llmd"] = UpstreamTimeout("its picker hangs")
     for _ in range(2):
         await prober.look()
     assert fleet.breakers.wait_s("llmd", "m") is not None

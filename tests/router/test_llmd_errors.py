@@ -14,9 +14,13 @@ from tests.router.gateway import (
     COLD,
     NO_PODS,
     PICKER_GONE,
+    POD_BROKE_OFF,
     POD_GONE,
     POD_REFUSED,
+    RESET,
+    ROUTE_TIMEOUT,
     SATURATED,
+    Answering,
     cluster,
     deploy,
     hang,
@@ -43,7 +47,15 @@ ERRORS = [
     (refusal(503, "stop", "rejected-shutting-down"), 503, "cluster_unavailable"),
     (PICKER_GONE, 503, "cluster_unavailable"),
     (refusal(503, "busy"), 503, "cluster_unavailable"),
-    (refusal(504, "upstream request timeout"), 504, "upstream_timeout"),
+    (ROUTE_TIMEOUT, 504, "upstream_timeout"),
+    (refusal(504), 504, "upstream_timeout"),
+    (POD_GONE, 503, "cluster_unavailable"),
+    (refusal(503, f"{RESET}connection timeout"), 503, "cluster_unavailable"),
+    (refusal(503, "no healthy upstream"), 503, "cluster_unavailable"),
+    (refusal(503, f"{RESET}overflow"), 429, "cluster_contended"),
+    (POD_BROKE_OFF, 502, "upstream_interrupted"),
+    (refusal(502, f"{RESET}remote reset"), 502, "upstream_interrupted"),
+    (refusal(503, f"{RESET}protocol error"), 502, "upstream_interrupted"),
     (refusal(500, "inference error: Internal - panic at 10.1.2.3:9002"), 502, "upstream_failed"),
     (refusal(502, SIDECARS), 502, "upstream_error"),
     (refusal(503, GATEWAYS_JSON), 503, "cluster_unavailable"),
@@ -88,6 +100,30 @@ async def test_a_request_that_the_picker_does_not_take_hears_why_but_not_where(
         found.next.append(refusal(400, "<html>nginx</html>"))
         answer = await router.client.post(CHAT, json=chat())
         assert "nginx" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("status", "step"),
+    [
+        (400, "log"),
+        (405, "allow POST"),
+        (408, "Ask again"),
+        (412, "Send it whole"),
+        (413, "shorten"),
+        (418, "log"),
+    ],
+)
+async def test_a_refusal_in_text_says_what_to_do(
+    start_router: StartRouter, status: int, step: str
+) -> None:
+    async with cluster(start_router, router_attempts=1) as (router, found):
+        found.next.append(refusal(status, "<html>10.1.2.3</html>"))
+        answer = await router.client.post(CHAT, json=chat())
+        message = error_of(answer)["message"]
+        assert answer.status_code == status
+        assert step in message
+        assert str(status) in message
+        assert "10.1.2.3" not in answer.text
 
 
 async def test_a_model_servers_own_error_passes(start_router: StartRouter) -> None:
@@ -224,7 +260,95 @@ async def test_a_pod_that_is_gone_costs_one_more_attempt_in_the_same_cluster(
         answer = await router.client.post(CHAT, json=chat())
         assert (answer.status_code, error_of(answer)["code"]) == (503, "cluster_unavailable")
         assert POD_REFUSED not in answer.text
-        assert len(found.requests) <= 5
+        assert answer.headers["x-iir-attempts"] == "2"
+        assert len(found.requests) == 4, "two each: once more, and not again"
+
+
+@pytest.mark.parametrize(
+    ("answering", "attempts"),
+    [
+        (POD_GONE, 2),
+        (refusal(503, f"{RESET}connection timeout"), 2),
+        (refusal(503, "no healthy upstream"), 2),
+        (POD_BROKE_OFF, 1),
+        (refusal(502, f"{RESET}remote reset"), 1),
+        (
+            refusal(
+                503, POD_REFUSED.replace("reset reason", "retried and the latest reset reason")
+            ),
+            1,
+        ),
+        (refusal(503, f"{RESET}overflow"), 1),
+        (ROUTE_TIMEOUT, 1),
+    ],
+)
+async def test_only_what_no_pod_has_seen_is_sent_to_the_cluster_again(
+    start_router: StartRouter, answering: Answering, attempts: int
+) -> None:
+    async with cluster(start_router) as (router, found):
+        found.next.extend([answering] * 3)
+        answer = await router.client.post(CHAT, json=chat())
+        assert answer.status_code >= 400
+        assert len(found.requests) == attempts
+        assert answer.headers["x-iir-attempts"] == str(attempts)
+
+
+async def test_a_pod_that_broke_off_is_followed_by_another_endpoint_and_counts_against_the_model(
+    start_router: StartRouter,
+) -> None:
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    settings = {"router_breaker_failures": 1, "router_probe_s": 0.0}
+    async with running(engine) as url, cluster(start_router, **settings) as (router, found):
+        await with_cloud(router, url)
+        await deploy(router, "other")
+        found.next.append(POD_BROKE_OFF)
+        answer = await router.client.post(CHAT, json=chat())
+        assert (answer.headers["x-iir-endpoint"], answer.headers["x-iir-attempts"]) == (
+            "cloud",
+            "2",
+        )
+        answer = await router.client.post(CHAT, json=chat())
+        assert (answer.headers["x-iir-endpoint"], answer.headers["x-iir-attempts"]) == (
+            "cloud",
+            "1",
+        )
+        answer = await router.client.post(CHAT, json=chat("other"))
+        assert answer.headers["x-iir-endpoint"] == "llmd"
+
+
+async def test_what_takes_longer_than_the_route_allows_is_not_tried_elsewhere_nor_held_against_it(
+    start_router: StartRouter,
+) -> None:
+    engine = SimulatedEngine(EngineOptions(models=("tiny",)))
+    settings = {"router_breaker_failures": 1, "router_probe_s": 0.0}
+    async with running(engine) as url, cluster(start_router, **settings) as (router, found):
+        await with_cloud(router, url)
+        found.next.extend([ROUTE_TIMEOUT] * 3)
+        for _ in range(3):
+            answer = await router.client.post(CHAT, json=chat())
+            assert (answer.status_code, error_of(answer)["code"]) == (504, "upstream_timeout")
+            assert answer.headers["x-should-retry"] == "false"
+            assert "HTTPRoute" in error_of(answer)["message"]
+        assert engine.requests == []
+        answer = await router.client.post(CHAT, json=chat())
+        assert answer.headers["x-iir-endpoint"] == "llmd"
+
+
+async def test_one_pools_missing_picker_spares_the_models_of_that_pool_only(
+    start_router: StartRouter,
+) -> None:
+    settings = {"router_breaker_failures": 2, "router_probe_s": 0.0}
+    pools = {"llmd_model_header": "x-pool", **settings}
+    async with cluster(start_router, "tiny", "other", **pools) as (router, found):
+        for model in ("tiny", "other"):
+            await deploy(router, model)
+        found.next.extend([PICKER_GONE] * 2)
+        for _ in range(2):
+            answer = await router.client.post(CHAT, json=chat())
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "cluster_unavailable")
+        answer = await router.client.post(CHAT, json=chat())
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "circuit_open")
+        assert (await router.client.post(CHAT, json=chat("other"))).status_code == 200
 
 
 async def test_a_cluster_that_lost_a_pod_goes_on_being_preferred(start_router: StartRouter) -> None:

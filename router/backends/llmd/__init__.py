@@ -6,7 +6,9 @@ endpoint picker for each request, so either of them may answer in place of the m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from itertools import cycle
 from typing import Final
 
 from msgspec.structs import replace
@@ -20,16 +22,34 @@ from router.backends._dialect import (
     outbound,
     streaming,
 )
-from router.backends.llmd.answers import meaning_of
+from router.backends.llmd.answers import meaning_of, of_look
 from router.backends.llmd.looks import Load, found_models, has_no_pods, read_bounded, told_load
-from router.domain import Call, Deployment, Endpoint, Probed
+from router.domain import Call, Deployment, Endpoint, Gateway, HeaderStyle, Probed
 from router.ports import TenantOf
-from shared.http.errors import ApiError, UpstreamFailed
+from shared.http.errors import ApiError
 from shared.http.exchange import Reply, exchange
 from shared.http.transport import Transport
+from shared.http.upstream_errors import OPERATORS_BUSINESS
 
-_OBJECTIVE: Final = "x-llm-d-inference-objective"
-_FAIRNESS: Final = "x-llm-d-inference-fairness-id"
+# objective, tenant, and how long the first token and each one after it may take
+_CURRENT: Final = (
+    "x-llm-d-inference-objective",
+    "x-llm-d-inference-fairness-id",
+    "x-llm-d-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+)
+_LEGACY: Final = (
+    "x-gateway-inference-objective",
+    "x-gateway-inference-fairness-id",
+    "x-slo-ttft-ms",
+    "x-slo-tpot-ms",
+)
+_NAMES: Final[Mapping[HeaderStyle, tuple[str, ...]]] = {
+    "current": _CURRENT,
+    "legacy": _LEGACY,
+    "both": (*_CURRENT, *_LEGACY),
+}
+_GATEWAY: Final = Gateway()
 
 
 @BACKENDS.register("llmd")
@@ -58,10 +78,10 @@ class LlmdBackend:
             if has_no_pods(response.status, response.headers, body):
                 return Probed(is_cold=True)
             if response.status >= 500:
-                raise UpstreamFailed(f"The gateway answered a probe with {response.status}.")
+                raise of_look(response.status, body, has_pools=has_pools(endpoint))
             if response.status >= 300:
                 # the credential is not taken; or there are several pools, of which none is meant
-                return Probed(is_accepted=False)
+                return Probed(is_accepted=False, is_refused=response.status in OPERATORS_BUSINESS)
             return Probed(models=found_models(body))
 
     async def _load(self, endpoint: Endpoint) -> Load:
@@ -81,13 +101,21 @@ class LlmdBackend:
 
         No trace is begun here: whether to sample one is the client's to say, by its `traceparent`.
         """
-        found: Headers = ()
-        if deployment.objective is not None:
-            found = ((_OBJECTIVE, deployment.objective),)
-        tenant = self._tenant_of(call.facts.key_id)
-        if tenant is not None:
-            found = (*found, (_FAIRNESS, tenant))
-        header = deployment.endpoint.gateway and deployment.endpoint.gateway.model_header
+        gateway = deployment.endpoint.gateway or _GATEWAY
+        slo = deployment.slo
+        values = (
+            deployment.objective,
+            self._tenant_of(call.facts.key_id),
+            None if slo.ttft_ms is None else str(slo.ttft_ms),
+            None if slo.tpot_ms is None else str(slo.tpot_ms),
+        )
+        names = _NAMES[gateway.header_style]
+        found: Headers = tuple(
+            (name, value)
+            for name, value in zip(names, cycle(values), strict=False)
+            if value is not None
+        )
+        header = gateway.model_header
         if header:
             name = deployment.base_model or deployment.upstream_name
             if name.isascii():  # no route of Kubernetes matches on anything else
@@ -95,9 +123,19 @@ class LlmdBackend:
         return found
 
 
+def has_pools(endpoint: Endpoint) -> bool:
+    """Tell whether there are several pools behind one gateway: then it is told the model by a header."""
+    return endpoint.gateway is not None and endpoint.gateway.model_header is not None
+
+
 class _Sending(Sending):
     __slots__ = ()
 
     async def refused(self, reply: Reply) -> ApiError:
         """Return what gateway, picker or model server mean by their error."""
-        return meaning_of(reply, await reply.whole(), self.call.facts.request_id)
+        return meaning_of(
+            reply,
+            await reply.whole(),
+            self.call.facts.request_id,
+            has_pools=has_pools(self.deployment.endpoint),
+        )

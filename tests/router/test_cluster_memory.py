@@ -1,0 +1,163 @@
+"""What routers remember of clusters: for how long, where a cluster moved, and over a restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.domain import EndpointId, KnownModel, Probed, ServedModel
+from router.fleet.clusters import Clusters, ClusterState
+from tests.router.clusters import LLMD, Place, names, place, told
+from tests.router.test_fleet_membership import FakeClock
+from tests.router.test_fleet_registry import CLOUD
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def clusters(clock: FakeClock) -> Clusters:
+    found = Clusters(clock)
+    found.keep([place(), (CLOUD, None)])
+    return found
+
+
+def test_a_name_that_lists_lack_is_shown_no_longer_and_kept_for_a_day(
+    clusters: Clusters, clock: FakeClock
+) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("base", "private"))
+    clock.now += 301
+    clusters.learn(llmd, told("base"))
+    assert names(clusters) == ["base"]
+    assert clusters.entry("private") is not None
+    for _ in range(23):
+        clock.now += 3600
+        clusters.learn(llmd, told("base"))
+    assert clusters.entry("private") is not None
+    clusters.learn(llmd, told("base", "private"))
+    assert names(clusters) == ["base", "private"], "it is back, and counts as new"
+    for _ in range(24):
+        assert clusters.entry("private") is not None
+        clock.now += 3600
+        clusters.learn(llmd, told("base"))
+    assert clusters.entry("private") is None
+
+
+def test_days_without_an_answer_are_no_days_of_lists(clusters: Clusters, clock: FakeClock) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("base", "private"))
+    for _ in range(3):
+        clock.now += 24 * 3600
+        clusters.miss(llmd)
+    clusters.learn(llmd, told("base"))
+    assert clusters.entry("private") is not None
+
+
+def test_a_cluster_that_lists_new_names_for_ever_takes_no_memory_for_ever(
+    clusters: Clusters, clock: FakeClock
+) -> None:
+    for number in range(5):
+        clock.now += 1
+        clusters.learn(
+            EndpointId("llmd"), told("base", *(f"{number}-{each}" for each in range(4000)))
+        )
+    assert len(names(clusters)) == 8192
+    assert {"base", "4-0", "4-3999"} <= set(names(clusters)), "the newest stay"
+
+
+@pytest.mark.parametrize("elsewhere", [place(url="http://y/v1"), (LLMD, None)])
+def test_a_cluster_that_moved_or_lost_its_address_keeps_its_names(
+    clusters: Clusters, elsewhere: Place
+) -> None:
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("m"))
+    clusters.keep([place()])
+    assert dict(clusters) == {"llmd": ClusterState.READY}
+    clusters.keep([elsewhere])
+    assert clusters.entry("m") is not None
+    assert clusters.is_new(llmd), "what is there now has to be asked"
+    # nobody can ask for what has no address, but it does not fall to anybody else either
+    assert names(clusters) == (["m"] if elsewhere[1] else [])
+    clusters.keep([(CLOUD, None)])
+    assert dict(clusters) == {}
+    assert clusters.entry("m") is None
+    assert not clusters.learn(llmd, told("m")), "it is gone"
+
+
+# ── what outlives the process ────────────────────────────────────────────────────────────────
+
+
+def save(clusters: Clusters, kept: dict[str, KnownModel]) -> int:
+    """Write as the registry does; return how many names were written or deleted."""
+    count = 0
+    for change in clusters.unsaved():
+        for known in change.known:
+            kept[known.model.id] = known
+        for name in change.gone:
+            del kept[name]
+        count += len(change.known) + len(change.gone)
+        clusters.mark_saved(change, is_saved=True)
+    return count
+
+
+def test_what_was_seen_counts_after_a_restart(clusters: Clusters, clock: FakeClock) -> None:
+    kept: dict[str, KnownModel] = {}
+    tuned = ServedModel(id="tuned", created_at=5, context_tokens=4096, base_model="base")
+    clusters.learn(EndpointId("llmd"), Probed(models=(ServedModel(id="base"), tuned)))
+    assert save(clusters, kept) == 2
+    before = clusters.entry("tuned")
+    again = Clusters(clock)
+    again.keep([place()])
+    again.remember(kept.values())
+    assert again.entry("tuned") == before
+    assert names(again) == ["base", "tuned"]
+    assert save(again, kept) == 0
+    assert again.untold() == []
+    assert again.unlisted() == ["llmd"], "what it serves now it has not said"
+
+
+def test_a_restart_does_not_make_a_name_that_lists_lack_new(
+    clusters: Clusters, clock: FakeClock
+) -> None:
+    kept: dict[str, KnownModel] = {}
+    clusters.learn(EndpointId("llmd"), told("base", "old"))
+    for _ in range(13):
+        clock.now += 3600
+        clusters.learn(EndpointId("llmd"), told("base"))
+        save(clusters, kept)
+    again = Clusters(clock)
+    again.keep([place()])
+    again.remember(kept.values())
+    assert names(again) == ["base"]
+    for _ in range(11):
+        assert again.entry("old") is not None
+        again.learn(EndpointId("llmd"), told("base"))
+        clock.now += 3600
+    again.learn(EndpointId("llmd"), told("base"))
+    assert again.entry("old") is None
+    assert save(again, kept) == 1
+    assert list(kept) == ["base"]
+
+
+def test_looks_that_find_the_same_are_not_written(clusters: Clusters, clock: FakeClock) -> None:
+    kept: dict[str, KnownModel] = {}
+    written = []
+    for number in range(100):
+        clock.now += 10
+        # two pods: one has an adapter that the other has not
+        clusters.learn(EndpointId("llmd"), told("base", *(["one"] if number % 2 else [])))
+        written.append(save(clusters, kept))
+    assert sum(written) == 2
+
+
+def test_what_could_not_be_written_is_written_later(clusters: Clusters) -> None:
+    clusters.learn(EndpointId("llmd"), told("m"))
+    [change] = clusters.unsaved()
+    assert clusters.unsaved() == []
+    clusters.mark_saved(change, is_saved=False)
+    assert clusters.unsaved() == [change]
+    clusters.keep([])
+    clusters.mark_saved(change, is_saved=True)
+    assert clusters.unsaved() == []
