@@ -57,6 +57,7 @@ def run_watched(
     pass_fds: tuple[int, ...] = (),
     clock: Clock = monotonic,
     stalled_s: float = _STALLED_S,
+    look_every_s: float = _LOOK_EVERY_S,
 ) -> None:
     """Run it to its end.
 
@@ -65,10 +66,11 @@ def run_watched(
         folder: where it runs, and where all that it writes goes.
         env: its environment.
         what: what it does.
-        report: told of each step, and of bytes each second.
+        report: told of each step, and of the bytes so far.
         pass_fds: open files that it inherits.
         clock: a monotonic clock.
         stalled_s: how long it may neither say nor write anything.
+        look_every_s: how often its files are looked at.
 
     Raises:
         CommandFailed: it did not succeed.
@@ -91,7 +93,7 @@ def run_watched(
     reader = threading.Thread(target=_read, args=(process, lines, seen), daemon=True)
     reader.start()
     try:
-        is_stalled = _watch(process, folder, seen, report, Stall(clock, stalled_s))
+        is_stalled = _watch(process, folder, seen, report, Stall(clock, stalled_s, look_every_s))
     finally:
         _end(process)
         reader.join()
@@ -102,9 +104,9 @@ def run_watched(
 class Stall:
     """Tells when something has not moved for too long."""
 
-    def __init__(self, clock: Clock, after_s: float) -> None:
-        """Begin to watch."""
-        self._clock, self._after_s = clock, after_s
+    def __init__(self, clock: Clock, after_s: float, look_every_s: float = _LOOK_EVERY_S) -> None:
+        """Begin to watch; `has_come` is asked each `look_every_s` seconds."""
+        self._clock, self._after_s, self.look_every_s = clock, after_s, look_every_s
         self._last: object = None
         self._since = clock()
 
@@ -133,7 +135,7 @@ def _watch(
     """Wait for its end; return whether it has stalled, in which case it still runs."""
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_LOOK_EVERY_S)
+            process.wait(stall.look_every_s)
             return False
         size = _size(folder)
         report(Step(seen.what, size))
