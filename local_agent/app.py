@@ -230,6 +230,7 @@ class Agent:
         return drain_limit_s(self.settings, self._taken.config)
 
     def _take(self, config: AgentConfig) -> Changes:
+        self.supervisor.host = self._host = this_host(self.settings)  # engines are installed now
         before, self._taken = self._taken, Taken(config, to_deployments(config, self._weights))
         self._use_taken()
         is_set = "agent_drain_s" in self.settings.model_fields_set

@@ -24,7 +24,9 @@ from local_agent.queue_config import QueueFields, SwapFields
 from local_agent.weights.source import Source, parse_source
 from shared.contracts.apis import APIS
 
-WITHOUT_WEIGHTS = frozenset({"external", "simulated", "vllm", "vllm_docker"})
+OF_FOLDERS = frozenset({"mlx_lm", "torch_mps", "vllm", "vllm_metal", "vllm_mlx"})
+"""Engines that load a folder of this host, or a repository that is pulled into it."""
+WITHOUT_WEIGHTS = OF_FOLDERS | {"external", "simulated", "vllm_docker"}
 """Engines that need no `source`."""
 IN_CONTAINERS = frozenset({"vllm_docker"})
 """Engines whose weights lie in the container engine's volume."""
@@ -137,7 +139,7 @@ class ModelConfig(_Entry, QueueFields):
     @property
     def repository(self) -> str | None:
         """Return the repository of the hub that is pulled for it into the cache of this host, if one is."""
-        repo = self.options.get("repo", "") if self.engine == "vllm" else ""
+        repo = self.options.get("repo", "") if self.engine in OF_FOLDERS else ""
         return repo if REPOSITORY.fullmatch(repo) else None
 
     @field_validator("engine")
@@ -173,14 +175,18 @@ class ModelConfig(_Entry, QueueFields):
             raise ValueError(f"`url` is for engine external, not for {self.engine}")
         if self.apis is not None and not self.is_external:
             raise ValueError(f"`apis` is for engine external, not for {self.engine}")
-        if self.engine in WITHOUT_WEIGHTS - {"vllm"} and self.source:
+        if self.engine in WITHOUT_WEIGHTS - OF_FOLDERS and self.source:
             raise ValueError(f"engine {self.engine} takes no `source`")
-        if self.engine == "vllm" and self.source and "repo" in self.options:
-            raise ValueError("engine vllm takes a `source` or the option `repo`, not both")
-        if self.engine == "vllm" and "repo" in self.options and self.repository is None:
-            raise ValueError(
-                "option repo of engine vllm must be a repository of the hub, like ORG/NAME"
-            )
+        if self.engine in OF_FOLDERS and "repo" in self.options:
+            if self.source:
+                raise ValueError(
+                    f"engine {self.engine} takes a `source` or the option `repo`, not both"
+                )
+            if self.repository is None:
+                raise ValueError(
+                    f"option repo of engine {self.engine} must be a repository of the hub,"
+                    " like ORG/NAME"
+                )
         if not self.source and not self.is_external and self.engine not in WITHOUT_WEIGHTS:
             raise ValueError("needs a `source`, for example hf:ORG/REPO:FILE")
         if self.sha256 is not None and len(self.source) != 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from local_agent.config import IN_CONTAINERS, WITHOUT_WEIGHTS, AgentConfig, ModelConfig
+from local_agent.config import IN_CONTAINERS, OF_FOLDERS, WITHOUT_WEIGHTS, AgentConfig, ModelConfig
 from local_agent.domain import Deployment, ModelId
 from local_agent.variables import UsedVariables
 from local_agent.weights.source import model_folder
@@ -148,7 +148,7 @@ def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
         return weights.hub.find(model.repository)
     if not model.sources:
         return None
-    found = model_folder(model.sources) if model.engine == "vllm" else None
+    found = model_folder(model.sources) if model.engine in OF_FOLDERS else None
     return found or weights.find(ModelId(model.id), [source.ref for source in model.sources])
 
 

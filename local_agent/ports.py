@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from local_agent.domain import Deployment, EngineLoad, HostFacts
 
@@ -74,6 +74,22 @@ class Left:
     must_serve: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an engine's own Python environment is made of: exact versions, which were tried together.
+
+    `requirements` are pip's, `places` are pages with links to packages that no index has, `modules` have
+    to be importable at the end. `size_mb` is what the environment takes, `pythons` are the versions
+    that all of it has packages for, the best first.
+    """
+
+    requirements: tuple[str, ...]
+    pythons: tuple[str, ...]
+    modules: tuple[str, ...]
+    size_mb: int
+    places: tuple[str, ...] = ()
+
+
 class Engine(Protocol):
     """Describes an inference program. Pure, no I/O: every method is a table test."""
 
@@ -107,6 +123,15 @@ class Engine(Protocol):
 
     def parse_load(self, metrics: str) -> EngineLoad:
         """Read the load from the engine's Prometheus text; zeros where it tells nothing."""
+        ...
+
+
+@runtime_checkable
+class Installable(Protocol):
+    """An engine whose Python environment `iir-agent engines install` makes. Pure, no I/O."""
+
+    def recipe(self, host: HostFacts) -> Recipe | str:
+        """Return what it is made of on this host; a text says why it can't run here, with the fix."""
         ...
 
 

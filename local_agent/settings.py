@@ -15,6 +15,7 @@ from shared.http.transports import TransportName
 from shared.kit.environment import BaseServiceSettings
 
 _MOST_URL = 512
+_PYTHONS = "[!.]*/bin/python"  # of environments in the making the names begin with a dot
 
 
 def _host_name() -> str:
@@ -152,9 +153,16 @@ class AgentSettings(BaseServiceSettings):
     @property
     def interpreters(self) -> Mapping[str, str]:
         """Return, by engine, the interpreters of those Python environments that are there."""
-        python = self.agent_vllm_python or self.iir_home / "engines" / "vllm" / "bin" / "python"
-        python = python.expanduser().absolute()
-        return {"vllm": str(python)} if os.access(python, os.X_OK) else {}
+        found = {python.parents[1].name: python for python in self.engines_dir.glob(_PYTHONS)}
+        if self.agent_vllm_python is not None:
+            found["vllm"] = self.agent_vllm_python.expanduser()
+        places = {name: str(python.absolute()) for name, python in found.items()}
+        return {name: place for name, place in sorted(places.items()) if os.access(place, os.X_OK)}
+
+    @property
+    def engines_dir(self) -> Path:
+        """Return the folder of the engines' Python environments."""
+        return self.iir_home / "engines"
 
     @property
     def hub_environment(self) -> Mapping[str, str]:

@@ -78,7 +78,7 @@ class Supervisor:
             on_event: called with each event, at once; must not block or raise.
         """
         self._engines = engines
-        self._host = host
+        self.host = host
         self._around = around
         self.drain_s = drain_s
         self._journal = Journal(wall, on_event)
@@ -166,7 +166,7 @@ class Supervisor:
 
         A changed one restarts (idle: at once, busy: after its work), a removed one ends.
         """
-        self._catalog = catalog(deployments, self._engines, self._host)
+        self._catalog = catalog(deployments, self._engines, self.host)
         self.residency.set_entries(self._catalog.entries)
         for model in self._catalog.entries:
             if model not in self._workers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,22 @@ if TYPE_CHECKING:
     from local_agent.containers.sdk import DockerClient
 
 _ENGINE_TIMEOUT_S = 15.0
+
+
+class _Interpreters(Mapping[str, str]):
+    """Those that are there now: engines are installed and removed while the agent runs."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+
+    def __getitem__(self, engine: str) -> str:
+        return self._settings.interpreters[engine]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings.interpreters)
+
+    def __len__(self) -> int:
+        return len(self._settings.interpreters)
 
 
 def this_host(settings: AgentSettings) -> HostFacts:
@@ -86,7 +102,7 @@ def worker_launcher(settings: AgentSettings, agent_id: str, mask: Mask) -> Proce
         run_dir=run_dir / "workers",
         log_dir=log_dir,
         env=settings.environment(),
-        interpreters=settings.interpreters,
+        interpreters=_Interpreters(settings),
         mask=mask,
     )
     containers = ContainerLauncher(

@@ -19,6 +19,9 @@ _ENGINE_MB: Mapping[str, int] = {
     "external": 0,
     "vllm": _VLLM_MB,
     "vllm_docker": _VLLM_MB,
+    "vllm_metal": _VLLM_MB,
+    "mlx_lm": 256,
+    "torch_mps": 512,
 }
 _WITH_KV_OPTION = frozenset({"vllm", "vllm_docker"})
 _OTHER_ENGINE_MB = 1024

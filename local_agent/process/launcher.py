@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -173,7 +174,7 @@ class LocalProcessLauncher:
         self._records = Records(run_dir)
         self._log_dir = log_dir
         self._env = env
-        self._interpreters = interpreters or {}
+        self._interpreters = {} if interpreters is None else interpreters
         self._mask = mask
         self._max_log_bytes = max_log_bytes
         self._log_check_s = log_check_s
@@ -293,7 +294,8 @@ class LocalProcessLauncher:
         )
 
     def _program(self, launch: Launch) -> tuple[str, ...]:
-        return (self._interpreters[launch.environment],) if launch.environment else ()
+        """Return what comes before the arguments; what is gone meanwhile can't be started."""
+        return (self._interpreters.get(launch.environment, ""),) if launch.environment else ()
 
     def _digest(self, launch: Launch, marker: str) -> str:
         return digest(launch, self._program(launch), marker)
@@ -323,10 +325,13 @@ class LocalProcessLauncher:
     async def _spawn(
         self, launch: Launch, log: WorkerLog, marker: str
     ) -> asyncio.subprocess.Process:
+        program = (*self._program(launch), *launch.argv)
+        if not program[0]:
+            raise FileNotFoundError(errno.ENOENT, "its engine is not installed any more")
         output = log.open()
         try:
             return await asyncio.create_subprocess_exec(
-                *(*self._program(launch), *launch.argv),
+                *program,
                 stdin=DEVNULL,
                 stdout=output,
                 stderr=STDOUT,

@@ -17,7 +17,7 @@ HOST = HostFacts(
     arch="arm64",
     memory_mb=16_000,
     modules=frozenset({"xllamacpp"}),
-    environments=frozenset({"vllm"}),
+    environments=frozenset({"vllm", "mlx_lm", "torch_mps", "vllm_metal", "vllm_mlx"}),
 )
 BARE = HostFacts(platform="linux", arch="x86_64", memory_mb=4_000)
 WEIGHTS = Path("/home/somebody/models/m/m.gguf")
@@ -27,6 +27,10 @@ GOOD = {
     "simulated": Deployment(
         model=ModelId("org/m"), engine="simulated", options={"ttft_ms": "5", "tokens": "3"}
     ),
+    **{
+        name: Deployment(model=ModelId("org/m"), engine=name, weights=Path("/models/qwen"))
+        for name in ("mlx_lm", "torch_mps", "vllm_metal", "vllm_mlx")
+    },
     "vllm": Deployment(model=ModelId("org/m"), engine="vllm", weights=Path("/models/qwen")),
     "vllm_docker": Deployment(
         model=ModelId("org/m"),
@@ -70,7 +74,7 @@ def test_an_engine_is_a_pure_description(name: str) -> None:
         assert ("4321" in first.argv) is is_process
         assert all(first.argv)
         assert (first.cwd is not None) is is_process
-        assert not any("KEY" in key or "TOKEN" in key for key in first.env)
+        assert not any("KEY" in key or key.endswith("TOKEN") for key in first.env)
     assert engine.readiness().path.startswith("/")
     assert engine.readiness().timeout_s > 0
     assert engine.upstream_name(deployment) == "org/m"
@@ -99,6 +103,10 @@ def test_an_engine_says_what_it_speaks_and_how_much_it_takes(name: str) -> None:
         ("simulated", {}, APIS, 64),
         ("simulated", {"options": {"persona": "anthropic", "slots": "5"}}, ("messages",), 5),
         ("simulated", {"options": {"persona": "openai"}}, APIS[:4], 64),
+        ("mlx_lm", {"parallel": 3}, ("chat", "completions"), 3),
+        ("torch_mps", {"parallel": 3}, ("chat", "completions"), 1),
+        ("vllm_mlx", {"parallel": 3}, ("chat", "completions", "responses", "messages"), 3),
+        ("vllm_metal", {"parallel": 3}, ("chat", "completions", "responses", "messages"), 3),
         ("vllm_docker", {"parallel": 8}, ("chat", "completions", "responses", "messages"), 8),
         ("external", {}, DEFAULT_APIS, None),
         ("external", {"apis": ("chat", "responses")}, ("chat", "responses"), None),
