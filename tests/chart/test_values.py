@@ -78,6 +78,8 @@ def refusal(values: Mapping[str, object]) -> str:
         ("router.objectives", [{"name": "a", "priority": 1}], "set mode=gateway"),
         ("router.external.release", "llm-d", None),
         ("autoscaling.enabled", True, "autoscaling.kind=keda needs autoscaling.prometheusAddress"),
+        ("router.epp.replicas", 2, "router.epp.replicas=2: of several pickers only the one that leads"),
+        ("disaggregation.minPromptTokens", 0, "minPromptTokens': minimum: got 0, want 1"),
         ("modelServer.drainSeconds", 200, "has to be below modelServer.terminationGracePeriod"),
     ],
 )
@@ -113,6 +115,10 @@ def test_one_is_told_what_does_not_fit(path: str, value: object, message: str | 
         (
             {"disaggregation": {"enabled": True}, "modelServer": {"port": 8200}},
             "modelServer.port=8200 is the engine's own port",
+        ),
+        (
+            {**GPU, "disaggregation": {"enabled": True}, "modelServer": {"port": 5600}},
+            "modelServer.port=5600 is the port by which pods offer each other their KV cache",
         ),
         (
             {**GPU, "modelServer": {"tensorParallelSize": 4, "gpu": {"count": 2}}},

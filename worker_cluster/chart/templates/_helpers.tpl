@@ -63,6 +63,28 @@ llm-d-router-standalone: {{ include "llmd.epp" . }}
 {{- and (ne .Values.mode "none") (eq .Values.router.source "builtin") -}}
 {{- end -}}
 
+{{/* The pod of `helm test`, as a NetworkPolicyPeer: a client like others. */}}
+{{- define "llmd.smokePeer" -}}
+# helm test
+- podSelector:
+    matchLabels:
+      app.kubernetes.io/instance: {{ .Release.Name }}
+      app.kubernetes.io/component: smoke
+{{- end -}}
+
+{{/* The CRDs without which mode gateway can't be installed, and what each defines. */}}
+{{- define "llmd.gatewayCrds" -}}
+gateways.gateway.networking.k8s.io: gateway.networking.k8s.io/v1/Gateway
+httproutes.gateway.networking.k8s.io: gateway.networking.k8s.io/v1/HTTPRoute
+inferencepools.inference.networking.k8s.io: inference.networking.k8s.io/v1/InferencePool
+{{- if .Values.router.objectives }}
+inferenceobjectives.llm-d.ai: llm-d.ai/v1alpha2/InferenceObjective
+{{- end }}
+{{- if eq .Values.gateway.className "istio" }}
+destinationrules.networking.istio.io: networking.istio.io/v1/DestinationRule
+{{- end }}
+{{- end -}}
+
 {{/* The body of the smoke test's request. */}}
 {{- define "llmd.question" -}}
 {{- $model := .Values.model.name -}}
