@@ -78,7 +78,11 @@ def refusal(values: Mapping[str, object]) -> str:
         ("router.objectives", [{"name": "a", "priority": 1}], "set mode=gateway"),
         ("router.external.release", "llm-d", None),
         ("autoscaling.enabled", True, "autoscaling.kind=keda needs autoscaling.prometheusAddress"),
-        ("router.epp.replicas", 2, "router.epp.replicas=2: of several pickers only the one that leads"),
+        (
+            "router.epp.replicas",
+            2,
+            "router.epp.replicas=2: of several pickers only the one that leads",
+        ),
         ("disaggregation.minPromptTokens", 0, "minPromptTokens': minimum: got 0, want 1"),
         ("modelServer.drainSeconds", 200, "has to be below modelServer.terminationGracePeriod"),
     ],
