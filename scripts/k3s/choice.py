@@ -169,9 +169,13 @@ def _no_gpu(profile: str, machine: Machine, choice: Choice) -> str:
             f"{profile} needs a GPU, and k3d hands none on. k3s itself does: PURGE=1 make k3s-down, then "
             f"{again(f'--driver native --profile {profile}')}"
         )
-    where = "no node of the cluster" if choice.driver == "existing" else "nvidia-smi shows none, so"
+    where = (
+        "no node of the cluster offers one"
+        if choice.driver == "existing"
+        else "nvidia-smi shows none"
+    )
     return (
-        f"{profile} needs a GPU; {where} offers one. Install the driver (nvidia-smi has to work), "
+        f"{profile} needs a GPU; {where}. Install the driver (nvidia-smi has to work), "
         f"or use the processor: {again('--profile cpu --forget')}"
     )
 

@@ -117,6 +117,8 @@ def _announce(machine: Machine, choice: Choice) -> None:
 
 
 def _what(choice: Choice) -> str:
+    if not choice.profile:
+        return f"driver {choice.driver}, nothing installed yet"
     what = f"driver {choice.driver}, profile {choice.profile}, engine {choice.engine}"
     return f"{what}, {' '.join(choice.sets)}" if choice.sets else what
 

@@ -60,7 +60,9 @@ def ensure_namespace(tools: Tools, choice: Choice) -> None:
     if found == choice.install:
         return
     if found is not None:
-        who = "another `make k3s-up` made it" if found else "it was there before `make k3s-up`"
+        who = "it was there before `make k3s-up`"
+        if found:
+            who = "another `make k3s-up` made it (or yours, if data/k3s was lost since)"
         raise NotOurs(
             f"The namespace {name} is not ours: {who}. It is left alone. "
             f"Use another one: {again('--namespace llm-d-2')}, or hand it over: {_hand_over(tools, choice)}"
