@@ -22,7 +22,7 @@ _CRDS = (
 )
 _OBJECTIVES = "inferenceobjectives.llm-d.ai"
 _ISTIO = "destinationrules.networking.istio.io"
-_ASSIGNED = re.compile(r"((?:\\.|[^,=\\])+)=((?:\{[^}]*\}|\\.|[^,\\])*)(?:,|$)")
+_ASSIGNED = re.compile(r"((?:\\.|[^,=\\])+)=(\{[^}]*\}|(?:\\.|[^,\\])*)(?:,|$)")
 """One `key=value` of `--set`, as Helm splits it: commas part, unless escaped or in braces."""
 
 Values = Mapping[str, Any]
