@@ -169,6 +169,30 @@ def test_numbers_stay_numbers_also_as_set_gives_them() -> None:
     assert "--gpu-memory-utilization=0.85" in engine["args"]
 
 
+def test_names_that_yaml_would_take_for_something_else_stay_names() -> None:
+    values = {
+        **GPU,
+        "mode": "gateway",
+        "nameOverride": "true",
+        "service": {"name": "null"},
+        "gateway": {"name": "1e3", "className": "0"},
+        "router": {"objectives": [{"name": "12", "priority": 1}]},
+        "secrets": {
+            "hfToken": {"existingSecret": "1", "key": "2"},
+            "apiKey": {"existingSecret": "3"},
+        },
+        "modelCache": {"enabled": True, "existingClaim": "4"},
+        "modelServer": {"gpu": {"runtimeClassName": "5"}},
+        "networkPolicy": {"enabled": True},
+    }
+    found = render(values)
+    for one in found:
+        check(one, NEWEST)
+    named(found, "Service", "null")
+    named(found, "Gateway", "1e3")
+    named(found, "HTTPRoute", "true")
+
+
 def test_gpus_are_asked_for_by_vllm_for_gpus_only() -> None:
     for kind, count in (("vllm", "1"), ("vllm-cpu", None), ("sim", None)):
         found = render({"engine": {"type": kind}})

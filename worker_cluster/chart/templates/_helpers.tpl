@@ -32,7 +32,7 @@
 
 {{- define "llmd.labels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: llm-d
@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* What makes a pod a member of the pool; the picker and an InferencePool select by it. */}}
 {{- define "llmd.poolLabels" -}}
-llm-d.ai/guide: {{ include "llmd.name" . }}
+llm-d.ai/guide: {{ include "llmd.name" . | quote }}
 {{- end -}}
 
 {{/* A model's name as a label has to be. */}}
@@ -68,7 +68,7 @@ llm-d-router-standalone: {{ include "llmd.epp" . }}
 # helm test
 - podSelector:
     matchLabels:
-      app.kubernetes.io/instance: {{ .Release.Name }}
+      app.kubernetes.io/instance: {{ .Release.Name | quote }}
       app.kubernetes.io/component: smoke
 {{- end -}}
 
