@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import secrets
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -124,6 +125,7 @@ def _here() -> commands.Place:
         environment=environment,
         machine=look(environment, ROOT),
         fetch=_fetch,
+        new_id=lambda: secrets.token_hex(8),
     )
 
 

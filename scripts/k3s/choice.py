@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from scripts.k3s.chart import SIMULATOR, Chart
 from scripts.k3s.errors import ClusterError
 from scripts.k3s.machine import Machine
-from scripts.k3s.pins import SIMULATOR
 
 DRIVERS = ("native", "k3d", "existing")
 GPU_PROFILE, CPU_PROFILE = "gpu-small", "cpu"
 DISK_GB = {SIMULATOR: 3.0}
 OTHERS_DISK_GB = 20.0  # vLLM's images take 10 GB and more
-CHART = Path("worker_cluster/chart")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,12 @@ class Choice:
     """What is done; kept on disk, so that the next command does the same."""
 
     driver: str
+    install: str
+    """A random id of this installation, by which a label tells what is ours."""
     profile: str = ""
+    engine: str = ""
+    """What runs: the chart's `engine.type`, by the profile and what is set on top."""
+    needs_gpu: bool = False
     sets: tuple[str, ...] = ()
     namespace: str = "llm-d"
     cluster: str = "iir"
@@ -68,8 +73,17 @@ class Choice:
             ) from None
 
 
-def choose_cluster(wish: Wish, machine: Machine, before: Choice | None) -> Choice:
+def choose_cluster(
+    wish: Wish, machine: Machine, before: Choice | None, chart: Chart, new_id: Callable[[], str]
+) -> Choice:
     """Return the choice of the cluster, without a profile unless it was made before.
+
+    Args:
+        wish: what is asked for.
+        machine: what this machine is.
+        before: what was chosen before; its id stays, whatever is chosen anew.
+        chart: what could be installed.
+        new_id: makes an id that nobody else has.
 
     Raises:
         ClusterError: the wish contradicts what runs, or nothing fits the machine.
@@ -77,7 +91,10 @@ def choose_cluster(wish: Wish, machine: Machine, before: Choice | None) -> Choic
     if before is not None and (before.driver != "existing" or before.has_namespace):
         _refuse_moves(wish, before)
         return replace(before, namespace=wish.namespace or before.namespace)
-    usual = Choice(driver=wish.driver or _fitting_driver(wish, machine))
+    usual = Choice(
+        driver=wish.driver or _fitting_driver(wish, machine, chart),
+        install=before.install if before else new_id(),
+    )
     return replace(
         usual,
         namespace=wish.namespace or usual.namespace,
@@ -97,11 +114,11 @@ def _refuse_moves(wish: Wish, before: Choice) -> None:
             )
 
 
-def _fitting_driver(wish: Wish, machine: Machine) -> str:
+def _fitting_driver(wish: Wish, machine: Machine, chart: Chart) -> str:
     if wish.kubeconfig is not None:
         return "existing"
-    wants_gpu = bool(machine.gpus) and (wish.profile or GPU_PROFILE).startswith("gpu")
-    if machine.system == "Linux" and wants_gpu:
+    wanted = chart.runs(wish.profile or GPU_PROFILE, _merged((), wish.sets))
+    if machine.system == "Linux" and machine.gpus and wanted.needs_gpu:
         return "native"  # k3d would need an image of its own to hand on a GPU
     if machine.docker_answers:
         return "k3d"
@@ -114,47 +131,52 @@ def _fitting_driver(wish: Wish, machine: Machine) -> str:
     )
 
 
-def choose_profile(
-    wish: Wish, machine: Machine, choice: Choice, gpus: int, profiles: tuple[str, ...]
-) -> Choice:
-    """Return the choice with a profile and its further values.
+def choose_profile(wish: Wish, machine: Machine, choice: Choice, gpus: int, chart: Chart) -> Choice:
+    """Return the choice with a profile, its further values, and what runs by both.
 
     Args:
         wish: what is asked for.
         machine: what this machine is.
         choice: the cluster, and what was chosen before.
         gpus: how many GPUs the cluster has or will have.
-        profiles: the chart's.
+        chart: what has the profiles.
 
     Raises:
         ClusterError: there is no such profile, or it can't run here.
     """
     fitting = GPU_PROFILE if gpus else CPU_PROFILE
     profile = wish.profile or choice.profile or fitting
-    if profile not in profiles:
-        raise ClusterError(f"There is no profile {profile}. There are: {', '.join(profiles)}")
-    if profile.startswith("gpu") and not gpus:
-        raise ClusterError(_no_gpu(profile, machine, choice))
-    need = DISK_GB.get(profile, OTHERS_DISK_GB)
+    keeps = profile == choice.profile and not wish.forget
+    sets = _merged(choice.sets if keeps else (), wish.sets)
+    runs = chart.runs(profile, sets)
+    if runs.needs_gpu and not gpus:
+        by_hand = "" if chart.runs(profile, ()).needs_gpu else f" --set engine.type={runs.engine}"
+        raise ClusterError(_no_gpu(f"{profile}{by_hand}", machine, choice))
+    need = DISK_GB.get(runs.engine, OTHERS_DISK_GB)
     if choice.driver != "existing" and machine.free_disk_gb < need:
         raise ClusterError(
             f"{machine.free_disk_gb:.0f} GB of disk are free, {need:.0f} GB are needed for the images of "
-            f"the profile {profile}. Make room, or try the simulator: {again('--profile sim')}"
+            f"the profile {profile} (engine {runs.engine}). Make room, or try the simulator: "
+            f"{again('--profile sim')}"
         )
-    keeps = profile == choice.profile and not wish.forget
-    return replace(choice, profile=profile, sets=_merged(choice.sets if keeps else (), wish.sets))
+    return replace(choice, profile=profile, sets=sets, engine=runs.engine, needs_gpu=runs.needs_gpu)
 
 
 def _no_gpu(profile: str, machine: Machine, choice: Choice) -> str:
+    """Return why not; `profile` is what `--profile` takes, with a value that asks for the GPU."""
     if choice.driver == "k3d" and machine.gpus:
         return (
             f"{profile} needs a GPU, and k3d hands none on. k3s itself does: PURGE=1 make k3s-down, then "
             f"{again(f'--driver native --profile {profile}')}"
         )
-    where = "no node of the cluster" if choice.driver == "existing" else "nvidia-smi shows none, so"
+    where = (
+        "no node of the cluster offers one"
+        if choice.driver == "existing"
+        else "nvidia-smi shows none"
+    )
     return (
-        f"{profile} needs a GPU; {where} offers one. "
-        f"Install the driver (nvidia-smi has to work), or use the processor: {again('--profile cpu')}"
+        f"{profile} needs a GPU; {where}. Install the driver (nvidia-smi has to work), "
+        f"or use the processor: {again('--profile cpu --forget')}"
     )
 
 
@@ -178,17 +200,3 @@ def other_model(more: str = "") -> str:
 def again(arguments: str) -> str:
     """Return the line that runs `make k3s-up` with arguments."""
     return f"K3S_ARGS='{arguments}' make k3s-up"
-
-
-def profiles_of(chart: Path) -> tuple[str, ...]:
-    """Return the names of the chart's profiles.
-
-    Raises:
-        ClusterError: the chart is not there.
-    """
-    found = tuple(sorted(path.stem for path in (chart / "values").glob("*.yaml")))
-    if not found:
-        raise ClusterError(
-            f"{chart} has no profiles: run this in a checkout of the whole repository."
-        )
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from pathlib import Path
 from scripts.devstack.probes import get
 from scripts.devstack.text import Waiting, say
 from scripts.k3s import doctor, forward, release
-from scripts.k3s.choice import Choice, Wish, again, choose_cluster, choose_profile, profiles_of
+from scripts.k3s.chart import ON_CPUS, SIMULATOR, Chart
+from scripts.k3s.choice import Choice, Wish, again, choose_cluster, choose_profile
 from scripts.k3s.drivers import Driver
 from scripts.k3s.errors import ClusterError, NotReady, ToolFailed, Unreachable
 from scripts.k3s.existing import Existing
@@ -20,7 +21,7 @@ from scripts.k3s.gpu import offer_gpus
 from scripts.k3s.k3d import K3d
 from scripts.k3s.machine import Machine
 from scripts.k3s.native import Fetch, Native
-from scripts.k3s.pins import INSTALLER, SIMULATOR, Installer
+from scripts.k3s.pins import INSTALLER, Installer
 from scripts.k3s.register import SETTING, forget, register
 from scripts.k3s.tools import Tools
 
@@ -42,6 +43,8 @@ class Place:
     environment: Mapping[str, str]
     machine: Machine
     fetch: Fetch
+    new_id: Callable[[], str]
+    """Makes the id of an installation: a label's value that nobody else has."""
     installer: Installer = INSTALLER
     answer_s: float = 120.0
     """How long the endpoint may take to answer after its pods are ready."""
@@ -65,26 +68,25 @@ class Place:
 def up(place: Place, tools: Tools, wish: Wish, *, timeout: str, token: str) -> int:
     """Bring up cluster and llm-d, and end with the line that the router needs."""
     release.need_programs(tools)
-    chart = release.chart_folder(place.root)
-    profiles = profiles_of(chart)
+    chart = release.chart_of(place.root)
     before = Choice.read(place.record)
-    choice = choose_cluster(wish, place.machine, before)
+    choice = choose_cluster(wish, place.machine, before, chart, place.new_id)
     driver = _driver(place, tools, wish, choice)
     if not isinstance(driver, Existing):
         gpus = driver.gpus(choice)
-        choice = choose_profile(wish, place.machine, choice, gpus, profiles)
+        choice = choose_profile(wish, place.machine, choice, gpus, chart)
         _announce(place.machine, choice)
         driver.ensure(choice, partial(_remember, place, tools, choice))
-        release.wait_for_nodes(tools)
+        release.wait_for_nodes(tools, driver.look(choice))
     else:
         driver.ensure(choice, partial(_remember, place, tools, choice))
         gpus = driver.gpus(choice)
-        choice = choose_profile(wish, place.machine, choice, gpus, profiles)
+        choice = choose_profile(wish, place.machine, choice, gpus, chart)
         _announce(place.machine, choice)
-    if choice.profile.startswith("gpu") and isinstance(driver, Native) and driver.is_ours:
-        offer_gpus(tools, wait_s=_GPU_S)
-    release.need_gateway(tools, choice)
-    release.ensure_namespace(tools, choice.namespace)
+    if choice.needs_gpu and isinstance(driver, Native) and driver.is_ours:
+        offer_gpus(tools, choice.install, wait_s=_GPU_S)
+    release.need_crds(tools, choice, chart.runs(choice.profile, choice.sets).crds)
+    release.ensure_namespace(tools, choice)
     choice = replace(choice, has_namespace=True)
     _remember(place, tools, choice)
     values = [
@@ -97,25 +99,28 @@ def up(place: Place, tools: Tools, wish: Wish, *, timeout: str, token: str) -> i
 
 def _driver(place: Place, tools: Tools, wish: Wish, choice: Choice) -> Driver:
     if choice.driver == "native":
-        return Native(tools, place.machine, place.fetch, place.installer)
+        return Native(tools, place.machine, place.fetch, place.installer, install=choice.install)
     if choice.driver == "k3d":
         return K3d(tools, place.machine)
     return Existing(tools, wish.kubeconfig, wish.context, has_release=choice.has_namespace)
 
 
 def _announce(machine: Machine, choice: Choice) -> None:
-    say(f"driver {choice.driver}, profile {choice.profile}" + _extras(choice))
-    if choice.profile == SIMULATOR:
+    say(_what(choice))
+    if choice.engine == SIMULATOR:
         say(_LOUD)
-    elif choice.profile == "cpu":
+    elif choice.engine == ON_CPUS:
         if machine.gpus and choice.driver == "k3d":
             say(f"The GPU is not used: k3d hands none on. With it: {again('--driver native')}")
         elif machine.system == "Darwin":
             say("Containers have no GPU on a Mac: the processor does it. Faster here: make dev")
 
 
-def _extras(choice: Choice) -> str:
-    return f", {' '.join(choice.sets)}" if choice.sets else ""
+def _what(choice: Choice) -> str:
+    if not choice.profile:
+        return f"driver {choice.driver}, nothing installed yet"
+    what = f"driver {choice.driver}, profile {choice.profile}, engine {choice.engine}"
+    return f"{what}, {' '.join(choice.sets)}" if choice.sets else what
 
 
 def _remember(place: Place, tools: Tools, choice: Choice) -> None:
@@ -125,7 +130,7 @@ def _remember(place: Place, tools: Tools, choice: Choice) -> None:
 
 
 def _deploy(
-    place: Place, tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Path
+    place: Place, tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Chart
 ) -> None:
     try:
         release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
@@ -151,7 +156,7 @@ def _finish(place: Place, tools: Tools, choice: Choice) -> int:
         release.smoke_test(tools, choice.namespace)
         say(f"llm-d answers at {endpoint}, with {', '.join(models) or 'no model'}")
     register(tools, endpoint, place.env_file, place.home, place.environment)
-    if choice.profile == SIMULATOR:
+    if choice.engine == SIMULATOR:
         say(_LOUD)
     say(f"{SETTING}={endpoint}")
     return 0
@@ -238,7 +243,7 @@ def _purge(place: Place, tools: Tools, choice: Choice, driver: Driver) -> None:
 
 def _remove_release(place: Place, tools: Tools, choice: Choice) -> None:
     try:
-        release.remove(tools, choice.namespace)
+        release.remove(tools, choice)
     except Unreachable as failure:
         raise Unreachable(
             f"{failure}\nIf that cluster is gone for good, forget it: rm -r {place.folder}"
@@ -251,10 +256,11 @@ def status(place: Place, tools: Tools) -> int:
     if choice is None:
         say("no cluster of ours: make k3s-up")
         return 1
-    say(f"driver {choice.driver}, profile {choice.profile}{_extras(choice)}")
-    if choice.profile == SIMULATOR:
+    say(_what(choice))
+    if choice.engine == SIMULATOR:
         say(_LOUD)
-    state = release.release_status(tools, choice.namespace) if tools.kubeconfig.is_file() else ""
+    is_there = choice.has_namespace and tools.kubeconfig.is_file()  # else it would be another's
+    state = release.release_status(tools, choice.namespace) if is_there else ""
     say(f"release llm-d: {state or 'not there, or the cluster does not answer'}")
     if state:
         pods = tools.read(tools.kubectl("get", "pods", "--namespace", choice.namespace))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,13 @@ from scripts.k3s.engine_log import Finding
 from scripts.k3s.errors import ClusterError
 from scripts.k3s.findings import Scene, findings
 from scripts.k3s.pins import RELEASE, SERVICE
-from scripts.k3s.release import namespace_owner, release_status
+from scripts.k3s.release import namespace_owner, release_story
 from scripts.k3s.tools import Tools
 
 _LOG_LINES = "200"
+_CLAIM = re.compile(r'persistentvolumeclaims? "([\w.-]+)" is (?:invalid|forbidden)', re.IGNORECASE)
+"""Of Kubernetes: a claim was to shrink (`field can not be less than …`), to grow where its class does not let it
+(`only dynamically provisioned pvc can be resized …`), or to have another class (`spec is immutable …`)."""
 _START_AGAIN = {
     "k3d": "Is Docker running? Then: make k3s-up",
     "native": "sudo systemctl start k3s, then sudo journalctl -u k3s -n 50",
@@ -39,8 +43,12 @@ def examine(tools: Tools, choice: Choice, folder: Path) -> list[Finding]:
         return [Finding(said, _START_AGAIN[choice.driver])]
     if owner is None:
         return [Finding(f"The namespace {choice.namespace} is not there", "make k3s-up")]
+    if owner != choice.install:
+        what = f"The namespace {choice.namespace} is not ours, and neither is what runs in it"
+        return [Finding(what, again("--namespace llm-d-2"))]
     scene = _scene(tools, choice.namespace)
-    return [*_release(tools, choice.namespace), *findings(scene), *_way_in(choice, scene, folder)]
+    inside = [*findings(scene), *_way_in(choice, scene, folder)]
+    return [*_release(tools, choice.namespace, bool(inside)), *inside]
 
 
 def tell(found: list[Finding]) -> int:
@@ -52,8 +60,23 @@ def tell(found: list[Finding]) -> int:
     return 1 if found else 0
 
 
-def _release(tools: Tools, namespace: str) -> list[Finding]:
-    status = release_status(tools, namespace)
+def _release(tools: Tools, namespace: str, has_cause: bool) -> list[Finding]:
+    """Return what is wrong with the release; that its last change failed, if there is no cause for it."""
+    status, said = release_story(tools, namespace)
+    claim = _CLAIM.search(said)
+    if status == "failed" and claim:
+        uninstall = tools.helm("uninstall", RELEASE, "--namespace", namespace, "--wait")
+        delete = tools.kubectl("delete", "pvc", claim[1], "--namespace", namespace)
+        return [
+            Finding(
+                f"The volume of the models ({claim[1]}) can't be changed as the values ask: {said}",
+                "Take back what was set of modelCache (K3S_ARGS=--forget make k3s-up forgets all that was set), "
+                "or delete it with the models in it: "
+                f"{shlex.join(uninstall)} && {shlex.join(delete)} && make k3s-up",
+            )
+        ]
+    if status == "failed" and not has_cause:
+        return [Finding(f"The last change of the release {RELEASE} failed: {said}", "make k3s-up")]
     if not status:
         return [Finding(f"The release {RELEASE} is not installed", "make k3s-up")]
     if status.startswith("pending"):

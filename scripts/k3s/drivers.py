@@ -36,6 +36,10 @@ class Driver(Protocol):
         """Return how many GPUs a pod could have here."""
         ...
 
+    def look(self, choice: Choice) -> str:
+        """Return how to see why its nodes do not come up."""
+        ...
+
     def rest(self, choice: Choice) -> str:
         """Let the cluster use nothing until the next `up`; return what was left running, in words."""
         ...

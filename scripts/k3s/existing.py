@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,13 @@ class Existing:
             reach = ["kubectl", "--kubeconfig", str(path), *self._only()]
         return gpus_of(self._tools.read([*reach, "get", "nodes", "-o", "json"]).value)
 
+    def look(self, choice: Choice) -> str:
+        """Return what shows the nodes."""
+        return f"What it says: {shlex.join(self._tools.kubectl('get', 'nodes'))}"
+
     def rest(self, choice: Choice) -> str:
         """Uninstall the release: the cluster is somebody else's, and GPUs are dear."""
-        uninstall(self._tools, choice.namespace)
+        uninstall(self._tools, choice)
         return f"The namespace {choice.namespace} stays, with the models in it."
 
     def remove(self, choice: Choice) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from scripts.devstack.text import Waiting, say
 from scripts.k3s.errors import ClusterError
 from scripts.k3s.existing import gpus_of
-from scripts.k3s.pins import DEVICE_PLUGIN_IMAGE, OWNER_LABEL, OWNER_VALUE
+from scripts.k3s.pins import DEVICE_PLUGIN_IMAGE, OWNER_LABEL
 from scripts.k3s.tools import Tools
 
 _NAME = "nvidia-device-plugin"
@@ -21,8 +21,13 @@ _HINT = (
 )
 
 
-def offer_gpus(tools: Tools, *, wait_s: float) -> None:
+def offer_gpus(tools: Tools, install: str, *, wait_s: float) -> None:
     """Return when the node offers its GPUs to pods; installs the device plugin if nothing does.
+
+    Args:
+        tools: reach our own k3s.
+        install: the id that the device plugin is labelled with.
+        wait_s: how long the GPUs may take to appear.
 
     Raises:
         ClusterError: k3s found no runtime for GPUs, or they do not appear.
@@ -33,7 +38,7 @@ def offer_gpus(tools: Tools, *, wait_s: float) -> None:
         _need_runtime(tools)
     apply = tools.kubectl("apply", "-f", "-")
     say(f"installing NVIDIA's device plugin ({DEVICE_PLUGIN_IMAGE})")
-    tools.act("installing the device plugin", apply, stdin=json.dumps(_device_plugin()))
+    tools.act("installing the device plugin", apply, stdin=json.dumps(_device_plugin(install)))
     if not tools.is_dry:
         _await_gpus(tools, wait_s)
 
@@ -65,7 +70,7 @@ def _await_gpus(tools: Tools, wait_s: float) -> None:
         waiting.clear()
 
 
-def _device_plugin() -> dict[str, Any]:
+def _device_plugin(install: str) -> dict[str, Any]:
     """Return the DaemonSet; its sockets are those of the kubelet, so it can't run restricted."""
     container = {
         "name": _NAME,
@@ -89,7 +94,7 @@ def _device_plugin() -> dict[str, Any]:
         "metadata": {
             "name": _NAME,
             "namespace": "kube-system",
-            "labels": {**labels, OWNER_LABEL: OWNER_VALUE},
+            "labels": {**labels, OWNER_LABEL: install},
         },
         "spec": {
             "selector": {"matchLabels": labels},

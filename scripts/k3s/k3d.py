@@ -35,7 +35,7 @@ class K3d:
             remember()
             self._create(choice)
         else:
-            self._refuse_foreign(choice.cluster)
+            self._refuse_foreign(choice)
             remember()
             if found.get("serversRunning", 0) < found.get("serversCount", 1):
                 start = ["k3d", "cluster", "start", choice.cluster, "--wait", "--timeout", "300s"]
@@ -61,11 +61,15 @@ class K3d:
             )
         return next((one for one in listed.value if one.get("name") == name), None)
 
-    def _refuse_foreign(self, name: str) -> None:
+    def _refuse_foreign(self, choice: Choice) -> None:
+        name = choice.cluster
         inspect = ["docker", "inspect", "--format", "{{json .Config.Labels}}", _server(name)]
-        if CONTAINER_LABEL not in (self._tools.read(inspect).value or {}):
+        owner = (self._tools.read(inspect).value or {}).get(CONTAINER_LABEL)
+        if owner != choice.install:
+            who = "this `make k3s-up`" if owner is None else "another one's `make k3s-up`"
+            made = "did not make" if owner is None else "made"
             raise NotOurs(
-                f"A k3d cluster {name} is there that `make k3s-up` did not make; it is left alone. "
+                f"A k3d cluster {name} is there that {who} {made}; it is left alone. "
                 f"Use another name: {again('--cluster iir-2')}, or hand its kubeconfig over: "
                 f"k3d kubeconfig get {name} > FILE, {again('--driver existing --kubeconfig FILE')}"
             )
@@ -86,7 +90,7 @@ class K3d:
             *("--servers", "1", "--no-lb", "--api-port", f"{LOOPBACK}:random"),
             # `direct`: without it k3d takes the load balancer's, which one server does not need
             *("--port", f"{LOOPBACK}:{choice.port}:{NODE_PORT}@server:0:direct"),
-            *("--runtime-label", f"{CONTAINER_LABEL}=1@server:0"),
+            *("--runtime-label", f"{CONTAINER_LABEL}={choice.install}@server:0"),
             *("--k3s-arg", "--disable=traefik@server:0"),
             *("--k3s-arg", "--disable=servicelb@server:0"),
             *("--kubeconfig-update-default=false", "--kubeconfig-switch-context=false"),
@@ -103,11 +107,15 @@ class K3d:
         """Return none: k3s's image has no runtime for GPUs."""
         return 0
 
+    def look(self, choice: Choice) -> str:
+        """Return what shows the container's log."""
+        return _logs(choice.cluster)
+
     def rest(self, choice: Choice) -> str:
         """Stop the container; images and models stay in it."""
         self._need_programs()
         if self._find(choice.cluster) is not None:
-            self._refuse_foreign(choice.cluster)
+            self._refuse_foreign(choice)
             self._tools.act("stopping the cluster", ["k3d", "cluster", "stop", choice.cluster])
         return f"The cluster {choice.cluster} is stopped; images and models are kept."
 
@@ -115,7 +123,7 @@ class K3d:
         """Delete the cluster with everything in it."""
         self._need_programs()
         if self._find(choice.cluster) is not None:
-            self._refuse_foreign(choice.cluster)
+            self._refuse_foreign(choice)
             self._tools.act("deleting the cluster", ["k3d", "cluster", "delete", choice.cluster])
 
 

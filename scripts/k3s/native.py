@@ -12,29 +12,32 @@ from scripts.k3s.choice import Choice, again
 from scripts.k3s.errors import ClusterError, NotOurs
 from scripts.k3s.kubeconfig import write_kubeconfig
 from scripts.k3s.machine import Machine
-from scripts.k3s.pins import INSTALLER, K3S_VERSION, OWNER_LABEL, OWNER_VALUE, Installer
+from scripts.k3s.pins import INSTALLER, K3S_VERSION, OWNER_LABEL, Installer
 from scripts.k3s.release import uninstall
 from scripts.k3s.tools import Tools
 
 Fetch = Callable[[str], bytes]
-_MARK = f"{OWNER_LABEL}={OWNER_VALUE}"
 _GPU_RUNTIME = "nvidia-container-runtime"
 _TOOLKIT = (
     "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
 )
-_OPTIONS = (
-    *("server", "--disable=traefik", "--disable=servicelb", "--write-kubeconfig-mode=600"),
-    f"--node-label={_MARK}",
-)
+_OPTIONS = ("server", "--disable=traefik", "--disable=servicelb", "--write-kubeconfig-mode=600")
 
 
 class Native:
-    """The service `k3s` of this machine, ours if its unit carries our label."""
+    """The service `k3s` of this machine, ours if its unit carries the label of this installation."""
 
     def __init__(
-        self, tools: Tools, machine: Machine, fetch: Fetch, installer: Installer = INSTALLER
+        self,
+        tools: Tools,
+        machine: Machine,
+        fetch: Fetch,
+        installer: Installer = INSTALLER,
+        *,
+        install: str,
     ) -> None:
         self._installs = False
+        self._mark = f"{OWNER_LABEL}={install}"
         self._tools = tools
         self._machine = machine
         self._paths = machine.native
@@ -59,7 +62,7 @@ class Native:
     @property
     def is_ours(self) -> bool:
         """Tell whether the installed service is ours; a note of our own could outlive it."""
-        return self._installs or any(_is_marked(unit) for unit in self._paths.units)
+        return self._installs or any(_holds(unit, self._mark) for unit in self._paths.units)
 
     def _is_there(self) -> bool:
         traces = (*self._paths.units, self._paths.marker)
@@ -69,7 +72,7 @@ class Native:
         if choice.has_namespace:
             return  # it was agreed to
         self._tools.must(
-            f"A k3s is installed that `make k3s-up` did not install. Use it, for the namespace "
+            f"A k3s is installed that this `make k3s-up` did not install. Use it, for the namespace "
             f"{choice.namespace} only? It is neither changed nor removed.",
             otherwise="Say it beforehand: YES=1 make k3s-up; "
             f"or keep apart from it: {again('--driver k3d')}",
@@ -77,7 +80,7 @@ class Native:
 
     def _agreed_script(self, choice: Choice) -> Path:
         """Return the installer, checked and agreed to."""
-        if choice.profile.startswith("gpu") and not self._machine.has(_GPU_RUNTIME):
+        if choice.needs_gpu and not self._machine.has(_GPU_RUNTIME):
             raise ClusterError(
                 f"There is a GPU ({self._machine.gpus[0]}), but no {_GPU_RUNTIME}: k3s looks for it when "
                 f"it starts. Install NVIDIA's container toolkit first: {_TOOLKIT}\n"
@@ -97,7 +100,8 @@ class Native:
 
     def _install(self, script: Path) -> None:
         say(f"installing k3s {K3S_VERSION}")
-        extra = {"INSTALL_K3S_VERSION": K3S_VERSION, "INSTALL_K3S_EXEC": " ".join(_OPTIONS)}
+        options = " ".join([*_OPTIONS, f"--node-label={self._mark}"])
+        extra = {"INSTALL_K3S_VERSION": K3S_VERSION, "INSTALL_K3S_EXEC": options}
         hint = "sudo journalctl -u k3s -n 50 shows what the service says, if it came that far."
         self._tools.attached("the installation", ["sh", str(script)], extra, hint=hint)
         self._installs = True
@@ -156,7 +160,7 @@ class Native:
 
     def values(self, choice: Choice) -> list[str]:
         """Return the runtime class by which k3s hands on GPUs, and what they hold."""
-        if not choice.profile.startswith("gpu"):
+        if not choice.needs_gpu:
             return []
         size = self._machine.gpu_memory_gib
         known = [f"capacityCheck.gpuMemoryGiB={size:g}"] if size else []
@@ -166,9 +170,13 @@ class Native:
         """Return the machine's GPUs: the cluster offers them once the device plugin runs."""
         return len(self._machine.gpus)
 
+    def look(self, choice: Choice) -> str:
+        """Return what shows the service's log."""
+        return "What it says: sudo journalctl -u k3s -n 50"
+
     def rest(self, choice: Choice) -> str:
         """Uninstall the release; k3s itself goes on, it may serve others by now."""
-        uninstall(self._tools, choice.namespace)
+        uninstall(self._tools, choice)
         return (
             "k3s itself goes on, with images and models: sudo systemctl stop k3s ends it for now."
         )
@@ -192,9 +200,9 @@ class Native:
         self._tools.attached("the removal", [str(uninstaller)], {}, hint=hint)
 
 
-def _is_marked(unit: Path) -> bool:
+def _holds(unit: Path, mark: str) -> bool:
     try:
-        return _MARK in unit.read_text()
+        return mark in unit.read_text()
     except OSError:
         return False
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OWNER_LABEL = "io.intelligent-inference-router/made-by"
-"""On namespaces, secrets and nodes."""
-OWNER_VALUE = "make-k3s-up"
+"""On namespaces, secrets and nodes; its value is the installation's id, or two people would take each other's."""
 CONTAINER_LABEL = "io.intelligent-inference-router.k3s"
 """On the container of a k3d cluster: k3d takes no slash there and keeps `k3d.` for itself."""
 
@@ -23,7 +22,6 @@ SERVICE = "llm-d"
 PORT_NAME = "http"
 NODE_PORT = 30800
 SECRET = "llm-d-hf-token"  # noqa: S105 - the name of a secret
-SIMULATOR = "sim"
 
 
 @dataclass(frozen=True, slots=True)

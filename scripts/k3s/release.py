@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from scripts.devstack.text import say
-from scripts.k3s.choice import CHART, Choice, again
+from scripts.k3s.chart import FOLDER, SIMULATOR, Chart
+from scripts.k3s.choice import Choice, again
 from scripts.k3s.errors import ClusterError, NotOurs, ToolFailed, Unreachable
-from scripts.k3s.pins import OWNER_LABEL, OWNER_VALUE, RELEASE, SECRET, SERVICE, SIMULATOR
+from scripts.k3s.pins import OWNER_LABEL, RELEASE, SECRET, SERVICE
 from scripts.k3s.tools import Tools
 
 _OLDEST_HELM = (3, 13)
 _NODES_S = 120.0
 _PAUSE_S = 1.0
-_MARKS = {OWNER_LABEL: OWNER_VALUE}
 _LOOK = "Does `kubectl get nodes` work with its kubeconfig? If it is k3s of this machine: make k3s-doctor"
 DOCTOR = "make k3s-doctor says more."
-_GATEWAY_CRDS = (
-    "gateways.gateway.networking.k8s.io",
-    "inferencepools.inference.networking.k8s.io",
-)
 
 
 def need_programs(tools: Tools) -> None:
@@ -39,8 +36,8 @@ def need_programs(tools: Tools) -> None:
         )
 
 
-def wait_for_nodes(tools: Tools) -> None:
-    """Return when the nodes are ready; raises `ToolFailed`.
+def wait_for_nodes(tools: Tools, hint: str) -> None:
+    """Return when the nodes are ready; raises `ToolFailed`, with the hint.
 
     A k3s that has just started does not know its own node yet, which `kubectl wait` takes for an error.
     """
@@ -50,27 +47,36 @@ def wait_for_nodes(tools: Tools) -> None:
             break
         time.sleep(_PAUSE_S)
     wait = tools.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
-    hint = "native: sudo journalctl -u k3s -n 50; k3d: docker logs k3d-iir-server-0"
     tools.act("waiting for the node", wait, hint=hint)
 
 
-def ensure_namespace(tools: Tools, name: str) -> None:
+def ensure_namespace(tools: Tools, choice: Choice) -> None:
     """Make the namespace with our label; raises `NotOurs` if somebody else made it."""
+    name, mark = choice.namespace, f"{OWNER_LABEL}={choice.install}"
     if tools.is_dry and not tools.kubeconfig.is_file():
-        say(f"would make: namespace {name}, labelled {OWNER_LABEL}={OWNER_VALUE}")
+        say(f"would make: namespace {name}, labelled {mark}")
         return
     found = namespace_owner(tools, name)
-    if found == OWNER_VALUE:
+    if found == choice.install:
         return
     if found is not None:
-        label = tools.kubectl("label", "namespace", name, f"{OWNER_LABEL}={OWNER_VALUE}")
+        who = "it was there before `make k3s-up`"
+        if found:
+            who = "another `make k3s-up` made it (or yours, if data/k3s was lost since)"
         raise NotOurs(
-            f"The namespace {name} was there before `make k3s-up`; it is left alone. "
-            f"Use another one: {again('--namespace llm-d-2')}, or hand it over: {' '.join(label)}"
+            f"The namespace {name} is not ours: {who}. It is left alone. "
+            f"Use another one: {again('--namespace llm-d-2')}, or hand it over: {_hand_over(tools, choice)}"
         )
-    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": _MARKS}}
+    labels = {OWNER_LABEL: choice.install}
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     create = tools.kubectl("create", "-f", "-")
     tools.act("making the namespace", create, stdin=json.dumps(made), hint=DOCTOR)
+
+
+def _hand_over(tools: Tools, choice: Choice) -> str:
+    """Return the command by which a namespace becomes ours."""
+    label = f"{OWNER_LABEL}={choice.install}"
+    return shlex.join(tools.kubectl("label", "namespace", choice.namespace, label, "--overwrite"))
 
 
 def namespace_owner(tools: Tools, name: str) -> str | None:
@@ -93,7 +99,7 @@ def ensure_token(tools: Tools, choice: Choice, token: str, *, is_ours: bool) -> 
     It goes by standard input: command lines can be read by every program of the machine. Into a cluster
     that is not ours it goes with consent only.
     """
-    if choice.profile == SIMULATOR:
+    if choice.engine == SIMULATOR:
         return []
     namespace = choice.namespace
     value = [f"secrets.hfToken.existingSecret={SECRET}"]
@@ -102,7 +108,11 @@ def ensure_token(tools: Tools, choice: Choice, token: str, *, is_ours: bool) -> 
         secret = {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": SECRET, "namespace": namespace, "labels": _MARKS},
+            "metadata": {
+                "name": SECRET,
+                "namespace": namespace,
+                "labels": {OWNER_LABEL: choice.install},
+            },
             "stringData": {"HF_TOKEN": token},
         }
         say(f"HF_TOKEN becomes the secret {SECRET} in the namespace {namespace}")
@@ -114,20 +124,27 @@ def ensure_token(tools: Tools, choice: Choice, token: str, *, is_ours: bool) -> 
     return value if tools.kubeconfig.is_file() and tools.read(get).code == 0 else []
 
 
-def need_gateway(tools: Tools, choice: Choice) -> None:
-    """Raise `ClusterError` if the profile needs a gateway's CRDs and they are not there."""
-    if not choice.profile.startswith("gateway"):
+def need_crds(tools: Tools, choice: Choice, crds: tuple[str, ...]) -> None:
+    """Raise `ClusterError` unless the cluster has the CRDs of a gateway; they are not ours to install."""
+    if not crds:
         return
-    listed = tools.read(tools.kubectl("get", "crd", *_GATEWAY_CRDS, "-o", "name"))
-    if listed.code != 0:
-        raise ClusterError(
-            f"{choice.profile} needs a Gateway and its CRDs, which belong to the cluster and are not "
-            f"installed here: {listed.reason}\nWhat has to be there: worker_cluster/chart/README.md; without a "
-            f"gateway: {again('--profile cpu')}"
-        )
+    if tools.is_dry and not tools.kubeconfig.is_file():
+        say(f"would need in the cluster: {', '.join(crds)}")
+        return
+    listed = tools.read(tools.kubectl("get", "crd", *crds, "--ignore-not-found", "-o", "name"))
+    found = {line.rpartition("/")[2] for line in listed.output.split()}
+    missing = [name for name in crds if name not in found]
+    if not missing and listed.code == 0:
+        return
+    why = f"it lacks {', '.join(missing)}" if listed.code == 0 else listed.reason
+    raise ClusterError(
+        f"A gateway (profile {choice.profile}) needs CRDs and a controller, which belong to the cluster and "
+        f"are not installed by this: {why}\nWhose they are: worker_cluster/chart/README.md; to install them: "
+        f"export KUBECONFIG={tools.kubeconfig}\nWithout a gateway: {again('--profile cpu')}"
+    )
 
 
-def upgrade(tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Path) -> None:
+def upgrade(tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Chart) -> None:
     """Install the release or bring it to what was chosen; what the user sets comes last and wins.
 
     Raises:
@@ -135,19 +152,31 @@ def upgrade(tools: Tools, choice: Choice, values: list[str], *, timeout: str, ch
     """
     _end_what_was_interrupted(tools, choice.namespace)
     sets = [word for value in (*values, *choice.sets) for word in ("--set", value)]
-    profile = chart / "values" / f"{choice.profile}.yaml"
     command = tools.helm(
-        *("upgrade", "--install", RELEASE, str(chart), "--namespace", choice.namespace),
-        *("--values", str(profile), *sets, "--wait", "--timeout", timeout),
+        *("upgrade", "--install", RELEASE, str(chart.folder), "--namespace", choice.namespace),
+        *(
+            "--values",
+            str(chart.values_file(choice.profile)),
+            *sets,
+            "--wait",
+            "--timeout",
+            timeout,
+        ),
     )
     tools.act(f"waiting for llm-d ({choice.profile}; the first time takes minutes)", command)
 
 
 def release_status(tools: Tools, namespace: str) -> str:
     """Return `deployed`, `failed`, `pending-install`, …; "" if there is no release."""
+    return release_story(tools, namespace)[0]
+
+
+def release_story(tools: Tools, namespace: str) -> tuple[str, str]:
+    """Return the release's status and what helm says of it, such as why its last change failed."""
     status = tools.helm("status", RELEASE, "--namespace", namespace, "-o", "json")
     found: Any = tools.read(status).value
-    return str(((found or {}).get("info") or {}).get("status", ""))
+    info = (found or {}).get("info") or {}
+    return str(info.get("status", "")), str(info.get("description", ""))
 
 
 def _end_what_was_interrupted(tools: Tools, namespace: str) -> None:
@@ -191,33 +220,33 @@ def cluster_address(tools: Tools, namespace: str) -> str:
     return f"http://{host}:{spec['ports'][0]['port']}"
 
 
-def uninstall(tools: Tools, namespace: str) -> bool:
+def uninstall(tools: Tools, choice: Choice) -> bool:
     """Take the release out of the namespace; False if there is no namespace any more.
 
     Raises:
         NotOurs: the namespace does not carry our label any more.
     """
+    namespace = choice.namespace
     owner = namespace_owner(tools, namespace)
     if owner is None:
         return False
-    if owner != OWNER_VALUE:
-        label = tools.kubectl("label", "namespace", namespace, f"{OWNER_LABEL}={OWNER_VALUE}")
+    if owner != choice.install:
         raise NotOurs(
             f"The namespace {namespace} does not carry our label any more, so it is left alone. "
-            f"If it is ours all the same: {' '.join(label)}"
+            f"If it is ours all the same: {_hand_over(tools, choice)}"
         )
     command = tools.helm("uninstall", RELEASE, "--namespace", namespace)
     tools.act("uninstalling llm-d", [*command, "--ignore-not-found", "--wait"], hint=DOCTOR)
     return True
 
 
-def remove(tools: Tools, namespace: str) -> None:
+def remove(tools: Tools, choice: Choice) -> None:
     """Take the release and the namespace with everything in it; raises `NotOurs`."""
-    if uninstall(tools, namespace):
-        delete = tools.kubectl("delete", "namespace", namespace, "--timeout=180s")
+    if uninstall(tools, choice):
+        delete = tools.kubectl("delete", "namespace", choice.namespace, "--timeout=180s")
         tools.act("deleting the namespace", delete, hint=DOCTOR)
 
 
-def chart_folder(root: Path) -> Path:
-    """Return the chart's folder as it is typed from the checkout."""
-    return CHART if root == Path.cwd() else root / CHART
+def chart_of(root: Path) -> Chart:
+    """Return the chart, its folder as it is typed from the checkout."""
+    return Chart(FOLDER if root == Path.cwd() else root / FOLDER)

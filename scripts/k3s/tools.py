@@ -147,16 +147,17 @@ class Tools:
             raise ToolFailed(f"{what} failed (exit code {code}); above is why. {hint}")
 
     def may(self, question: str) -> bool:
-        """Ask; no without a terminal. A dry run asks nobody."""
+        """Ask; no without a terminal, and by Ctrl-D. A dry run asks nobody."""
         if self.is_dry:
             say(f"would ask: {question}")
             return True
-        if self._says_yes:
-            return True
-        return self._answer is not None and self._answer(f"{question} [y/N] ").strip().lower() in {
-            "y",
-            "yes",
-        }
+        if self._says_yes or self._answer is None:
+            return self._says_yes
+        try:
+            return self._answer(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+        except EOFError:
+            say("")  # the question's line has no end
+            return False
 
     def must(self, question: str, *, otherwise: str) -> None:
         """Ask, and go on only with a yes; raises `ConsentNeeded`."""

@@ -67,12 +67,20 @@ def manifest(
     return helm(*words, "--values", "-", says=json.dumps(values or {}))
 
 
-def notes(folder: Path, values: Mapping[str, object] | None = None) -> str:
+def notes(
+    folder: Path,
+    values: Mapping[str, object] | None = None,
+    *,
+    profile: str = "",
+    knows: Iterable[str] = (),
+) -> str:
     """Return what one reads after an install, which helm 3 shows nobody without a cluster.
 
     Args:
         folder: for a copy of the chart that has the notes as an object.
         values: of the chart.
+        profile: whose values come first.
+        knows: kinds that the cluster knows besides Kubernetes' own, as `group/version/Kind`.
     """
     copy = folder / "chart"
     shutil.copytree(CHART, copy)
@@ -80,7 +88,11 @@ def notes(folder: Path, values: Mapping[str, object] | None = None) -> str:
     (copy / "templates" / "notes.yaml").write_text(
         'notes: {{ tpl (.Files.Get "notes.txt") . | quote }}\n'
     )
-    words = ["template", "llm-d", str(copy), "--namespace", NAMESPACE, "--values", "-"]
+    words = ["template", "llm-d", str(copy), "--namespace", NAMESPACE]
+    words += [word for one in knows for word in ("--api-versions", one)]
+    if profile:
+        words += ["--values", str(copy / "values" / f"{profile}.yaml")]
+    words += ["--values", "-"]
     text = helm(*words, "--show-only", "templates/notes.yaml", says=json.dumps(values or {}))
     said: str = yaml.safe_load(text)["notes"]
     return said

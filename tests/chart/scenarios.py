@@ -38,7 +38,7 @@ _VLLM: Mapping[str, object] = {
         "containerSecurityContext": {"runAsUser": 2000},
     },
 }
-_KEDA = {"enabled": True, "prometheusAddress": "http://prometheus.monitoring:9090"}
+KEDA = {"enabled": True, "prometheusAddress": "http://prometheus.monitoring:9090"}
 _OBJECTIVES = [{"name": "premium", "priority": 100}, {"name": "batch", "priority": -10}]
 
 MORE: Mapping[str, Mapping[str, object]] = {
@@ -47,8 +47,8 @@ MORE: Mapping[str, Mapping[str, object]] = {
     "standalone-all": {
         **_SWITCHED_ON,
         **_VLLM,
-        "autoscaling": _KEDA,
-        "router": {"flowControl": {"enabled": True}, "epp": {"replicas": 2}},
+        "autoscaling": KEDA,
+        "router": {"flowControl": {"enabled": True}},
     },
     "gateway-all": {
         "mode": "gateway",
@@ -57,13 +57,9 @@ MORE: Mapping[str, Mapping[str, object]] = {
         "disaggregation": {"enabled": True},
         "autoscaling": {"enabled": True, "kind": "hpa"},
         "gateway": {"className": "istio"},
-        "router": {
-            "flowControl": {"enabled": True},
-            "epp": {"replicas": 2},
-            "objectives": _OBJECTIVES,
-        },
+        "router": {"flowControl": {"enabled": True}, "objectives": _OBJECTIVES},
     },
-    "sim-disaggregated": {"disaggregation": {"enabled": True}, "autoscaling": _KEDA},
+    "sim-disaggregated": {"disaggregation": {"enabled": True}, "autoscaling": KEDA},
     "token-made": {
         "engine": {"type": "vllm-cpu"},
         "model": {"maxModelLen": "auto"},

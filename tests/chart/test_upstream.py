@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.chart import upstream
+from tests.chart.kubernetes import is_core
 from tests.chart.rendering import (
     CHART,
     Object,
@@ -226,6 +227,27 @@ def test_after_an_install_one_reads_the_command_for_upstreams_router(
     )
     assert set(given) <= upstream.CHART_VALUES[mode]
     assert given["router.modelServers.matchLabels.llm-d\\.ai/guide"] == "llm-d"
+
+
+CRD = r"[a-z]+\.[a-z0-9-]+(?:\.[a-z0-9-]+)+"
+
+
+@pytest.mark.parametrize("profile", ["gateway-agentgateway", "gateway-istio"])
+def test_crds_that_a_cluster_lacks_are_named_and_explained(profile: str, tmp_path: Path) -> None:
+    found = [one for one in rendered(profile) if not is_core(one)]
+    kinds = {f"{one['apiVersion']}/{one['kind']}" for one in found}
+    said = notes(tmp_path / "bare", profile=profile).partition("lacks CRDs")[2]
+    missing = re.findall(CRD, said.partition("README.md:")[2])
+    assert sorted(missing) == sorted(map(_crd, kinds))
+    readme = (CHART / "README.md").read_text()
+    assert [name for name in missing if f"| `{name}` |" not in readme] == []
+    assert "lacks CRDs" not in notes(tmp_path / "full", profile=profile, knows=kinds)
+
+
+def _crd(api: str) -> str:
+    """Return the name of the CRD of `group/version/Kind`."""
+    group, _, kind = api.split("/")
+    return f"{kind.lower()}s.{group}"
 
 
 def test_made_up_answers_are_announced_and_real_ones_are_not(tmp_path: Path) -> None:

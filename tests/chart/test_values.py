@@ -78,6 +78,12 @@ def refusal(values: Mapping[str, object]) -> str:
         ("router.objectives", [{"name": "a", "priority": 1}], "set mode=gateway"),
         ("router.external.release", "llm-d", None),
         ("autoscaling.enabled", True, "autoscaling.kind=keda needs autoscaling.prometheusAddress"),
+        (
+            "router.epp.replicas",
+            2,
+            "router.epp.replicas=2: of several pickers only the one that leads",
+        ),
+        ("disaggregation.minPromptTokens", 0, "minPromptTokens': minimum: got 0, want 1"),
         ("modelServer.drainSeconds", 200, "has to be below modelServer.terminationGracePeriod"),
     ],
 )
@@ -113,6 +119,10 @@ def test_one_is_told_what_does_not_fit(path: str, value: object, message: str | 
         (
             {"disaggregation": {"enabled": True}, "modelServer": {"port": 8200}},
             "modelServer.port=8200 is the engine's own port",
+        ),
+        (
+            {**GPU, "disaggregation": {"enabled": True}, "modelServer": {"port": 5600}},
+            "modelServer.port=5600 is the port by which pods offer each other their KV cache",
         ),
         (
             {**GPU, "modelServer": {"tensorParallelSize": 4, "gpu": {"count": 2}}},
@@ -157,6 +167,30 @@ def test_numbers_stay_numbers_also_as_set_gives_them() -> None:
     (engine,) = containers(dict(pod_specs(render(values)))["llm-d-decode"])
     assert "--max-model-len=10485760" in engine["args"]
     assert "--gpu-memory-utilization=0.85" in engine["args"]
+
+
+def test_names_that_yaml_would_take_for_something_else_stay_names() -> None:
+    values = {
+        **GPU,
+        "mode": "gateway",
+        "nameOverride": "true",
+        "service": {"name": "null"},
+        "gateway": {"name": "1e3", "className": "0"},
+        "router": {"objectives": [{"name": "12", "priority": 1}]},
+        "secrets": {
+            "hfToken": {"existingSecret": "1", "key": "2"},
+            "apiKey": {"existingSecret": "3"},
+        },
+        "modelCache": {"enabled": True, "existingClaim": "4"},
+        "modelServer": {"gpu": {"runtimeClassName": "5"}},
+        "networkPolicy": {"enabled": True},
+    }
+    found = render(values)
+    for one in found:
+        check(one, NEWEST)
+    named(found, "Service", "null")
+    named(found, "Gateway", "1e3")
+    named(found, "HTTPRoute", "true")
 
 
 def test_gpus_are_asked_for_by_vllm_for_gpus_only() -> None:

@@ -10,7 +10,6 @@ PICKER_FLAGS = {
     "endpoint-selector",
     "endpoint-target-ports",
     "grpc-health-port",
-    "ha-enable-leader-election",
     "metrics-endpoint-auth",
     "metrics-port",
     "pool-group",
@@ -79,6 +78,9 @@ CONFIG_FIELDS = {
 }
 FLOW_CONTROL_FIELDS = {"maxBytes", "defaultRequestTTL"}
 """Of `apix/config/v1alpha1/endpointpickerconfig_types.go`, those that the chart uses."""
+
+QUEUE_METRIC = "llm_d_epp_flow_control_queue_size"
+"""Its label `inference_pool` is `--pool-name` (`cmd/epp/runner/runner.go`): empty with `--endpoint-selector`."""
 
 CHART_LABELS = {
     "standalone": ("llm-d-router-standalone", "llm-d.ai/igw-mode", "llm-d-router-standalone"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from local_agent.process import free_port
 from scripts.k3s.__main__ import main
+from scripts.k3s.chart import FOLDER
 from scripts.k3s.commands import Place
 from scripts.k3s.machine import Machine, NativePaths
 from scripts.k3s.pins import CONTAINER_LABEL, Installer
@@ -25,6 +27,8 @@ from tests.scripts.k3s import fakes
 ROOT = Path(__file__).parents[3]
 PROFILES = ("sim", "cpu", "gpu-small", "gpu-pd", "gateway-agentgateway", "gateway-istio")
 URL = "https://example.invalid/install.sh"
+INSTALL = "0badc0ffee15f00d"
+"""The id that the stage's installation gets."""
 GPU = "GPU 0: NVIDIA L4 (UUID: GPU-4e9d3d54-0000-0000-0000-000000000000)"
 
 
@@ -39,10 +43,10 @@ class Stage:
         self.users = folder / "users-kubeconfig"
         for one in (self.folder, self.bin, self.home):
             one.mkdir()
-        for profile in PROFILES:
-            path = self.root / "worker_cluster/chart/values" / f"{profile}.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("{}\n")
+        for path in ((ROOT / FOLDER / "values.yaml"), *(ROOT / FOLDER / "values").iterdir()):
+            copy = self.root / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         (self.folder / "log").touch()
         (self.folder / "server.py").write_text(fakes.SERVER)
         (self.folder / "installer.env").touch()
@@ -74,7 +78,7 @@ class Stage:
         )
         for name, body in fakes.PROGRAMS.items():
             self.program(name, body)
-        self.keep("labels.json", {CONTAINER_LABEL: "1", "k3d.cluster": "iir"})
+        self.keep("labels.json", {CONTAINER_LABEL: INSTALL, "k3d.cluster": "iir"})
         self.keep("nodes.json", nodes())
         self.keep("nodes-gpu.json", nodes(gpus="1"))
         spec = {"clusterIP": "127.0.0.1", "ports": [{"name": "http", "port": self.port}]}
@@ -125,6 +129,7 @@ class Stage:
             environment=self.env,
             machine=self.machine,
             fetch=lambda url: script if url == URL else b"",
+            new_id=lambda: INSTALL,
             installer=Installer(url=URL, sha256=digest),
             answer_s=10.0,
         )

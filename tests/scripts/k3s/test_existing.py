@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import shutil
 import time
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from scripts.k3s import forward
-from tests.scripts.k3s.stage import Stage, nodes, view
+from tests.scripts.k3s.stage import Stage, nodes, said, view
 
 
 def up(stage: Stage, *more: str) -> int:
@@ -165,9 +166,17 @@ def test_llm_d_in_one_cluster_is_not_lost_sight_of_for_another(
     assert not any(word in line for line in stage.asked for word in ("create", "upgrade"))
 
 
-def test_another_namespace_can_be_named_if_the_first_was_taken(stage: Stage) -> None:
+def test_another_namespace_can_be_named_if_the_first_was_taken(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage.keep("namespace", {"metadata": {"name": "llm-d", "labels": {}}})
+    (stage.folder / "release").write_text("deployed")  # another's
     assert up(stage, "--yes") == 1
+    said(capsys)
+    assert stage.run("status") == 1
+    out = said(capsys)[0]
+    assert "driver existing, nothing installed yet" in out
+    assert "deployed" not in out
     (stage.folder / "namespace").unlink()
     assert up(stage, "--yes", "--namespace", "llm-d-2") == 0
     assert "--namespace llm-d-2" in stage.ran("upgrade --install")[0]
@@ -220,3 +229,24 @@ def test_a_namespace_that_is_no_longer_ours_is_left_alone(
         assert "does not carry our label" in capsys.readouterr().err
     assert stage.ran("uninstall") == []
     assert stage.ran(" delete ") == []
+
+
+class Terminal(io.StringIO):
+    """A terminal at which somebody typed these lines, then Ctrl-D."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_ctrl_d_at_a_question_is_a_no(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert up(stage) == 1
+    out, err = said(capsys)
+    assert "Nothing was changed: it needs your yes." in err
+    assert out.endswith("[y/N] \n")
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    assert up(stage) == 0
+    assert "Nothing was written. For the router: echo 'LLMD_ENDPOINT=" in said(capsys)[0]
+    assert not (stage.root / ".env").exists()

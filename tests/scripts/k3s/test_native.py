@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.k3s.pins import DEVICE_PLUGIN_IMAGE, INSTALLER, K3S_VERSION
+from scripts.k3s.pins import DEVICE_PLUGIN_IMAGE, INSTALLER, K3S_VERSION, OWNER_LABEL
 from tests.scripts.k3s.stage import Stage
 
 
@@ -141,9 +141,11 @@ def test_without_nvidias_toolkit_it_says_what_to_install(
 # -- a k3s that is not ours -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def with_a_k3s(gpu_box: Stage) -> Stage:
-    (gpu_box.folder / "k3s.service").write_text("ExecStart=/usr/local/bin/k3s server\n")
+@pytest.fixture(params=["", f" --node-label={OWNER_LABEL}=feedfacefeedface"])
+def with_a_k3s(gpu_box: Stage, request: pytest.FixtureRequest) -> Stage:
+    """Return a machine with a k3s that somebody installed, by hand or by a `make k3s-up` of their own."""
+    unit = f"ExecStart=/usr/local/bin/k3s server{request.param}\n"
+    (gpu_box.folder / "k3s.service").write_text(unit)
     (gpu_box.folder / "k3s.yaml").write_text("kind: Config # another's\n")
     gpu_box.keep("nodes.json", json.loads((gpu_box.folder / "nodes-gpu.json").read_text()))
     return gpu_box

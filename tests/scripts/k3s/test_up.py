@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.k3s.pins import CONTAINER_LABEL, K3S_IMAGE, OWNER_LABEL, OWNER_VALUE
+from scripts.k3s.pins import CONTAINER_LABEL, K3S_IMAGE, OWNER_LABEL
 from tests.scripts.k3s import canned
-from tests.scripts.k3s.stage import Stage, said
+from tests.scripts.k3s.stage import INSTALL, Stage, said
 
 
 def test_it_ends_with_the_line_that_the_router_needs(
@@ -31,7 +31,7 @@ def test_a_cluster_listens_on_loopback_only_and_carries_our_label(stage: Stage) 
     assert f"--image {K3S_IMAGE}" in made
     assert f"--port 127.0.0.1:{stage.port}:30800@server:0:direct" in made
     assert "--api-port 127.0.0.1:random" in made
-    assert f"--runtime-label {CONTAINER_LABEL}=1@server:0" in made
+    assert f"--runtime-label {CONTAINER_LABEL}={INSTALL}@server:0" in made
     (deployed,) = stage.ran("helm --kubeconfig")[1:2]
     assert "--set service.type=NodePort --set service.nodePort=30800" in deployed
 
@@ -119,7 +119,7 @@ def test_the_token_of_gated_models_is_in_no_command_line(
     assert stage.up() == 0
     kept = json.loads((stage.folder / "applied.0").read_text())
     assert kept["stringData"] == {"HF_TOKEN": "hf_secret"}
-    assert kept["metadata"]["labels"] == {OWNER_LABEL: OWNER_VALUE}
+    assert kept["metadata"]["labels"] == {OWNER_LABEL: INSTALL}
     assert "secrets.hfToken.existingSecret=llm-d-hf-token" in stage.ran("upgrade --install")[0]
     (apply,) = stage.ran(" apply ")
     assert "--server-side" in apply, "kubectl would write the token into an annotation"
@@ -190,8 +190,39 @@ def test_a_namespace_which_is_not_ours_is_left_alone(
     assert stage.up() == 1
     _, err = said(capsys)
     assert "K3S_ARGS='--namespace llm-d-2' make k3s-up" in err
-    assert f"label namespace llm-d {OWNER_LABEL}={OWNER_VALUE}" in err
+    assert "it was there before `make k3s-up`" in err
+    assert f"label namespace llm-d {OWNER_LABEL}={INSTALL} --overwrite" in err
     assert not any(word in line for line in stage.asked for word in ("upgrade", "apply"))
+
+
+def test_what_another_persons_make_k3s_up_made_is_left_alone(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stage.folder / "cluster").write_text("1")
+    stage.keep("labels.json", {CONTAINER_LABEL: "feedfacefeedface"})
+    assert stage.up() == 1
+    assert "iir is there that another one's `make k3s-up` made" in said(capsys)[1]
+    stage.keep("labels.json", {CONTAINER_LABEL: INSTALL})
+    labels = {OWNER_LABEL: "feedfacefeedface"}
+    stage.keep("namespace", {"metadata": {"name": "llm-d", "labels": labels}})
+    stage.serve()
+    assert stage.up() == 1
+    assert "another `make k3s-up` made it" in said(capsys)[1]
+    assert stage.run("doctor") == 1
+    assert "llm-d is not ours" in said(capsys)[0]
+    assert not any(word in line for line in stage.asked for word in ("upgrade", "apply", "create"))
+
+
+def test_who_asks_again_after_a_refusal_is_still_the_same(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.keep("namespace", {"metadata": {"name": "llm-d", "labels": {}}})
+    assert stage.up() == 1
+    handed_over = {OWNER_LABEL: INSTALL}
+    stage.keep("namespace", {"metadata": {"name": "llm-d", "labels": handed_over}})
+    record = json.loads((stage.home / "k3s" / "choice.json").read_text())
+    assert record["install"] == INSTALL
+    assert stage.run("up", "--yes") == 0, said(capsys)[1]
 
 
 # -- what is missing ------------------------------------------------------------------------------
@@ -243,13 +274,14 @@ def test_a_value_that_is_none_is_refused(stage: Stage, capsys: pytest.CaptureFix
     assert stage.ran("cluster create") == []
 
 
-def test_a_profile_that_needs_a_gateway_says_so(
+def test_nodes_that_do_not_come_up_are_looked_at_where_they_are(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage.says("kubectl", "*get crd*", error='crds "gateways…" not found', code=1)
-    assert stage.up("--profile", "gateway-istio") == 1
-    assert "worker_cluster/chart/README.md" in said(capsys)[1]
-    assert stage.ran("upgrade") == []
+    stage.says("kubectl", "*wait --for=condition=Ready node*", "timed out", code=1)
+    assert stage.up("--cluster", "mine") == 1
+    err = said(capsys)[1]
+    assert "docker logs --tail 50 k3d-mine-server-0" in err
+    assert "journalctl" not in err
 
 
 def test_two_at_once_do_not_meet(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,6 +310,45 @@ def test_a_release_that_does_not_come_up_is_explained(
     assert "next: K3S_ARGS='--set modelServer.resources.requests.memory=4Gi' make k3s-up" in out
     assert "did not come up" in err
     assert "LLMD_ENDPOINT" not in out
+
+
+CLAIM = (
+    'Upgrade "llm-d" failed: cannot patch "llm-d-model-cache" with kind PersistentVolumeClaim: '
+    'PersistentVolumeClaim "llm-d-model-cache" is invalid: spec.resources.requests.storage: Forbidden: '
+    "field can not be less than status.capacity"
+)
+GROWN = (
+    'Upgrade "llm-d" failed: cannot patch "llm-d-model-cache" with kind PersistentVolumeClaim: '
+    'persistentvolumeclaims "llm-d-model-cache" is forbidden: only dynamically provisioned pvc can be '
+    "resized and the storageclass that provisions the pvc must support resize"
+)
+
+
+@pytest.mark.parametrize("story", [CLAIM, GROWN])
+def test_a_volume_that_cannot_be_changed_is_explained_and_the_doctor_knows_it_too(
+    stage: Stage, capsys: pytest.CaptureFixture[str], story: str
+) -> None:
+    assert stage.up() == 0
+    said(capsys)
+    info = {"status": "failed", "description": story}
+    stage.says("helm", "*status llm-d*", {"name": "llm-d", "info": info})
+    stage.says("helm", "*upgrade --install*", error=f"Error: {story}", code=1)
+    assert stage.run("up", "--yes", "--set", "modelCache.size=10Gi") == 1
+    for out in (said(capsys)[0], (stage.run("doctor"), said(capsys)[0])[1]):
+        assert "(llm-d-model-cache) can't be changed" in out
+        assert "uninstall llm-d --namespace llm-d --wait" in out
+        assert "delete pvc llm-d-model-cache --namespace llm-d && make k3s-up" in out
+
+
+def test_a_change_that_failed_without_a_trace_in_the_pods_is_told_by_the_doctor(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage.up() == 0
+    said(capsys)
+    info = {"status": "failed", "description": 'Upgrade "llm-d" failed: something odd'}
+    stage.says("helm", "*status llm-d*", {"name": "llm-d", "info": info})
+    assert stage.run("doctor") == 1
+    assert "something odd" in said(capsys)[0]
 
 
 def test_values_that_the_chart_refuses_are_told_in_its_words(

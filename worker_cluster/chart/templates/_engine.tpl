@@ -106,16 +106,16 @@
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ $v.secrets.hfToken.key }}
+      name: {{ . | quote }}
+      key: {{ $v.secrets.hfToken.key | quote }}
 {{- end }}
 {{- end }}
 {{- with $v.secrets.apiKey.existingSecret }}
 - name: VLLM_API_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
-      key: {{ $v.secrets.apiKey.key }}
+      name: {{ . | quote }}
+      key: {{ $v.secrets.apiKey.key | quote }}
 {{- end }}
 {{- end }}
 {{- with $v.modelServer.env }}
@@ -215,7 +215,7 @@ lifecycle:
 - name: model-cache
   {{- if $cache.enabled }}
   persistentVolumeClaim:
-    claimName: {{ $cache.existingClaim | default (include "llmd.cacheClaim" .) }}
+    claimName: {{ $cache.existingClaim | default (include "llmd.cacheClaim" .) | quote }}
   {{- else }}
   # outlives a crash of the container, not the pod
   emptyDir: {}
@@ -223,10 +223,10 @@ lifecycle:
 {{- if and (include "llmd.hfSecret" .) (eq .Values.secrets.hfToken.mountAs "file") }}
 - name: hf-token
   secret:
-    secretName: {{ include "llmd.hfSecret" . }}
+    secretName: {{ include "llmd.hfSecret" . | quote }}
     items:
-      - key: {{ .Values.secrets.hfToken.key }}
-        path: {{ .Values.secrets.hfToken.key }}
+      - key: {{ .Values.secrets.hfToken.key | quote }}
+        path: {{ .Values.secrets.hfToken.key | quote }}
 {{- end }}
 {{- end -}}
 

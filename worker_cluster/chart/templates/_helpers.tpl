@@ -32,7 +32,7 @@
 
 {{- define "llmd.labels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: llm-d
@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* What makes a pod a member of the pool; the picker and an InferencePool select by it. */}}
 {{- define "llmd.poolLabels" -}}
-llm-d.ai/guide: {{ include "llmd.name" . }}
+llm-d.ai/guide: {{ include "llmd.name" . | quote }}
 {{- end -}}
 
 {{/* A model's name as a label has to be. */}}
@@ -61,6 +61,28 @@ llm-d-router-standalone: {{ include "llmd.epp" . }}
 {{/* Whether picker and proxy are this chart's. */}}
 {{- define "llmd.hasRouter" -}}
 {{- and (ne .Values.mode "none") (eq .Values.router.source "builtin") -}}
+{{- end -}}
+
+{{/* The pod of `helm test`, as a NetworkPolicyPeer: a client like others. */}}
+{{- define "llmd.smokePeer" -}}
+# helm test
+- podSelector:
+    matchLabels:
+      app.kubernetes.io/instance: {{ .Release.Name | quote }}
+      app.kubernetes.io/component: smoke
+{{- end -}}
+
+{{/* The CRDs without which mode gateway can't be installed, and what each defines. */}}
+{{- define "llmd.gatewayCrds" -}}
+gateways.gateway.networking.k8s.io: gateway.networking.k8s.io/v1/Gateway
+httproutes.gateway.networking.k8s.io: gateway.networking.k8s.io/v1/HTTPRoute
+inferencepools.inference.networking.k8s.io: inference.networking.k8s.io/v1/InferencePool
+{{- if .Values.router.objectives }}
+inferenceobjectives.llm-d.ai: llm-d.ai/v1alpha2/InferenceObjective
+{{- end }}
+{{- if eq .Values.gateway.className "istio" }}
+destinationrules.networking.istio.io: networking.istio.io/v1/DestinationRule
+{{- end }}
 {{- end -}}
 
 {{/* The body of the smoke test's request. */}}

@@ -38,6 +38,9 @@ What values.schema.json cannot say, or not so that one knows what to do. Each me
 {{- fail "router.flowControl.enabled=true needs the picker: set mode=standalone or mode=gateway" -}}
 {{- end -}}
 {{- end -}}
+{{- if gt (int $v.router.epp.replicas) 1 -}}
+{{- fail (printf "router.epp.replicas=%d: of several pickers only the one that leads is ever ready, so that `helm --wait` and the Deployment would wait for the others for ever. Set 1: Kubernetes starts another one when it ends" (int $v.router.epp.replicas)) -}}
+{{- end -}}
 {{- if and $v.router.objectives (ne $v.mode "gateway") -}}
 {{- fail "router.objectives are InferenceObjectives, which belong to an InferencePool: set mode=gateway" -}}
 {{- end -}}
@@ -70,8 +73,12 @@ What values.schema.json cannot say, or not so that one knows what to do. Each me
 {{- if and $v.disaggregation.enabled (eq $v.engine.type "vllm-cpu") -}}
 {{- fail "disaggregation.enabled=true needs engine.type=vllm (or sim): CPUs have no connector for KV caches" -}}
 {{- end -}}
-{{- if and $v.disaggregation.enabled (eq (int $v.modelServer.port) (include "llmd.port.behindSidecar" . | int)) -}}
-{{- fail (printf "modelServer.port=%d is the engine's own port behind the sidecar: choose another one" (int $v.modelServer.port)) -}}
+{{- $port := int $v.modelServer.port -}}
+{{- if and $v.disaggregation.enabled (eq $port (include "llmd.port.behindSidecar" . | int)) -}}
+{{- fail (printf "modelServer.port=%d is the engine's own port behind the sidecar: choose another one" $port) -}}
+{{- end -}}
+{{- if and $v.disaggregation.enabled (not $isSim) (eq $port (include "llmd.port.nixl" . | int)) -}}
+{{- fail (printf "modelServer.port=%d is the port by which pods offer each other their KV cache: choose another one" $port) -}}
 {{- end -}}
 {{- $gpus := int $v.modelServer.gpu.count -}}
 {{- $parts := int $v.modelServer.tensorParallelSize -}}
