@@ -76,18 +76,7 @@ def run_watched(
         CommandFailed: it did not succeed.
         OSError: it can't be started.
     """
-    process = subprocess.Popen(  # noqa: S603 - the caller's command
-        command,
-        cwd=folder,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+    process = _start(command, folder, env, pass_fds)
     lines: deque[str] = deque(maxlen=_TAIL_LINES)
     seen = _Seen(what)
     reader = threading.Thread(target=_read, args=(process, lines, seen), daemon=True)
@@ -99,6 +88,23 @@ def run_watched(
         reader.join()
     if process.returncode:
         raise CommandFailed(what, "".join(lines), is_stalled=is_stalled)
+
+
+def _start(
+    command: Sequence[str], folder: Path, env: Mapping[str, str], pass_fds: tuple[int, ...]
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # noqa: S603 - the caller's command
+        command,
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
 
 
 class Stall:

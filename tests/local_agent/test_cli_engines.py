@@ -11,6 +11,7 @@ import pytest
 
 import local_agent.cli.engines
 from local_agent.domain import HostFacts
+from local_agent.environments import Environments
 from tests.local_agent.command_line import Run, StandInAgent, write_config
 
 LINUX = HostFacts(platform="linux", arch="x86_64", memory_mb=8_000)
@@ -99,8 +100,7 @@ def test_a_failed_installation_says_why_and_leaves_nothing(
 
 
 def _with(python: Path, context: Any) -> Any:
-    environments = local_agent.cli.engines.Environments
-    return environments(context.settings.engines_dir, {"PATH": "/bin:/usr/bin"}, str(python))
+    return Environments(context.settings.engines_dir, {"PATH": "/bin:/usr/bin"}, str(python))
 
 
 def test_one_that_is_removed_is_gone_for_the_running_agent_too(

@@ -36,7 +36,7 @@ def deployment(engine: str, weights: Path | None = FOLDER, **options: str) -> De
 
 
 def launched(engine: str, **options: str) -> Launch:
-    launch = ENGINES[engine].launch(deployment(engine, **options), 4321)
+    launch = ENGINES[engine].launch(deployment(engine, FOLDER, **options), 4321)
     assert launch is not None
     return launch
 

@@ -157,7 +157,7 @@ async def test_what_breaks_is_a_500_without_details_and_the_next_one_is_served(
     model = FakeModel(breaks=True)
     server = server_of(model)
     found = await Client("/v1/completions", {"prompt": "hi", "stream": stream}).ask(server)
-    assert (found.status, found.json["error"]["code"]) == (500, "engine_failed")
+    assert (found.status, found.json["error"]["type"]) == (500, "server_error")
     assert "/home" not in found.body.decode() + capsys.readouterr().err
     model.breaks = False
     assert (await Client("/v1/completions", {"prompt": "hi"}).ask(server)).status == 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .words import Ask, Limits, Refused
+from .words import Ask, Limits, Refused, TooLong
 
 _COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 _MOST_STOPS = 16
@@ -32,10 +32,9 @@ def ask_of(body: dict[str, Any], model: Encoder, limits: Limits, *, is_chat: boo
     ids = _chat_ids(body, model) if is_chat else _prompt_ids(body, model)
     most = min(limits.prompt, limits.context - 1)
     if len(ids) > most:
-        raise Refused(
+        raise TooLong(
             f"the prompt has {len(ids)} tokens, and this engine takes at most {most} here"
-            " (`context`, and option max_prompt_tokens); shorten it",
-            code="context_length_exceeded",
+            " (`context`, and option max_prompt_tokens); shorten it"
         )
     if not ids:
         raise Refused("the prompt is empty")
@@ -71,7 +70,7 @@ def _refuse_unknown(body: dict[str, Any]) -> None:
     }
     for name, is_asked in wrong.items():
         if is_asked:
-            raise Refused(f"engine torch_mps does not know `{name}`", code="unsupported_parameter")
+            raise Refused(f"engine torch_mps does not know `{name}`")
 
 
 def _number(

@@ -218,6 +218,6 @@ class Line:
             except Exception as error:  # noqa: BLE001 - one request's failure is not the others'
                 kind = type(error).__name__
                 sys.stderr.write(f"error: a generation failed: {kind}\n")
-                job.put(Refused(f"the engine failed: {kind}", status=500, code="engine_failed"))
+                job.put(Refused(f"the engine failed: {kind}", status=500))
             finally:
                 self.running = 0

@@ -112,9 +112,9 @@ class _Shape:
             "model": model,
         }
 
-    def begin(self) -> dict[str, Any] | None:
-        """Return the first event of a stream, if it has one before the text."""
-        return self._chunk({"role": "assistant", "content": ""}) if self._is_chat else None
+    def begin(self) -> list[dict[str, Any]]:
+        """Return what comes in a stream before the text."""
+        return [self._chunk({"role": "assistant", "content": ""})] if self._is_chat else []
 
     def text(self, text: str) -> dict[str, Any]:
         """Return the event of a piece of text."""
@@ -156,29 +156,28 @@ async def _stream(
 ) -> None:
     """Send the events; what goes wrong before the first of them is an answer with its status."""
     has_begun = False
-
-    async def push(value: dict[str, Any]) -> None:
-        await _send_body(send, b"data: " + _encoded(value) + b"\n\n")
-
     try:
         async for event in events:
             if not has_begun:
                 has_begun = True
                 await _send_start(send, 200, b"text/event-stream")
-                if (first := shape.begin()) is not None:
-                    await push(first)
+                await _push(send, *shape.begin())
             if isinstance(event, str):
-                await push(shape.text(event))
+                await _push(send, shape.text(event))
                 continue
-            await push(shape.end(event.reason))
-            if with_usage:
-                await push(shape.usage(ask, event))
+            usage = [shape.usage(ask, event)] if with_usage else []
+            await _push(send, shape.end(event.reason), *usage)
         await _send_body(send, b"data: [DONE]\n\n", is_last=True)
     except Refused as refused:
         if not has_begun:
             raise
-        await push(_error(refused))
+        await _push(send, _error(refused))
         await _send_body(send, b"", is_last=True)
+
+
+async def _push(send: Send, *values: dict[str, Any]) -> None:
+    for value in values:
+        await _send_body(send, b"data: " + _encoded(value) + b"\n\n")
 
 
 async def _whole(send: Send, events: AsyncIterator[str | Done], shape: _Shape, ask: Ask) -> None:

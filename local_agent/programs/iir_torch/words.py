@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 class Refused(Exception):
     """A request that can't be served; the message goes to the client, in OpenAI's shape."""
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None) -> None:
+    code: str | None = None
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
         """Answer with `status`, 400 for what is wrong with the request."""
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status = status
+
+
+class TooLong(Refused):
+    """A prompt that does not fit; clients know OpenAI's code for it, and shorten the conversation."""
+
+    code = "context_length_exceeded"
 
 
 @dataclass(frozen=True)
