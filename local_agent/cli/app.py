@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from local_agent.cli import configuring, draining, listing, pulling, residency, watching
+from local_agent.cli import configuring, draining, listing, pulling, residency, service, watching
 from local_agent.cli.context import Json, open_context, plain_errors, read_settings
 from local_agent.cli.doctor import examine
 from local_agent.cli.joining import join, rotate
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(configuring.app, name="config")
+app.add_typer(service.app, name="service")
 residency.add_commands(app)
 draining.add_commands(app)
 watching.add_commands(app)
