@@ -202,10 +202,10 @@ def _shown(found: dict[str, object]) -> str:
 
 @contextmanager
 def plain_problems() -> Iterator[None]:
-    """Turn what the service manager and the disk say into one line."""
+    """Turn what the service manager and the disk say into one line, and what no file can hold."""
     try:
         yield
-    except ServiceProblem as error:
+    except (ServiceProblem, ValueError) as error:
         raise _failed(str(error)) from None
     except OSError as error:
         raise _failed(f"{error.strerror or error}: {error.filename}") from None

@@ -23,7 +23,7 @@ _PRESSURE = re.compile(r"^com\.apple\.system\.thermalpressurelevel (\d+)\s*$", r
 _FLAG = '"{name}" = (Yes|No)'
 _CHIPSET = re.compile(r"^\s*Chipset Model: (.+?)\s*$", re.MULTILINE)
 _METAL = re.compile(r"^\s*Metal(?: Support| Family)?: (.+?)\s*$", re.MULTILINE)
-_XATTR = re.compile(r"^([\w.-]+#?\w*): (.*)$")
+_XATTR = re.compile(r"^([\w.-]+#?\w*): ?(.*)$")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -89,7 +89,14 @@ def unit(service: Definition) -> str:
 
     `KillMode=process`: workers outlive an agent that crashed, and the next one takes them over; an agent
     that is told to stop ends them itself.
+
+    Raises:
+        ValueError: the program lies where systemd starts none.
     """
+    program, *arguments = service.command
+    if any(character in program for character in "\"'\\"):
+        raise ValueError("systemd starts no program whose path has a quote or a backslash")
+    words = [f'"{_percent(program)}"', *(_quoted(word, is_argument=True) for word in arguments)]
     variables = "".join(
         f"Environment={_quoted(f'{name}={value}')}\n" for name, value in service.variables.items()
     )
@@ -99,7 +106,7 @@ def unit(service: Definition) -> str:
         "\n"
         "[Service]\n"
         "Type=exec\n"
-        f"ExecStart={' '.join(_quoted(part, is_command=True) for part in service.command)}\n"
+        f"ExecStart={' '.join(words)}\n"
         f"WorkingDirectory={_percent(str(service.folder))}\n"
         f"{variables}"
         "Restart=on-failure\n"
@@ -124,10 +131,10 @@ def unit_path(env: Mapping[str, str], home: Path | None = None) -> Path:
     return folder / "systemd" / "user" / UNIT
 
 
-def _quoted(text: str, *, is_command: bool = False) -> str:
+def _quoted(text: str, *, is_argument: bool = False) -> str:
     """Return a word of a unit that means itself, whatever is in it."""
     escaped = _percent(text.replace("\\", "\\\\").replace('"', '\\"'))
-    return f'"{escaped.replace("$", "$$") if is_command else escaped}"'
+    return f'"{escaped.replace("$", "$$") if is_argument else escaped}"'
 
 
 def _percent(text: str) -> str:

@@ -1,7 +1,7 @@
 """What macOS's tools printed on real Macs, from public issues and pull requests.
 
 Nothing is made up: each text stands as its source has it, cut to the lines that matter, without
-serial numbers; where a person's name stood in a path, `me` stands now.
+serial numbers and spaces at the ends of lines; where a person's name stood in a path, `me` stands now.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ XATTR_QUARANTINE = (
 )
 # https://github.com/buckets/application/issues/1116
 XATTR_SAFARI = """\
-com.apple.macl: 
-com.apple.provenance: 
+com.apple.macl:
+com.apple.provenance:
 com.apple.quarantine: 01c3;6a42b8fb;Safari;555C0BCE-2B7C-401F-A783-29021AAB0615
 """
 # https://github.com/keepassxreboot/keepassxc/issues/4934 (`xattr -p`, on stderr, of a file without it)
@@ -186,9 +186,9 @@ XATTR_NONE = "xattr: /Applications/KeePassXC.app: No such xattr: com.apple.quara
 # https://github.com/abiosoft/colima/issues/126
 CONTEXTS_COLIMA_AND_DESKTOP = """\
 NAME                TYPE                DESCRIPTION                               DOCKER ENDPOINT                                      KUBERNETES ENDPOINT   ORCHESTRATOR
-colima *            moby                colima                                    unix:///Users/me/.colima/docker.sock                             
+colima *            moby                colima                                    unix:///Users/me/.colima/docker.sock
 default             moby                Current DOCKER_HOST based configuration   unix:///var/run/docker.sock                                                swarm
-desktop-linux       moby            
+desktop-linux       moby
 """
 # https://github.com/abiosoft/colima/issues/1309
 CONTEXTS_COLIMA = """\

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from local_agent.host.macos import parse_swap, parse_sysctl, parse_vm_stat, sysctl_int
+from local_agent.host.macos import (
+    Lid,
+    parse_charge,
+    parse_lid,
+    parse_pressure_level,
+    parse_speed_limit,
+    parse_swap,
+    parse_sysctl,
+    parse_vm_stat,
+    sysctl_int,
+)
 from tests.local_agent import macos_outputs as outputs
 
 # -- memory --------------------------------------------------------------------------------------
@@ -59,3 +69,66 @@ def test_a_value_that_is_being_set_is_no_number() -> None:
 
 def test_swap_that_is_not_told() -> None:
     assert parse_swap("0") is None
+
+
+# -- power ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "percent"),
+    [
+        (outputs.BATTERY, "battery", 95),
+        (outputs.BATTERY_WITHOUT_ID, "battery", 90),
+        (outputs.AC_NOT_CHARGING, "ac", 88),
+        (outputs.AC_DESKTOP, "ac", None),
+        ("", "unknown", None),
+    ],
+)
+def test_what_a_mac_runs_on(text: str, source: str, percent: int | None) -> None:
+    found = parse_charge(text)
+    assert (found.source, found.percent) == (source, percent)
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (outputs.THERM_INTEL, "nominal"),
+        (outputs.THERM_INTEL_HOT, "critical"),
+        # it says that nothing was recorded on Apple Silicon even while it throttles
+        (outputs.THERM_APPLE_SILICON, "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_how_warm_an_intel_mac_is(text: str, state: str) -> None:
+    assert parse_speed_limit(text) == state
+
+
+@pytest.mark.parametrize(
+    ("level", "state"),
+    [("0", "nominal"), ("1", "fair"), ("2", "serious"), ("3", "critical"), ("4", "critical")],
+)
+def test_how_warm_apple_silicon_is(level: str, state: str) -> None:
+    text = outputs.PRESSURE_NOMINAL.replace(" 0", f" {level}")
+    assert parse_pressure_level(text) == state
+
+
+def test_a_level_that_is_not_told_is_unknown() -> None:
+    assert (
+        parse_pressure_level("com.apple.system.thermalpressurelevel: Failed with code 1\n")
+        == "unknown"
+    )
+
+
+def test_a_closed_lid() -> None:
+    closed = parse_lid(outputs.LID_CAUSES_SLEEP + outputs.LID_LINE.format("Yes"))
+    assert closed == Lid(is_closed=True, causes_sleep=True)
+    docked = parse_lid(outputs.LID_OPEN_WITH_DISPLAY + outputs.LID_LINE.format("Yes"))
+    assert docked == Lid(is_closed=True, causes_sleep=False)
+
+
+def test_a_lid_that_is_open_and_a_mac_without_one() -> None:
+    opened = parse_lid(outputs.LID_OPEN_WITH_DISPLAY + outputs.LID_LINE.format("No"))
+    assert opened == Lid(is_closed=False, causes_sleep=False)
+    assert parse_lid("") is None
+    # the other flag must not be taken for the lid's
+    assert parse_lid(outputs.LID_CAUSES_SLEEP) is None
