@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +188,7 @@ def _refuse_second(context: Context, host: Host) -> None:
         raise CommandFailed(f"an agent runs already at {running.base_url}: {_STOP_FIRST}")
 
 
-def _shown(found: dict[str, object]) -> str:
+def _shown(found: Mapping[str, object]) -> str:
     if not found["is_installed"]:
         return "not installed: iir-agent service install"
     pid, code = found["pid"], found["last_exit_code"]
