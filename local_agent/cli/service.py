@@ -62,9 +62,9 @@ def install(
             return
         _refuse_second(context, host)
         files.make_room(service.log)
-        is_new = files.write(host.path, content)
+        with files.replaced(host.path, content) as is_new:
+            host.manager.start(host.path)
         typer.echo(f"{'wrote' if is_new else 'kept'} {host.path}")
-        host.manager.start(host.path)
         typer.echo(f"started; its log: {host.log}")
         for line in advice(context):
             typer.echo(line)
@@ -77,9 +77,11 @@ def uninstall() -> None:
         context = open_context()
         host = this_system(context, definition(context))
         is_there = host.path.exists()
-        if is_there or sys.platform == "darwin":
-            host.manager.stop()
-        host.path.unlink(missing_ok=True)
+        try:
+            if is_there or sys.platform == "darwin":
+                host.manager.stop()
+        finally:
+            host.path.unlink(missing_ok=True)  # whatever else happens, no login starts it again
         typer.echo(f"removed {host.path}" if is_there else "there was no service")
 
 

@@ -33,7 +33,7 @@ def _read_nothing() -> HostPower:
 def read_mac(ask: Ask = ask) -> HostPower:
     """Read a Mac."""
     charge = parse_charge(ask_mac("pmset", "-g", "batt", ask=ask))
-    lid = parse_lid(ask_mac("ioreg", "-r", "-k", "AppleClamshellState", "-d", "1", ask=ask))
+    lid = parse_lid(ask_mac("ioreg", "-r", "-k", "AppleClamshellState", "-d", "4", ask=ask))
     thermal = parse_speed_limit(ask_mac("pmset", "-g", "therm", ask=ask))
     if thermal == "unknown":
         thermal = parse_pressure_level(ask_mac("notifyutil", "-g", _PRESSURE, ask=ask))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _MOST_LOG_BYTES = 20_000_000
@@ -22,6 +23,27 @@ def write(path: Path, content: bytes) -> bool:
     draft.chmod(0o644)
     draft.replace(path)
     return True
+
+
+@contextmanager
+def replaced(path: Path, content: bytes) -> Iterator[bool]:
+    """Write the file, and put back what was there if what is done with it fails; tell whether it is new.
+
+    A LaunchAgent that launchd refused now would be taken at the next login.
+
+    Raises:
+        OSError: its folder can't be written.
+    """
+    before = read(path)
+    is_new = write(path, content)
+    try:
+        yield is_new
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            write(path, before)
+        raise
 
 
 def read(path: Path) -> bytes | None:

@@ -298,9 +298,19 @@ def test_install_twice_status_and_uninstall(
     assert "there was no service" in run_linux("uninstall").output
 
 
-def test_what_the_service_manager_says_ends_the_command(run_linux: Callable[..., Result]) -> None:
-    found = run_linux("install", daemon_reload=Outcome(1, err="Failed to connect to bus"))
+def test_an_install_that_fails_leaves_what_was_there(
+    tmp_path: Path, run_linux: Callable[..., Result]
+) -> None:
+    broken = {"daemon_reload": Outcome(1, err="Failed to connect to bus")}
+    found = run_linux("install", **broken)
     assert found.exit_code == 1
+    assert not unit_file(tmp_path).exists()
+    unit_file(tmp_path).write_text("an older one")
+    assert run_linux("install", **broken).exit_code == 1
+    assert unit_file(tmp_path).read_text() == "an older one"
+    # and nothing that goes wrong keeps an uninstall from removing it
+    assert run_linux("uninstall", show=Outcome(1)).exit_code == 1
+    assert not unit_file(tmp_path).exists()
     assert (
         "iir-agent: systemctl --user daemon-reload failed (Failed to connect to bus" in found.output
     )
