@@ -76,11 +76,19 @@ class PowerCare:
         """Look until cancelled; then the host may sleep again."""
         try:
             while True:
-                await self.look()
+                await self._try_to_look()
                 await self._sleep(_EVERY_S)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._awake.release()
+
+    async def _try_to_look(self) -> None:
+        """Look; a defect there must not end what clients use, nor keep the agent from taking work."""
+        try:
+            await self.look()
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged and tried again
+            self._log.exception("power_care_failed")
+            self._intake.hold(None)
 
     async def look(self) -> None:
         """Read the host once, and act on it; a reading is never overtaken by an older one."""

@@ -15,7 +15,7 @@ import typer
 
 from local_agent.cli.context import CommandFailed, Context, Json, open_context, plain_errors
 from local_agent.config_file import ConfigError
-from local_agent.doctor.agent import find_running
+from local_agent.control.identity import IdentityTaken, hold_identity
 from local_agent.doctor.local_network import is_local_network
 from local_agent.service import files
 from local_agent.service.control import (
@@ -182,12 +182,14 @@ def _left_behind(settings: AgentSettings) -> list[str]:
 
 def _refuse_second(context: Context, host: Host) -> None:
     """Refuse where an agent runs already that is not the service's: two can't share an IIR_HOME."""
-    running = find_running(context.agent_urls)
-    if running is None:
+    if files.read(host.path) is not None and host.manager.state().pid is not None:
         return
-    has_service = files.read(host.path) is not None and host.manager.state().pid is not None
-    if not has_service:
-        raise CommandFailed(f"an agent runs already at {running.base_url}: {_STOP_FIRST}")
+    try:
+        with hold_identity(context.settings.iir_home / "agent"):
+            return
+    except IdentityTaken:
+        message = f"an agent with this IIR_HOME runs already: {_STOP_FIRST}"
+        raise CommandFailed(message) from None
 
 
 def _shown(found: Mapping[str, object]) -> str:

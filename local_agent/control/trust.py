@@ -51,10 +51,10 @@ def failure_code(error: httpx.HTTPError) -> str:
 
 
 def has_no_route(error: BaseException) -> bool:
-    """Tell whether the system found no way to a host at all."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    """Tell whether the system found no way to a host at all: what httpx raises tells it in a cause."""
+    if isinstance(error, OSError) and error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
+        return True
+    # a name with several addresses fails with a group of errors
+    inner: tuple[BaseException | None, ...] = getattr(error, "exceptions", ())
+    causes = (error.__cause__ or error.__context__, *inner)
+    return any(has_no_route(cause) for cause in causes if cause is not None)

@@ -112,7 +112,8 @@ def examine_contexts(env: Mapping[str, str], plans: Sequence[Plan]) -> Iterator[
     docker = shutil.which("docker", path=env.get("PATH"))
     if docker is None or env.get("DOCKER_HOST") or env.get("DOCKER_CONTEXT"):
         return
-    contexts = parse_contexts(ask((docker, "context", "ls"), home=env.get("HOME")) or "")
+    told = {name: env[name] for name in ("HOME", "DOCKER_CONFIG") if name in env}
+    contexts = parse_contexts(ask((docker, "context", "ls"), env=told) or "")
     is_used = any(plan.deployment.engine == "vllm_docker" for plan in plans)
     yield from dead_context(contexts, Path.exists, is_used=is_used)
 
@@ -129,7 +130,9 @@ def dead_context(
     """
     live = [context for context in contexts if _socket_exists(context, exists)]
     current = next((context for context in contexts if context.is_current), None)
-    if current is None or not current.url.startswith("unix://") or current in live or not live:
+    if current is None or current.name == "default" or current in live or not live:
+        return  # without a choice of somebody's the agent looks for every usual socket itself
+    if not current.url.startswith("unix://"):
         return
     text = f"Docker's context {current.name} leads to a socket that is not there; that of {live[0].name} is"
     level: Level = "problem" if is_used else "note"

@@ -55,12 +55,11 @@ def examine_local_network(
     """
     if platform != "darwin" or not is_local_network(url):
         return
-    is_agent_away = state is not None and state.lease == "router_away"
-    if is_reached and is_agent_away:
-        why = " (no route to host)" if state is not None and state.lease_problem == NO_ROUTE else ""
+    is_blocked = state is not None and state.lease_problem == NO_ROUTE
+    if is_reached and is_blocked:
         text = (
-            f"the agent does not get to {url}{why}, and this command does: macOS seems to block the agent "
-            "from the local network"
+            f"the agent is told that there is no route to {url}, and this command gets there: macOS blocks "
+            "the agent from the local network"
         )
         yield Finding("local network", "problem", text, _FIX)
     elif had_no_route:

@@ -27,16 +27,15 @@ _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 
 
 def ask(
-    argv: Sequence[str], timeout_s: float = _TIMEOUT_S, *, home: str | None = None
+    argv: Sequence[str], timeout_s: float = _TIMEOUT_S, *, env: Mapping[str, str] | None = None
 ) -> str | None:
-    """See `Ask`; it blocks. The program gets none of our environment but `home`, so no secret."""
-    env = {**_ENVIRONMENT, **({} if home is None else {"HOME": home})}
+    """See `Ask`; it blocks. Of our environment the program gets `env` and nothing else, so no secret."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(  # noqa: S603 - the callers' own constants
             argv,
             capture_output=True,
             check=True,
-            env=env,
+            env={**_ENVIRONMENT, **(env or {})},
             stdin=subprocess.DEVNULL,
             timeout=timeout_s,
         )

@@ -187,6 +187,12 @@ def test_a_context_that_is_well(sockets: tuple[str, ...]) -> None:
     assert of_contexts(outputs.CONTEXTS_COLIMA, *sockets) == []
 
 
+def test_a_context_that_nobody_chose_leads_the_agent_nowhere_wrong() -> None:
+    # the mark at `default`, as in https://docs.docker.jp/engine/reference/commandline/context_ls.html
+    text = outputs.CONTEXTS_COLIMA.replace("colima *", "colima  ").replace("default  ", "default *")
+    assert of_contexts(text, "/Users/me/.colima/default/docker.sock") == []
+
+
 # -- the local network ---------------------------------------------------------------------------
 
 
@@ -236,7 +242,7 @@ def test_an_agent_that_is_blocked_while_the_terminal_is_not(tmp_path: Path) -> N
     (found,) = of_network(tmp_path, ready, state=agent("router_away", "no_route"))
     assert found.level == "problem"
     assert found.message.startswith(
-        f"the agent does not get to {LAN} (no route to host), and this command does"
+        f"the agent is told that there is no route to {LAN}, and this command gets there"
     )
 
 
@@ -246,6 +252,7 @@ def test_an_agent_that_is_blocked_while_the_terminal_is_not(tmp_path: Path) -> N
         (refused, {}),
         (ready, {}),
         (ready, {"state": agent("held")}),
+        (ready, {"state": agent("router_away", "certificate_not_trusted")}),
         (no_route, {"system": "linux"}),
         (no_route, {"url": "http://127.0.0.1:8000"}),
         (no_route, {"url": "https://router.example.com"}),
@@ -266,6 +273,27 @@ def test_the_lease_tells_that_there_is_no_route() -> None:
             fail(httpx.Request("PUT", LAN))
         codes.append(failure_code(failed.value))
     assert codes == ["no_route", "no_connection"]
+
+
+class Group(Exception):
+    """What anyio raises for a name with several addresses; the language has it from 3.11 on."""
+
+    def __init__(self, *exceptions: Exception) -> None:
+        super().__init__("multiple connection attempts failed")
+        self.exceptions = exceptions
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((errno.ECONNREFUSED, errno.EHOSTUNREACH), "no_route"),
+        ((errno.ECONNREFUSED, errno.ETIMEDOUT), "no_connection"),
+    ],
+)
+def test_a_router_with_several_addresses(numbers: tuple[int, ...], code: str) -> None:
+    error = httpx.ConnectError("All connection attempts failed")
+    error.__cause__ = Group(*(OSError(number, "") for number in numbers))
+    assert failure_code(error) == code
 
 
 # -- the disk ------------------------------------------------------------------------------------

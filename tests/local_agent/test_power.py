@@ -238,6 +238,24 @@ async def test_a_wake_is_told_even_if_nothing_else_changed() -> None:
     assert not await laptop.news()
 
 
+async def test_a_defect_in_reading_holds_nothing_up() -> None:
+    laptop = Laptop()
+    laptop.reading = seen("battery", 5)
+    await laptop.care.look()
+    assert laptop.intake.reason is not None
+
+    def broken() -> HostPower:
+        raise ZeroDivisionError
+
+    laptop.care._read = broken
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(laptop.care.run)
+        with anyio.fail_after(30):
+            await laptop.looks.wait()
+        assert laptop.intake.reason is None
+        tasks.cancel_scope.cancel()
+
+
 async def test_it_is_kept_awake_only_while_there_is_work() -> None:
     laptop = Laptop()
     await laptop.care.look()

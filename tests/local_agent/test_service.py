@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import local_agent.cli.service
 from local_agent.cli.app import app
+from local_agent.control.identity import hold_identity
 from local_agent.service import files
 from local_agent.service.control import (
     Launchd,
@@ -296,6 +297,20 @@ def test_install_twice_status_and_uninstall(
     assert not unit_file(tmp_path).exists()
     assert run_linux("status").output.startswith("not installed")
     assert "there was no service" in run_linux("uninstall").output
+
+
+def test_a_second_agent_with_this_home_is_not_installed(
+    tmp_path: Path, run_linux: Callable[..., Result]
+) -> None:
+    with hold_identity(tmp_path / "home" / "agent"):
+        found = run_linux("install")
+        assert found.exit_code == 1
+        assert "an agent with this IIR_HOME runs already: stop it first" in found.output
+        assert not unit_file(tmp_path).exists()
+        # the service's own is replaced
+        unit_file(tmp_path).parent.mkdir(parents=True)
+        unit_file(tmp_path).write_text("an older one")
+        assert run_linux("install", show=Outcome(0, RUNNING)).exit_code == 0
 
 
 def test_an_install_that_fails_leaves_what_was_there(
