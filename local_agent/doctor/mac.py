@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,6 @@ def _quarantine(facts: MacFacts) -> Iterator[Finding]:
 def shown(path: Path) -> str:
     """Return a path as its owner would type it."""
     try:
-        return f"~/{path.relative_to(Path.home())}"
+        return f"~/{shlex.quote(str(path.relative_to(Path.home())))}"
     except (ValueError, RuntimeError):
-        return str(path)
+        return shlex.quote(str(path))

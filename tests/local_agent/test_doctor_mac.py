@@ -15,7 +15,7 @@ from local_agent.doctor.agent import RunningState
 from local_agent.doctor.containers import dead_context
 from local_agent.doctor.finding import Finding
 from local_agent.doctor.host import examine_disk
-from local_agent.doctor.mac import MacFacts, examine_mac, mac_facts
+from local_agent.doctor.mac import MacFacts, examine_mac, mac_facts, shown
 from local_agent.doctor.router import examine_router
 from local_agent.host.tools import MAC_TOOLS, ask
 from local_agent.settings import load_settings
@@ -101,6 +101,12 @@ def test_a_program_in_quarantine(text: str, by: str) -> None:
 )
 def test_a_program_that_is_not(text: str) -> None:
     assert "quarantine" not in of_mac(xattr=text)
+
+
+def test_a_path_can_be_pasted_into_a_shell() -> None:
+    found = shown(Path.home() / "Library" / "Application Support" / "iir" / "python")
+    assert found == "~/'Library/Application Support/iir/python'"
+    assert shown(Path("/opt/a b/python")) == "'/opt/a b/python'"
 
 
 # -- tools ---------------------------------------------------------------------------------------

@@ -201,6 +201,10 @@ class Laptop:
         self.looks.set()
         await anyio.sleep_forever()
 
+    def reason(self) -> str | None:
+        """Return why nothing new is taken."""
+        return self.intake.reason
+
     def is_held(self) -> bool:
         """Tell whether it is kept awake."""
         return self.awake.is_held
@@ -242,7 +246,7 @@ async def test_a_defect_in_reading_holds_nothing_up() -> None:
     laptop = Laptop()
     laptop.reading = seen("battery", 5)
     await laptop.care.look()
-    assert laptop.intake.reason is not None
+    assert laptop.reason() is not None
 
     def broken() -> HostPower:
         raise ZeroDivisionError
@@ -252,7 +256,7 @@ async def test_a_defect_in_reading_holds_nothing_up() -> None:
         tasks.start_soon(laptop.care.run)
         with anyio.fail_after(30):
             await laptop.looks.wait()
-        assert laptop.intake.reason is None
+        assert laptop.reason() is None
         tasks.cancel_scope.cancel()
 
 
