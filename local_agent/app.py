@@ -41,6 +41,7 @@ from local_agent.lifecycle import FailureRule
 from local_agent.listening import DEFAULT_PORT, listen, own_url
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.meter import Meter
+from local_agent.power_care import care_for
 from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Pulled, needed, to_remove
 from local_agent.pulls.unasked import UnaskedPulls
@@ -107,6 +108,9 @@ class Agent:
         self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
+        self._power = care_for(
+            self._host, self.intake, self.supervisor, lambda: self._taken.config.power.policy
+        )
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
@@ -122,6 +126,7 @@ class Agent:
             base_url=settings.agent_url or own_url(settings.agent_host, port),
             engines=tuple(ENGINES),
             labels=lambda: self._taken.config.labels,
+            power=lambda: self._power.power,
         )
         self._router = router_client(settings)
         self.lease = LeaseClient(
@@ -161,6 +166,7 @@ class Agent:
                     tasks.start_soon(self._meter.run)
                     tasks.start_soon(self._reloader.run)
                     tasks.start_soon(self._unasked.run)
+                    tasks.start_soon(self._power.run)
                     self._is_ready = True
                     yield
                     self._is_ready = False

@@ -20,6 +20,7 @@ from pydantic import (
 from local_agent.domain import REPOSITORY
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
+from local_agent.power_config import PowerConfig
 from local_agent.queue_config import QueueFields, SwapFields
 from local_agent.weights.source import Source, parse_source
 from shared.contracts.apis import APIS
@@ -226,6 +227,9 @@ class AgentConfig(_Entry, SwapFields):
         default=None, description="What is left to other programs where no budget is given."
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
+    power: PowerConfig = Field(
+        default=PowerConfig(), description="What to do on battery, in heat, and before sleep."
+    )
 
     def find(self, name: str) -> ModelConfig | None:
         """Return the model with this id or alias."""

@@ -8,8 +8,10 @@ from enum import Enum
 
 from local_agent import refusals
 from local_agent.errors import AgentDraining
+from shared.http.errors import QueueFull
 
 _RETRY_S = 5.0
+_HOST_RETRY_S = 60.0
 
 
 class IntakeState(str, Enum):
@@ -23,7 +25,8 @@ class IntakeState(str, Enum):
 class Intake:
     """Counts the requests that were let in; refuses others from `drain` to `resume`.
 
-    It is not kept anywhere: an agent that starts takes work.
+    It is not kept anywhere: an agent that starts takes work. `reason` says why the host makes it drain, if
+    it does: `resume` does not end that.
     """
 
     def __init__(self, notify: Callable[[], None]) -> None:
@@ -31,12 +34,14 @@ class Intake:
         self._notify = notify
         self._in_hand = 0
         self._is_on = False
+        self._limit: int | None = None
+        self.reason: str | None = None
         self.is_ending = False
 
     @property
     def state(self) -> IntakeState:
         """Return how it stands."""
-        if not self._is_on:
+        if not self._is_on and self.reason is None:
             return IntakeState.READY
         return IntakeState.DRAINING if self._in_hand else IntakeState.DRAINED
 
@@ -55,6 +60,12 @@ class Intake:
         self._is_on = self.is_ending
         self._notify()
 
+    def hold(self, reason: str | None, *, limit: int | None = None) -> None:
+        """Take nothing new for a reason of the host, or so many requests at a time; None ends either."""
+        is_news, self.reason, self._limit = reason != self.reason, reason, limit
+        if is_news:
+            self._notify()
+
     def close(self) -> None:
         """Drain for good: the agent ends."""
         self.is_ending = True
@@ -66,6 +77,7 @@ class Intake:
 
         Raises:
             AgentDraining: nothing new is taken.
+            QueueFull: as many are in hand as the host is for now.
             ModelUnavailable: the agent is ending.
         """
         if self.is_ending:
@@ -74,6 +86,16 @@ class Intake:
             raise AgentDraining(
                 "This agent is draining: it finishes the requests that it has and takes no new ones. "
                 "`iir-agent resume` ends that.",
+                retry_after_s=_RETRY_S,
+            )
+        if self.reason is not None:
+            raise AgentDraining(
+                f"This agent takes no new requests now: {self.reason} (`power` in its YAML file says when).",
+                retry_after_s=_HOST_RETRY_S,
+            )
+        if self._limit is not None and self._in_hand >= self._limit:
+            raise QueueFull(
+                f"On battery this agent takes {self._limit} at a time (`power` in its YAML file).",
                 retry_after_s=_RETRY_S,
             )
         self._in_hand += 1

@@ -335,6 +335,18 @@ class ContainerHost:
     memory_mb: int
 
 
+class KeepAwake(Protocol):
+    """Keeps the host from falling asleep by itself. Neither call raises; each may come any number of times."""
+
+    async def hold(self) -> None:
+        """Keep it awake from now on."""
+        ...
+
+    async def release(self) -> None:
+        """Let it sleep again."""
+        ...
+
+
 class ContainerSurvey(Protocol):
     """What can be asked of a container engine without changing anything. Every call blocks.
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from local_agent.api.access import Need, allow
 from local_agent.intake import Intake
-from shared.contracts.agents import AgentModel, Capacity, Queue
+from shared.contracts.agents import AgentModel, Capacity, Power, Queue
 from shared.http.errors import Conflict
 
 
@@ -23,6 +23,10 @@ class Subject(Protocol):
         """Return its memory for models."""
         ...
 
+    def power(self) -> Power:
+        """Return what its host runs on."""
+        ...
+
     def models(self) -> tuple[AgentModel, ...]:
         """Return its models."""
         ...
@@ -35,9 +39,11 @@ def capacity_routes(intake: Intake, subject: Subject) -> APIRouter:
     def shown() -> dict[str, Any]:
         return {
             "state": intake.state.value,
+            "reason": intake.reason,
             "in_hand": intake.in_hand,
             "queue": subject.queue().model_dump(),
             **subject.capacity().model_dump(),
+            "power": subject.power().model_dump(),
             "models": [{"id": model.id, "status": model.status} for model in subject.models()],
         }
 

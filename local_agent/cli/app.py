@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from local_agent.cli import configuring, draining, engines, listing, pulling, residency, watching
+from local_agent.cli import (
+    configuring,
+    draining,
+    engines,
+    listing,
+    pulling,
+    residency,
+    service,
+    watching,
+)
 from local_agent.cli.context import Json, open_context, plain_errors, read_settings
 from local_agent.cli.doctor import examine
 from local_agent.cli.joining import join, rotate
@@ -27,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(configuring.app, name="config")
 app.add_typer(engines.app, name="engines")
+app.add_typer(service.app, name="service")
 residency.add_commands(app)
 draining.add_commands(app)
 watching.add_commands(app)

@@ -18,7 +18,7 @@ from local_agent.engines import ENGINES, choose_engine
 from local_agent.memory.meter import weights_bytes
 from local_agent.weights.progress import gigabytes
 from local_agent.weights.store import WeightStore
-from shared.contracts.agents import shown_status
+from shared.contracts.agents import Power, shown_status
 
 _PIPED_WIDTH = 200
 
@@ -108,18 +108,30 @@ def worker_table(workers: list[WorkerRow]) -> Table:
 
 
 def capacity_text(capacity: CapacityRow) -> str:
-    """Return the budget in a line, and in a second one that the agent drains, if it does."""
+    """Return the budget in a line, what is known of the power before it, and after it that it drains."""
     held = _mib(capacity.budget_bytes - capacity.free_bytes)
     text = f"memory: {held} of {_mib(capacity.budget_bytes)} MiB held, {_mib(capacity.free_bytes)} MiB free"
     if capacity.evictable_bytes:
         text += f", {_mib(capacity.evictable_bytes)} MiB more if idle models go"
+    if capacity.power is not None and capacity.power != Power():
+        text = f"{power_text(capacity.power)}\n{text}"
     if capacity.state != "ready":
         text += f"\n{drain_text(capacity)}"
     return text
 
 
+def power_text(power: Power) -> str:
+    """Return in a line what the host runs on."""
+    charge = "" if power.battery_percent is None else f" ({power.battery_percent} %)"
+    names = {"ac": "mains", "battery": "battery", "unknown": "unknown"}
+    return f"power: {names[power.source]}{charge}, thermal {power.thermal}, lid {power.lid}"
+
+
 def drain_text(capacity: CapacityRow) -> str:
     """Say in a line how a drain stands."""
+    if capacity.reason is not None:
+        left = f", {capacity.in_hand} to finish" if capacity.in_hand else ""
+        return f"draining: {capacity.reason}{left}; nothing new is taken until that is over"
     if capacity.state == "draining":
         return (
             f"draining: {capacity.in_hand} to finish; nothing new is taken until `iir-agent resume`"

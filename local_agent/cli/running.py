@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from local_agent.doctor.agent import find_running
 from local_agent.local_http import local_client
+from shared.contracts.agents import Power
 from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
@@ -58,10 +59,12 @@ class CapacityRow(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     state: str
+    reason: str | None = None
     in_hand: int
     budget_bytes: int
     free_bytes: int
     evictable_bytes: int
+    power: Power | None = None
 
 
 class RunningAgent:

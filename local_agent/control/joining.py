@@ -141,5 +141,6 @@ def _cause(error: httpx.HTTPError) -> str:
         "certificate_not_trusted": "its TLS certificate is not trusted here; if an authority of your own "
         "made it, name that authority's PEM file in ROUTER_CA_FILE",
         "no_connection": "no connection",
+        "no_route": "there is no route to it",
         "connection_broke": "connection broke off",
     }[failure_code(error)]

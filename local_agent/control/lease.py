@@ -22,6 +22,7 @@ from shared.contracts.agents import (
     Capacity,
     Heartbeat,
     LeaseGrant,
+    Power,
     Queue,
     Registration,
 )
@@ -51,6 +52,14 @@ class Subject(Protocol):
         """Return its memory for models."""
         ...
 
+    def power(self) -> Power:
+        """Return what its host runs on."""
+        ...
+
+    def reason(self) -> str | None:
+        """Return why its host makes it drain, if it does."""
+        ...
+
     async def changed(self) -> None:
         """Return when something happened that the router should hear at once."""
         ...
@@ -70,6 +79,8 @@ def message(due: Due, subject: Subject) -> Registration | Heartbeat:
         capacity=subject.capacity(),
         models=said.models,
         catalog_hash=said.catalog_hash,
+        power=subject.power(),
+        reason=subject.reason(),
     )
 
 

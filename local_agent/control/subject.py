@@ -11,7 +11,14 @@ from local_agent.domain import WorkerState, WorkerView
 from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import SERVING
 from local_agent.supervisor import Supervisor
-from shared.contracts.agents import AgentModel, AgentState, Capacity, Queue, Registration
+from shared.contracts.agents import (
+    AgentModel,
+    AgentState,
+    Capacity,
+    Power,
+    Queue,
+    Registration,
+)
 
 _MIB = 2**20
 
@@ -28,6 +35,7 @@ class AgentSubject:
         base_url: str,
         engines: tuple[str, ...],
         labels: Callable[[], Mapping[str, str]],
+        power: Callable[[], Power],
     ) -> None:
         self._supervisor = supervisor
         self._identity = identity
@@ -35,6 +43,7 @@ class AgentSubject:
         self._base_url = base_url
         self._engines = engines
         self._labels = labels
+        self._power = power
         self._heard = 0
 
     def registration(self) -> Registration:
@@ -75,6 +84,14 @@ class AgentSubject:
             free_bytes=ledger.free_mb * _MIB,
             evictable_bytes=evictable_mb * _MIB,
         )
+
+    def power(self) -> Power:
+        """See `Subject.power`."""
+        return self._power()
+
+    def reason(self) -> str | None:
+        """See `Subject.reason`."""
+        return self._intake.reason
 
     def models(self) -> tuple[AgentModel, ...]:
         """See `Subject.models`."""

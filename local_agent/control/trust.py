@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 from pathlib import Path
 
 import httpx
+
+NO_ROUTE = "no_route"
+"""The system knows no way there; on a Mac it may not want to (`doctor/local_network.py`)."""
 
 
 class CaFileUnusable(Exception):
@@ -38,7 +42,19 @@ def failure_code(error: httpx.HTTPError) -> str:
     """Return what kept a message from its answer, as a code that names no address."""
     if isinstance(error, httpx.TimeoutException):
         return "timeout"
+    if has_no_route(error):
+        return NO_ROUTE
     if isinstance(error, httpx.ConnectError):
         is_tls = "certificate" in str(error).lower()
         return "certificate_not_trusted" if is_tls else "no_connection"
     return "connection_broke"
+
+
+def has_no_route(error: BaseException) -> bool:
+    """Tell whether the system found no way to a host at all: what httpx raises tells it in a cause."""
+    if isinstance(error, OSError) and error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
+        return True
+    # a name with several addresses fails with a group of errors
+    inner: tuple[BaseException | None, ...] = getattr(error, "exceptions", ())
+    causes = (error.__cause__ or error.__context__, *inner)
+    return any(has_no_route(cause) for cause in causes if cause is not None)

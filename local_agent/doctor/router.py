@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit, urlunsplit
@@ -17,8 +18,10 @@ from local_agent.control.credential import (
     load_credential,
 )
 from local_agent.control.joining import travels_in_the_clear
-from local_agent.control.trust import CaFileUnusable, router_trust
+from local_agent.control.trust import CaFileUnusable, has_no_route, router_trust
+from local_agent.doctor.agent import RunningState
 from local_agent.doctor.finding import Finding
+from local_agent.doctor.local_network import examine_local_network
 from local_agent.settings import AgentSettings
 from shared.contracts.agents import PROTOCOL_VERSION, Confirmation
 from shared.http.origin import is_loopback
@@ -31,7 +34,12 @@ _JOIN = "on the router's machine: iir agents invite; here: iir-agent join URL"
 
 
 def examine_router(
-    settings: AgentSettings, wall: Clock, transport: httpx.BaseTransport | None = None
+    settings: AgentSettings,
+    wall: Clock,
+    transport: httpx.BaseTransport | None = None,
+    *,
+    state: RunningState | None = None,
+    system: str = sys.platform,
 ) -> Iterator[Finding]:
     """Yield how it stands with the credential and the router.
 
@@ -39,6 +47,8 @@ def examine_router(
         settings: of the agent.
         wall: seconds since 1970.
         transport: how to reach the router; default: the network, without a proxy.
+        state: what the agent that runs here says of itself.
+        system: the operating system, as `sys.platform` names it.
     """
     credential = load_credential(settings.token_path)
     url = _router_url(settings, credential)
@@ -52,8 +62,16 @@ def examine_router(
         base_url=url, timeout=_TIMEOUT_S, trust_env=False, verify=trust, transport=transport
     ) as client:
         shown = _without_user(url)
-        reached = list(_reach(client, shown, wall, is_needed=credential is not None))
+        answer = _ask(client)
+        reached = list(_reach(answer, shown, wall, is_needed=credential is not None))
         yield from reached
+        yield from examine_local_network(
+            system,
+            shown,
+            state,
+            is_reached=isinstance(answer, httpx.Response),
+            had_no_route=isinstance(answer, Exception) and has_no_route(answer),
+        )
         if credential is not None and all(finding.level != "problem" for finding in reached):
             yield from _show(client, shown, credential)
 
@@ -100,14 +118,21 @@ def _without(settings: AgentSettings) -> Finding:
     return Finding("credential", "problem", text, f"set AGENT_HOST=127.0.0.1, or {_JOIN}")
 
 
-def _reach(client: httpx.Client, url: str, wall: Clock, *, is_needed: bool) -> Iterator[Finding]:
+def _ask(client: httpx.Client) -> httpx.Response | Exception:
+    try:
+        return client.get("/readyz")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return error
+
+
+def _reach(
+    answer: httpx.Response | Exception, url: str, wall: Clock, *, is_needed: bool
+) -> Iterator[Finding]:
     if travels_in_the_clear(url):
         text = f"{url} is http to another machine: the credential can be read on the way"
         yield Finding("router", "note", text, "put TLS in front of the router, and use https")
-    try:
-        answer = client.get("/readyz")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        yield _unreachable(url, error, is_needed=is_needed)
+    if isinstance(answer, Exception):
+        yield _unreachable(url, answer, is_needed=is_needed)
         return
     status = _status(answer)
     if status is None:

@@ -68,6 +68,8 @@ def list_command(as_json: AsJson = False) -> None:
                 {
                     "name": agent.record.name,
                     "state": agent_state(agent, oldest),
+                    "reason": _reason(agent),
+                    "power": _power(agent),
                     "agent_id": agent.record.agent_id,
                     "models": [model.id for model in agent_models(agent)],
                     "capacity": _capacity(agent),
@@ -85,7 +87,7 @@ def list_command(as_json: AsJson = False) -> None:
         [
             (
                 agent.record.name,
-                agent_state(agent, oldest),
+                _state(agent, oldest),
                 len(agent_models(agent)),
                 _free(agent),
                 date(agent.record.renewed_at),
@@ -100,6 +102,25 @@ def list_command(as_json: AsJson = False) -> None:
         whose = "any agent" if invitation.name is None else invitation.name
         until = date(invitation.expires_at)
         typer.echo(f"invited: {whose}, token iir-join-{invitation.prefix}-…, until {until} (UTC)")
+
+
+def _reason(agent: agents.AgentInfo) -> str | None:
+    """Return why an agent's host makes it drain, as it last told."""
+    heartbeat = agent.record.heartbeat
+    return None if heartbeat is None else heartbeat.reason
+
+
+def _state(agent: agents.AgentInfo, oldest: float) -> str:
+    """Return how an agent stands, with its host's reason if it drains for one."""
+    state, reason = agent_state(agent, oldest), _reason(agent)
+    return f"{state}: {reason}" if state == "draining" and reason else state
+
+
+def _power(agent: agents.AgentInfo) -> dict[str, object] | None:
+    """Return what an agent's host last ran on; None if it did not tell."""
+    heartbeat = agent.record.heartbeat
+    found = None if heartbeat is None else heartbeat.power
+    return None if found is None else found.model_dump()
 
 
 def _capacity(agent: agents.AgentInfo) -> dict[str, int] | None:

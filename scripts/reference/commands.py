@@ -43,6 +43,7 @@ MORE = {
     "iir-agent events": "agent-commands.md#what-happens-to-workers",
     "iir-agent logs": "agent-commands.md#what-an-engine-prints",
     "iir-agent drain": "agent-commands.md#draining",
+    "iir-agent service install": "agent-service.md",
     "iir-agent reset": "agent-commands.md#forgetting-failures",
     "iir-agent plan": "agents.md#memory",
     "iir-agent doctor": "agent-operation.md#finding-out-what-is-wrong",

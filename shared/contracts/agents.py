@@ -20,6 +20,9 @@ PROTOCOL_VERSION = 1
 
 ModelStatus = Literal["unloaded", "loading", "loaded", "sleeping", "downloading", "failed"]
 AgentState = Literal["ready", "draining"]
+PowerSource = Literal["ac", "battery", "unknown"]
+Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
+LidState = Literal["open", "closed", "unknown"]
 
 
 class _Wire(BaseModel):
@@ -104,6 +107,15 @@ class Capacity(_Wire):
     evictable_bytes: int = Field(default=0, ge=0)
 
 
+class Power(_Wire):
+    """What an agent's host runs on, and how warm it is. What can't be known is `unknown` or None."""
+
+    source: PowerSource = "unknown"
+    battery_percent: int | None = Field(default=None, ge=0, le=100)
+    thermal: Thermal = "unknown"
+    lid: LidState = "unknown"
+
+
 class Heartbeat(_Wire):
     """Renews the lease and reports the load; `seq` grows with each message of an incarnation."""
 
@@ -115,6 +127,10 @@ class Heartbeat(_Wire):
     capacity: Capacity | None = Field(default=None, description="None: it does not tell.")
     models: tuple[AgentModel, ...] | None = Field(default=None, description="None: as before.")
     catalog_hash: str = ""
+    power: Power | None = Field(default=None, description="None: it does not tell.")
+    reason: str | None = Field(
+        default=None, max_length=128, description="Why its host makes it drain, if it does."
+    )
 
 
 class LeaseGrant(_Wire):

@@ -30,5 +30,14 @@ def env_file(home: str | Path | None) -> Path:
     return (Path(home).expanduser() if home else default_home()) / ".env"
 
 
+def service_folder(home: Path) -> Path:
+    """Return the folder in which a service runs, so that it finds its file of settings.
+
+    Args:
+        home: `IIR_HOME` of the service.
+    """
+    return _ROOT if _is_checkout() else home
+
+
 def _is_checkout() -> bool:
     return (_ROOT / "pyproject.toml").is_file() and (_ROOT / "Makefile").is_file()

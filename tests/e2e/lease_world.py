@@ -31,6 +31,7 @@ from shared.contracts.agents import (
     AgentState,
     Capacity,
     Heartbeat,
+    Power,
     Queue,
     Registration,
 )
@@ -113,6 +114,12 @@ class Process:
 
     def queue(self) -> Queue:
         return Queue(waiting=self.version)
+
+    def power(self) -> Power:
+        return Power()
+
+    def reason(self) -> str | None:
+        return None
 
     def capacity(self) -> Capacity:
         return Capacity(budget_bytes=100, free_bytes=self.version)

@@ -229,7 +229,14 @@ def test_deployments(tmp_path: Path) -> None:
 def test_the_schema_can_be_generated() -> None:
     schema = AgentConfig.model_json_schema()
     memory = {"memory_budget", "memory_reserve", "min_residency_s", "swap_after_s"}
-    assert set(schema["properties"]) == {"models", "known_models", "drain_s", "labels", *memory}
+    assert set(schema["properties"]) == {
+        "models",
+        "known_models",
+        "drain_s",
+        "labels",
+        "power",
+        *memory,
+    }
 
 
 def test_fields_about_waiting(tmp_path: Path) -> None:

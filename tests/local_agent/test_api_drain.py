@@ -97,11 +97,13 @@ async def test_capacity_and_the_line_below_the_workers(start_agent: StartAgent) 
         mib = 2**20
         assert capacity == {
             "state": "ready",
+            "reason": None,
             "in_hand": 0,
             "queue": capacity["queue"],
             "budget_bytes": 150 * mib,
             "free_bytes": 150 * mib,
             "evictable_bytes": 0,
+            "power": capacity["power"],  # as it is on this machine
             "models": [{"id": "sim", "status": "unloaded"}],
         }
         assert capacity["queue"]["running"] == 0

@@ -30,6 +30,7 @@ from local_agent.memory.estimate import budget_mb
 from local_agent.process import free_port
 from local_agent.weights.store import WeightStore
 from shared.http.serve import bind
+from tests.local_agent.macos_outputs import AIRPLAY_SERVER
 from tests.threaded import served_by
 
 HOST = HostFacts(
@@ -222,7 +223,7 @@ def test_a_silent_program_on_the_port_does_not_hold_the_doctor_up(
 
 
 def test_airplay_is_recognised() -> None:
-    with web_server("AirTunes/850.16.1") as port:
+    with web_server(AIRPLAY_SERVER) as port:
         taken, airplay = of_port(port=port)
     assert taken.message == f"port {port} on 127.0.0.1 is taken by AirPlay"
     assert airplay.level == "note"

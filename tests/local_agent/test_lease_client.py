@@ -17,7 +17,14 @@ from structlog.testing import capture_logs
 
 from local_agent.control.lease import LeaseClient
 from local_agent.control.lease_core import LeaseStatus, Refused, next_wait_s
-from shared.contracts.agents import AgentModel, AgentState, Capacity, Queue, Registration
+from shared.contracts.agents import (
+    AgentModel,
+    AgentState,
+    Capacity,
+    Power,
+    Queue,
+    Registration,
+)
 from shared.kit.clock import monotonic
 from tests.local_agent.harness import until
 
@@ -52,6 +59,12 @@ class FakeSubject:
 
     def capacity(self) -> Capacity:
         return Capacity(budget_bytes=100, free_bytes=60, evictable_bytes=20)
+
+    def power(self) -> Power:
+        return Power(source="battery", battery_percent=71)
+
+    def reason(self) -> str | None:
+        return None
 
     async def changed(self) -> None:
         await self._changed.wait()

@@ -15,7 +15,7 @@ from router.settings import load_settings
 from router.store import agents, keys
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
-from shared.contracts.agents import AgentModel, Capacity, Heartbeat
+from shared.contracts.agents import AgentModel, Capacity, Heartbeat, Power
 from tests.router.command_line import Iir, from_json, register
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -131,16 +131,25 @@ def test_agents_are_listed_and_revoked(iir: Iir, writer: RegistryWriter) -> None
     assert states == {"mac": "ready", "late": "lease expired", "new": "never registered"}
     capacity = Capacity(budget_bytes=3 * 2**30, free_bytes=2**30)
     heartbeat = Heartbeat(
-        lease_id="lease-mac", incarnation=1, seq=1, state="draining", capacity=capacity
+        lease_id="lease-mac",
+        incarnation=1,
+        seq=1,
+        state="draining",
+        capacity=capacity,
+        power=Power(source="battery", battery_percent=9),
+        reason="the battery is at 9 %",
     )
     writer.run_sync(
         lambda c: agents.save_heartbeats(c, [(row_id, "lease-mac", heartbeat)], now=lambda: 1e10)
     )
     listed = iir("agents", "list")
-    assert "draining" in listed
+    assert "draining: the battery is at 9 %" in " ".join(listed.split())
     assert "1.0 of 3.0 GiB" in listed
     told = {a["name"]: a["capacity"] for a in from_json(iir("agents", "list", "--json"))}
     assert told == {"mac": capacity.model_dump(), "late": None, "new": None}
+    power = {a["name"]: a["power"] for a in from_json(iir("agents", "list", "--json"))}
+    assert power["mac"]["battery_percent"] == 9
+    assert power["late"] is None
     writer.run_sync(lambda c: agents.release_lease(c, row_id))
     assert "lease given back" in iir("agents", "list")
     iir("agents", "revoke", "mac")
