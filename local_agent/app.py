@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -54,6 +54,7 @@ from local_agent.this_host import (
     router_client,
     secret_mask,
     this_host,
+    what_was_measured,
     worker_launcher,
 )
 from local_agent.weights.progress import OnProgress
@@ -246,6 +247,10 @@ class Agent:
             budget_mb(self._host, budget=config.memory_budget, reserve=config.memory_reserve)
         )
         self.supervisor.drain_s = self.drain_s
+        self._host = replace(
+            self._host, measured=what_was_measured(self.settings, self._host.machine)
+        )
+        self.supervisor.set_measured(self._host.measured)
         self.supervisor.set_desired(self._taken.deployments)
 
     def _look_again(self) -> None:

@@ -7,6 +7,7 @@ and waits for a change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,6 +25,7 @@ from local_agent.domain import (
     Enable,
     Forget,
     HostFacts,
+    Measured,
     ModelId,
     Pull,
     Reset,
@@ -160,6 +162,10 @@ class Supervisor:
         return await self.admission.ensure_ready(model, deadline_s)
 
     # -- what others want -----------------------------------------------------------------------
+
+    def set_measured(self, measured: tuple[Measured, ...]) -> None:
+        """Take what was measured on this host; the next `set_desired` chooses engines by it."""
+        self._host = replace(self._host, measured=measured)
 
     def set_desired(self, deployments: Iterable[Deployment]) -> None:
         """Take the deployments of the configuration, with the weights that are there now.

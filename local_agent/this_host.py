@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from local_agent.bench.store import BenchStore, measured
+from local_agent.bench.versions import engine_versions
 from local_agent.config import AgentConfig
 from local_agent.config_file import load_config
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.control.trust import router_trust
-from local_agent.domain import HostFacts
+from local_agent.domain import HostFacts, Measured
+from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.ports import ProcessLauncher
 from local_agent.process import LocalProcessLauncher
@@ -36,12 +39,25 @@ _ENGINE_TIMEOUT_S = 15.0
 def this_host(settings: AgentSettings) -> HostFacts:
     """Return the facts that decide which engines can run."""
     problem = address_problem(settings.environment(), _home())
+    facts = host_facts()
     return replace(
-        host_facts(),
+        facts,
         environments=frozenset(settings.interpreters),
         images=settings.images,
         container_problem=problem,
+        measured=what_was_measured(settings, facts.machine),
     )
+
+
+def bench_store(settings: AgentSettings) -> BenchStore:
+    """Return where measurements are kept."""
+    return BenchStore(settings.iir_home / "agent" / "bench.json")
+
+
+def what_was_measured(settings: AgentSettings, machine: str) -> tuple[Measured, ...]:
+    """Return the measurements of models that were taken on this machine."""
+    versions = engine_versions(ENGINES, settings.interpreters)
+    return measured(bench_store(settings).rows(), machine, versions)
 
 
 def container_engine(
