@@ -39,8 +39,10 @@ from local_agent.host.prober import TransportProber
 from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import FailureRule
 from local_agent.listening import DEFAULT_PORT, listen, own_url
-from local_agent.memory.estimate import budget_mb
+from local_agent.memory.budget import use_config
 from local_agent.memory.meter import Meter
+from local_agent.memory.reading import MachineWatch
+from local_agent.memory.remembered import Memo
 from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Pulled, needed, to_remove
 from local_agent.pulls.unasked import UnaskedPulls
@@ -108,6 +110,8 @@ class Agent:
         self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
+        residency = self.supervisor.residency
+        self._memo = Memo(settings.iir_home / "agent" / "memory.json", residency.remembered)
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
@@ -115,7 +119,8 @@ class Agent:
         self._reloader = Reloader(
             settings.config_path, read=partial(read_config, settings), take=self._take
         )
-        self._meter = Meter(self.supervisor.workers, self.supervisor.residency.measured)
+        self._meter = Meter(self.supervisor.workers, residency.measured)
+        self._machine = MachineWatch(self.supervisor.told_memory, self.supervisor.awaits_memory)
         self._subject = AgentSubject(
             self.supervisor,
             self.identity,
@@ -160,6 +165,8 @@ class Agent:
                     tasks.start_soon(self._supervise)
                     tasks.start_soon(self._hold_lease)
                     tasks.start_soon(self._meter.run)
+                    tasks.start_soon(self._machine.run)
+                    tasks.start_soon(self._memo.run)
                     tasks.start_soon(self._reloader.run)
                     tasks.start_soon(self._unasked.run)
                     self._is_ready = True
@@ -169,6 +176,7 @@ class Agent:
                     await self.pulls.aclose()
                     await self.lease.release()
                     await self.supervisor.drain_and_stop(0)
+                    await anyio.to_thread.run_sync(self._memo.save)
                     tasks.cancel_scope.cancel()
             finally:
                 with anyio.CancelScope(shield=True):
@@ -241,16 +249,11 @@ class Agent:
     def _use_taken(self) -> None:
         config, residency = self._taken.config, self.supervisor.residency
         self.pulls.keep({ModelId(model.id) for model in config.models})
-        residency.min_residency_s = config.min_residency_s
-        residency.swap_after_s = config.swap_after_s
-        residency.ledger.set_budget(
-            budget_mb(self._host, budget=config.memory_budget, reserve=config.memory_reserve)
-        )
+        use_config(residency, self._host, config)
         self.supervisor.drain_s = self.drain_s
-        self._host = replace(
-            self._host, measured=what_was_measured(self.settings, self._host.machine)
-        )
-        self.supervisor.set_measured(self._host.measured)
+        measured = what_was_measured(self.settings, self._host.machine)
+        self._host = replace(self._host, measured=measured)
+        self.supervisor.set_measured(measured)
         self.supervisor.set_desired(self._taken.deployments)
 
     def _look_again(self) -> None:

@@ -20,6 +20,7 @@ from pydantic import (
 from local_agent.domain import REPOSITORY
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
+from local_agent.memory.machine import Guard
 from local_agent.queue_config import QueueFields, SwapFields
 from local_agent.weights.source import Source, parse_source
 from shared.contracts.apis import APIS
@@ -218,6 +219,11 @@ class AgentConfig(_Entry, SwapFields):
     )
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
+    )
+    memory_guard: Guard = Field(
+        default="normal",
+        description="Whether a load waits while the machine itself has no room: `normal`, `strict` "
+        "(other programs keep theirs, and `memory_reserve`), or `off`.",
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
 

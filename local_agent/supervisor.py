@@ -41,11 +41,12 @@ from local_agent.journal import Journal
 from local_agent.lifecycle import ALIVE
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.ledger import Ledger
+from local_agent.memory.machine import MachineMemory
 from local_agent.memory.meter import weights_bytes
 from local_agent.memory.outlook import Outlook
 from local_agent.memory.residency import Residency
 from local_agent.planner import DRAIN_S, next_due, plan
-from local_agent.ports import Engine, Wanted
+from local_agent.ports import Engine, Process, Wanted
 from local_agent.stock import usable
 from local_agent.views import worker_view
 from local_agent.worker import Surroundings, Worker
@@ -81,7 +82,7 @@ class Supervisor:
         """
         self._engines = engines
         self._host = host
-        self._around = around
+        self._around = replace(around, on_leak=self._leaked)
         self.drain_s = drain_s
         self._journal = Journal(wall, on_event)
         self._catalog = catalog((), engines, host)
@@ -215,6 +216,18 @@ class Supervisor:
             worker.reset()
         self._wake()
 
+    def awaits_memory(self) -> bool:
+        """Tell whether a model waits for the machine's memory, or memory of ended workers for its return."""
+        return self.residency.room.is_short or self.residency.leftovers.is_any
+
+    async def told_memory(self, memory: MachineMemory | None) -> None:
+        """Take the machine's memory as it is now, and give back what ended workers do not hold any more."""
+        residency = self.residency
+        residency.room.machine.memory = memory
+        await residency.leftovers.look(memory, self._around.clock(), self._wake)
+        if residency.room.is_short:
+            self._wake()
+
     async def run(self) -> None:
         """Carry all workers until `drain_and_stop` or cancellation; then no process is left."""
         self._is_running = True
@@ -342,8 +355,14 @@ class Supervisor:
         """Record a transition; every worker calls this at each."""
         if before.state is WorkerState.LOADING and after.state is WorkerState.READY:
             self.residency.loaded(model, after.since - before.since)
+        memory = self.residency.room.machine.memory
+        if memory is not None:
+            self.residency.leftovers.wired.observe(model, after.state, memory.wired_mb)
         self._journal.record(model, before, after, request_id)
         self._wake()
+
+    def _leaked(self, model: ModelId, process: Process) -> None:
+        self.residency.leftovers.leaked(model, process)
 
     def _wake(self) -> None:
         self._woken.set()

@@ -15,8 +15,9 @@ from local_agent.config_file import ConfigError, load_config, to_deployments
 from local_agent.config_schema import json_schema
 from local_agent.doctor.finding import Finding
 from local_agent.doctor.models import examine_models, plans
+from local_agent.domain import HostFacts
 from local_agent.engines import AUTO
-from local_agent.memory.estimate import budget_mb
+from local_agent.memory.estimate import budget_mb, budget_reason
 from local_agent.this_host import this_host
 
 app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
@@ -68,6 +69,7 @@ def check(
             _write({"file": path.name, "is_good": True, "models": models, "warnings": shown})
             return
         _show(path, choices, warnings)
+        typer.echo(_budget_line(this_host(context.settings), config))
 
 
 @app.command("reload")
@@ -94,6 +96,13 @@ def schema() -> None:
 
 def _load(context: Context, file: Path | None) -> AgentConfig:
     return load_config(file, context.settings.environment()) if file else context.config()
+
+
+def _budget_line(host: HostFacts, config: AgentConfig) -> str:
+    budget, reserve = config.memory_budget, config.memory_reserve
+    size = budget_mb(host, budget=budget, reserve=reserve)
+    why = budget_reason(host, budget=budget, reserve=reserve)
+    return f"memory for all models: {size} MiB ({why}); memory_guard: {config.memory_guard}"
 
 
 def _warnings(context: Context, config: AgentConfig) -> list[Finding]:

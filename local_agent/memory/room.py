@@ -1,0 +1,61 @@
+"""What can be given to another worker now: by the ledger, and by the machine. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from local_agent.domain import ModelId, WorkerStatus
+from local_agent.domain import WorkerState as S
+from local_agent.memory.ledger import Ledger
+from local_agent.memory.machine import MachineRoom
+
+_SETTLED = frozenset({S.READY, S.DRAINING, S.STOPPING})
+"""States in which a worker has taken the memory that it holds."""
+
+
+class Room:
+    """The ledger's and the machine's room together; notes who waits for the machine, and why."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Take the ledger; of the machine nothing is known yet."""
+        self.machine = MachineRoom()
+        self._ledger = ledger
+        self._short: dict[ModelId, str] = {}
+
+    @property
+    def is_short(self) -> bool:
+        """Tell whether a model waits for memory that the ledger has and the machine has not."""
+        return bool(self._short)
+
+    def shortage(self, model: ModelId) -> str | None:
+        """Say why the machine has no room for a model that waits; None if it does not wait for that."""
+        return self._short.get(model)
+
+    def look_anew(self) -> None:
+        """Forget who waits: it is being found out again."""
+        self._short = {}
+
+    def may_take(self, model: ModelId, mb: int, observed: Mapping[ModelId, WorkerStatus]) -> bool:
+        """Tell whether the machine has so much for the model; if not, note why."""
+        cause = self.cause(mb, observed)
+        if cause is not None:
+            self._short[model] = cause
+        return cause is None
+
+    def cause(self, mb: int, observed: Mapping[ModelId, WorkerStatus]) -> str | None:
+        """Say why the machine has not so much; None if it has."""
+        return self.machine.shortage(mb, self._coming_mb(observed))
+
+    def free_mb(self, observed: Mapping[ModelId, WorkerStatus]) -> int:
+        """Return what can be given now."""
+        machine_mb = self.machine.free_mb(self._coming_mb(observed))
+        free_mb = self._ledger.free_mb
+        return free_mb if machine_mb is None else min(free_mb, machine_mb)
+
+    def _coming_mb(self, observed: Mapping[ModelId, WorkerStatus]) -> int:
+        """Return what is given to workers that may not have taken it yet."""
+        return sum(
+            mb
+            for model, mb in self._ledger.held.items()
+            if observed.get(model, WorkerStatus()).state not in _SETTLED
+        )
