@@ -52,8 +52,9 @@ def of_macos(total_mb: int, vm_stat: str, sysctl: str) -> MachineMemory | None:
     """Return what macOS tells; None if it tells too little.
 
     `kern.memorystatus_level` is the free percentage that `memory_pressure` prints.
-    `kern.memorystatus_vm_pressure_level` is 1, 2 or 4 (normal, warning, critical); the warning stays on
-    healthy machines for minutes, so only 4 counts.
+    `kern.memorystatus_vm_pressure_level` is 1, 2 or 4 (normal, warning, critical:
+    https://github.com/giampaolo/psutil/issues/2725); the warning comes with half of the memory free
+    (https://github.com/exelban/stats/issues/318), so only 4 counts.
 
     Args:
         total_mb: the Mac's memory.
