@@ -13,6 +13,8 @@ from shared.kit.plugins import Plugins
 
 _NEVER_AUTO = frozenset({"simulated", "external"})
 _ANSWER_TOKENS = 256
+_MOST_SHOWN = 8
+"""Measurements of one model: each heartbeat carries them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def shown_bench(deployment: Deployment, host: HostFacts) -> tuple[Bench, ...]:
         is_other = figures.engine != deployment.engine
         return is_other, not figures.is_current, -figures.measured_at
 
-    return tuple(sorted(rows, key=rank))
+    return tuple(sorted(rows, key=rank)[:_MOST_SHOWN])
 
 
 def is_pulled(deployment: Deployment, engine: Engine) -> bool:

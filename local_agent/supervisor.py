@@ -217,8 +217,13 @@ class Supervisor:
         self._wake()
 
     def awaits_memory(self) -> bool:
-        """Tell whether a model waits for the machine's memory, or memory of ended workers for its return."""
-        return self.residency.room.is_short or self.residency.leftovers.is_any
+        """Tell whether the machine's memory is of interest: somebody loads, waits, or has not given it back."""
+        residency = self.residency
+        is_loading = any(
+            worker.status.state in {WorkerState.STARTING, WorkerState.LOADING}
+            for worker in self._workers.values()
+        )
+        return is_loading or residency.room.is_short or residency.leftovers.is_any
 
     async def told_memory(self, memory: MachineMemory | None) -> None:
         """Take the machine's memory as it is now, and give back what ended workers do not hold any more."""

@@ -97,7 +97,7 @@ def _row(
         pull_command=None if is_here else pull_command(deployment.model),
         chosen=choice.engine,
         why=choice.reason,
-        device=device(runs, engine, host) if is_here else None,
+        device=device(runs, engine, host),
         bench=[row.model_dump(mode="json") for row in shown_bench(runs, host)],
     )
 

@@ -80,6 +80,8 @@ def plan(model: Model, as_json: Json = False) -> None:
 
 def _plan_text(row: dict[str, Any]) -> str:
     verdict = _VERDICTS.get(row["verdict"], row["verdict"])
+    if "cause" in row and not row["would_go"]:
+        verdict = "has to wait for memory that other programs have"
     free = f"{row['free_mb']} of {row['budget_mb']} MiB are free"
     lines = [f"{row['model']} {verdict}: it needs {row['needs_mb']} MiB, {free}"]
     for one in row["would_go"]:

@@ -98,9 +98,10 @@ def estimate_mb(deployment: Deployment, weights_bytes: int, peak_mb: int | None 
         return 0
     if deployment.memory_mb is not None:
         return deployment.memory_mb
-    if peak_mb is not None:
-        return math.ceil(peak_mb * _PEAK_FACTOR)
     weights_mb = weights_bytes / 2**20
+    if peak_mb is not None:
+        # what lies on a GPU is not seen in a process: no worker takes less than its weights
+        return math.ceil(max(peak_mb * _PEAK_FACTOR, weights_mb))
     fixed_mb = _ENGINE_MB.get(deployment.engine, _OTHER_ENGINE_MB)
     return math.ceil(weights_mb * _WEIGHTS_FACTOR + _kv_cache_mb(deployment, weights_mb) + fixed_mb)
 

@@ -156,6 +156,14 @@ def test_the_table_begins_with_what_serves_now() -> None:
     ]
 
 
+def test_a_heartbeat_carries_no_more_than_a_few_of_them() -> None:
+    old = [
+        row(figures("llama_cpp", 1, at=at), replace(AUTO, context_tokens=at)) for at in range(1, 30)
+    ]
+    shown = shown_bench(replace(AUTO, engine="llama_cpp"), measured(*old, row(figures("other", 2))))
+    assert [one.measured_at for one in shown] == [29, 28, 27, 26, 25, 24, 23, 22]
+
+
 REPO = {"repo": "org/name"}
 
 

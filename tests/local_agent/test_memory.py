@@ -61,6 +61,7 @@ def test_estimates() -> None:
     assert 5_500 < seven < 6_100
     assert estimate_mb(replace(SMALL, context_tokens=8192), weights) > seven
     assert estimate_mb(SMALL, weights, peak_mb=4_000) == 4_200
+    assert estimate_mb(SMALL, weights, peak_mb=400) == 4_168, "the rest is on a GPU"
     assert estimate_mb(replace(SMALL, memory_mb=123), weights, peak_mb=4_000) == 123
     assert estimate_mb(replace(SMALL, engine="another"), 0) == 1024
     assert estimate_mb(replace(SMALL, external_url="http://127.0.0.1:1"), weights) == 0
