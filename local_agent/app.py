@@ -110,8 +110,7 @@ class Agent:
         self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
-        residency = self.supervisor.residency
-        self._memo = Memo(settings.iir_home / "agent" / "memory.json", residency.remembered)
+        self._memo = Memo(settings.memory_path, self.supervisor.residency.remembered)
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
@@ -119,7 +118,7 @@ class Agent:
         self._reloader = Reloader(
             settings.config_path, read=partial(read_config, settings), take=self._take
         )
-        self._meter = Meter(self.supervisor.workers, residency.measured)
+        self._meter = Meter(self.supervisor.workers, self.supervisor.residency.measured)
         self._machine = MachineWatch(self.supervisor.told_memory, self.supervisor.awaits_memory)
         self._subject = AgentSubject(
             self.supervisor,
@@ -215,6 +214,7 @@ class Agent:
     async def _supervise(self) -> None:
         """Carry the workers; an agent that can't is ended, and whoever runs it starts it anew."""
         try:
+            await self._machine.look()  # before anything is loaded
             await self.supervisor.run()
         except Exception:  # noqa: BLE001 - whatever it is, nothing is carried any more
             self._log.exception("supervisor_failed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Annotated
@@ -17,7 +18,7 @@ from local_agent.bench.store import Row
 from local_agent.bench.versions import engine_version
 from local_agent.cli.context import CommandFailed, Context, Json, open_context, plain_errors
 from local_agent.cli.listing import bench_table, console
-from local_agent.cli.running import RunningAgent, WorkerRow
+from local_agent.cli.running import AgentUnreachable, RunningAgent, WorkerRow
 from local_agent.config import AgentConfig
 from local_agent.config_file import to_deployments
 from local_agent.device import device
@@ -217,7 +218,9 @@ def _until_gone(subject: _Subject) -> None:
 
 def _look(subject: _Subject, worker: WorkerRow | None) -> Look:
     pid = None if worker is None or _is_elsewhere(subject) else worker.pid
-    in_flight = sum(row.in_flight for row in subject.agent.workers())
+    in_flight = 0
+    with suppress(AgentUnreachable):  # the requests themselves will tell
+        in_flight = sum(row.in_flight for row in subject.agent.workers())
     return Look(in_flight, None if pid is None else tree_mb(pid), _wired_mb())
 
 

@@ -64,5 +64,9 @@ class MachineWatch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await self._told(await anyio.to_thread.run_sync(self._read))
+            await self.look()
             await self._sleep(_OFTEN_S if self._is_waited_for() else _EVERY_S)
+
+    async def look(self) -> None:
+        """Look once."""
+        await self._told(await anyio.to_thread.run_sync(self._read))

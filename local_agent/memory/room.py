@@ -14,7 +14,7 @@ _SETTLED = frozenset({S.READY, S.DRAINING, S.STOPPING})
 
 
 class Room:
-    """The ledger's and the machine's room together; notes who waits for the machine, and why."""
+    """The ledger's and the machine's room together; notes who waits though no other model has it, and why."""
 
     def __init__(self, ledger: Ledger) -> None:
         """Take the ledger; of the machine nothing is known yet."""
@@ -24,11 +24,11 @@ class Room:
 
     @property
     def is_short(self) -> bool:
-        """Tell whether a model waits for memory that the ledger has and the machine has not."""
+        """Tell whether a model waits for memory that no other model has."""
         return bool(self._short)
 
     def shortage(self, model: ModelId) -> str | None:
-        """Say why the machine has no room for a model that waits; None if it does not wait for that."""
+        """Say why there is no room for a model that waits; None if it waits for other models, or not."""
         return self._short.get(model)
 
     def look_anew(self) -> None:
@@ -36,14 +36,20 @@ class Room:
         self._short = {}
 
     def may_take(self, model: ModelId, mb: int, observed: Mapping[ModelId, WorkerStatus]) -> bool:
-        """Tell whether the machine has so much for the model; if not, note why."""
+        """Tell whether nothing but other models keeps so much from the model; if not, note why."""
         cause = self.cause(mb, observed)
         if cause is not None:
             self._short[model] = cause
         return cause is None
 
     def cause(self, mb: int, observed: Mapping[ModelId, WorkerStatus]) -> str | None:
-        """Say why the machine has not so much; None if it has."""
+        """Say why so much can't be had although no other model has it; None if that is not so."""
+        ledger = self._ledger
+        if mb <= ledger.budget_mb < mb + ledger.left_mb:
+            return (
+                f"it needs {mb} MiB, and workers that have ended still hold {ledger.left_mb} of the"
+                f" {ledger.budget_mb} MiB for models; the agent's log names them"
+            )
         return self.machine.shortage(mb, self._coming_mb(observed))
 
     def free_mb(self, observed: Mapping[ModelId, WorkerStatus]) -> int:
