@@ -55,6 +55,12 @@ def _as_mb(value: object) -> object:
     return parse_size(value if isinstance(value, str) else "")
 
 
+def _as_guard(value: object) -> object:
+    """Take YAML's `off`, which is its word for false, for the word."""
+    return "off" if value is False else value
+
+
+MemoryGuard = Annotated[Guard, BeforeValidator(_as_guard, json_schema_input_type=Guard)]
 Size = Annotated[int, BeforeValidator(_as_mb, json_schema_input_type=str)]
 Option = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | float | bool)]
 
@@ -220,7 +226,7 @@ class AgentConfig(_Entry, SwapFields):
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
     )
-    memory_guard: Guard = Field(
+    memory_guard: MemoryGuard = Field(
         default="normal",
         description="Whether a load waits while the machine itself has no room: `normal`, `strict` "
         "(other programs keep theirs, and `memory_reserve`), or `off`.",

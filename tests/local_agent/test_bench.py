@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
+from typer.testing import CliRunner, Result
 
 from local_agent.bench.measure import (
     Answer,
@@ -23,19 +26,43 @@ from local_agent.bench.measure import (
 from local_agent.bench.sampler import Look, Tally
 from local_agent.bench.store import BenchStore, Row, measured
 from local_agent.bench.versions import engine_version
+from local_agent.cli.app import app
 from local_agent.domain import WorkerState
 from shared.contracts.agents import AgentModel, Bench
-from tests.local_agent.harness import CHAT, MESSAGES, cli, shown
+from shared.testing.engine import EngineOptions
+from tests.local_agent.harness import CHAT, MESSAGES
 
 if TYPE_CHECKING:
-    from tests.local_agent.harness import StartAgent
+    from tests.local_agent.harness import RunningAgent, StartAgent
 
-TINY: dict[str, Any] = {"id": "tiny", "engine": "simulated", "aliases": ["t"]}
+Command = Callable[..., Awaitable[Result]]
+
+QUICK = {"ttft_ms": 5, "itl_ms": 1, "tokens": 20}
+TINY: dict[str, Any] = {"id": "tiny", "engine": "simulated", "aliases": ["t"], "options": QUICK}
 OTHER: dict[str, Any] = {
     "id": "other",
     "engine": "simulated",
     "options": {"itl_ms": 50, "tokens": 5000},
 }
+
+
+@pytest.fixture
+def iir_agent(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command in this process, beside the agent that it asks."""
+
+    async def run(agent: RunningAgent, *arguments: str) -> Result:
+        monkeypatch.setenv("IIR_HOME", str(agent.home))
+        monkeypatch.setenv("AGENT_PORT", agent.base_url.rpartition(":")[2])
+        monkeypatch.delenv("AGENT_CONFIG", raising=False)
+        with anyio.fail_after(60):
+            return await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, arguments))
+
+    return run
+
+
+def printed(result: Result) -> Any:
+    """Return the JSON of a command's last line: the agent's own log is in the same output."""
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def ticking(*times: float) -> Any:
@@ -180,9 +207,11 @@ def test_an_older_peer_goes_on_working() -> None:
     assert AgentModel.model_validate(newer).bench[0].engine == "llama_cpp"
 
 
-async def test_a_model_is_measured_and_the_table_is_everywhere(start_agent: StartAgent) -> None:
+async def test_a_model_is_measured_and_the_table_is_everywhere(
+    start_agent: StartAgent, iir_agent: Command
+) -> None:
     async with start_agent(TINY) as agent:
-        (row,) = await shown(agent, "bench", "t")
+        (row,) = printed(await iir_agent(agent, "bench", "t", "--json"))
         figures = row["figures"]
         assert (row["model"], figures["engine"], figures["parallel"]) == ("tiny", "simulated", 4)
         assert figures["load_s"] > 0
@@ -197,18 +226,18 @@ async def test_a_model_is_measured_and_the_table_is_everywhere(start_agent: Star
         (told,) = agent.agent._subject.models()
         assert told.bench[0].is_current
         assert told.bench[0].tokens_per_s == figures["tokens_per_s"]
-        table = (await cli(agent, "ls")).output
+        table = (await iir_agent(agent, "ls")).output
         assert f"{figures['tokens_per_s']:.1f}" in table
         assert "nothing (simulated)" in table
 
-        agent.rewrite({**TINY, "options": {"slots": 2}})
-        await cli(agent, "config", "reload")
+        agent.rewrite({**TINY, "options": {**QUICK, "slots": 2}})
+        await iir_agent(agent, "config", "reload")
         (told,) = agent.agent._subject.models()
         assert not told.bench[0].is_current, "it was measured with another configuration"
 
 
 async def test_beside_the_work_of_others_nothing_is_measured_unless_forced(
-    start_agent: StartAgent,
+    start_agent: StartAgent, iir_agent: Command
 ) -> None:
     async with start_agent(TINY, OTHER) as agent, anyio.create_task_group() as group:
 
@@ -221,21 +250,24 @@ async def test_beside_the_work_of_others_nothing_is_measured_unless_forced(
         with anyio.fail_after(30):
             while not agent.worker("other").in_flight:
                 await anyio.sleep(0.01)
-        refused = await cli(agent, "bench", "tiny")
-        assert refused.code == 1
+        refused = await iir_agent(agent, "bench", "tiny")
+        assert refused.exit_code == 1
         assert "the agent has 1 requests of others" in refused.output
         assert not (agent.home / "agent" / "bench.json").exists()
-        (row,) = await shown(agent, "bench", "tiny", "--force")
+        (row,) = printed(await iir_agent(agent, "bench", "tiny", "--force", "--json"))
         assert row["figures"]["is_disturbed"]
         assert any("requests of others" in note for note in row["notes"])
         group.cancel_scope.cancel()
 
 
-async def test_an_external_model_has_no_load_time(start_agent: StartAgent) -> None:
-    async with start_agent() as agent:
-        (row,) = await shown(agent, "bench", "tiny")
+async def test_an_external_model_has_no_load_time(
+    start_agent: StartAgent, iir_agent: Command
+) -> None:
+    options = EngineOptions(models=("engine/tiny",), tokens=20)
+    async with start_agent(engine=options) as agent:
+        (row,) = printed(await iir_agent(agent, "bench", "tiny", "--json"))
         assert row["figures"]["load_s"] is None
         assert row["figures"]["device"] is None
         assert row["figures"]["tokens_per_s"] > 0
-        unknown = await cli(agent, "bench", "nobody", "--json")
-        assert "no model is named nobody" in json.loads(unknown.output)["error"]
+        unknown = await iir_agent(agent, "bench", "nobody", "--json")
+        assert "no model is named nobody" in printed(unknown)["error"]
