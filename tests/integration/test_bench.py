@@ -30,7 +30,8 @@ def test_the_table_of_a_real_model_is_filled(stack: Stack) -> None:
     figures = row["figures"]
     assert (figures["engine"], figures["engine_version"] is None) == ("llama_cpp", False)
     small, large = figures["ttft"]
-    assert small["prompt_tokens"] < 200 < 700 < large["prompt_tokens"]
+    assert small["prompt_tokens"] < 200
+    assert large["prompt_tokens"] > 700
     assert small["ttft_ms"] < large["ttft_ms"]
     assert min(figures["tokens_per_s"], figures["parallel_tokens_per_s"]) > 0.5
     assert 100 * 2**20 < figures["memory_peak_bytes"] < 2 * 2**30
