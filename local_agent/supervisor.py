@@ -227,9 +227,9 @@ class Supervisor:
 
     async def told_memory(self, memory: MachineMemory | None) -> None:
         """Take the machine's memory as it is now, and give back what ended workers do not hold any more."""
-        residency = self.residency
-        residency.room.machine.memory = memory
-        await residency.leftovers.look(memory, self._around.clock(), self._wake)
+        residency, now = self.residency, self._around.clock()
+        residency.room.told(memory, now)
+        await residency.leftovers.look(memory, now, self._wake)
         if residency.room.is_short:
             self._wake()
 

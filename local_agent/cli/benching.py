@@ -84,12 +84,15 @@ def bench(
     """Measure models on this machine: load time, first token, tokens per second, memory."""
     with plain_errors(as_json=as_json):
         context = open_context()
-        rows = []
-        for name in _chosen(context, model):
-            if not as_json:
-                typer.echo(f"measuring {name}: this takes a minute or more", err=True)
-            rows.append(_bench(context, name, is_forced=force))
-        context.agent.reload()
+        rows: list[Row] = []
+        try:
+            for name in _chosen(context, model):
+                if not as_json:
+                    typer.echo(f"measuring {name}: this takes a minute or more", err=True)
+                rows.append(_bench(context, name, is_forced=force))
+        finally:
+            if rows:  # what was measured before something failed counts too
+                context.agent.reload()
         if as_json:
             typer.echo(json.dumps([row.model_dump(mode="json") for row in rows]))
             return

@@ -34,7 +34,7 @@ def host_facts(modules: Iterable[str] = ENGINE_MODULES) -> HostFacts:
         memory_mb=memory_mb,
         modules=frozenset(name for name in modules if importlib.util.find_spec(name)),
         machine=machine_name(_processor(), psutil.cpu_count() or 0, memory_mb),
-        accelerator_mb=metal_limit_mb() if sys.platform == "darwin" else None,
+        accelerator_mb=metal_limit_mb() if _has_metal() else None,
     )
 
 
@@ -50,6 +50,11 @@ def processor_of(cpuinfo: str) -> str | None:
     """Return the processor's name in the text of Linux's `/proc/cpuinfo`; None if it has none (arm64)."""
     found = re.search(r"^model name\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE)
     return None if found is None else found[1].strip()
+
+
+def _has_metal() -> bool:
+    """Tell whether this is Apple Silicon: the GPU of an Intel Mac has a memory of its own."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
 def _processor() -> str:

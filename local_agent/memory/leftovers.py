@@ -97,11 +97,16 @@ class Leftovers:
         self._ledger.leave(model, name)
         self._leaked[name] = process
 
-    def ended(self, model: ModelId, memory: MachineMemory | None, now: float) -> None:
-        """Give back the memory of a worker that has ended, but for what is not seen back yet."""
+    def ended(self, model: ModelId, memory: MachineMemory | None, now: float) -> int:
+        """Give back the memory of a worker that has ended, but for what is not seen back yet.
+
+        Return how much was given back.
+        """
+        held_mb = self._ledger.held_mb
         name = f"{model} (wired {next(self._numbers)})"
         wired_mb = None if memory is None else memory.wired_mb
         self._ledger.leave(model, name, self.wired.ended(model, name, wired_mb, now))
+        return held_mb - self._ledger.held_mb
 
     async def look(
         self, memory: MachineMemory | None, now: float, tell: Callable[[], None]

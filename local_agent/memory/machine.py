@@ -94,12 +94,13 @@ class MachineRoom:
         """Return what can be given; None if the machine sets no limit.
 
         Args:
-            coming_mb: what workers will take that have begun to load, and is not seen as taken yet.
+            coming_mb: what workers will take that have begun to load, less what others gave back, as far
+                as `memory` does not show it yet. A machine that is short has only what was given back.
         """
         if self.memory is None or self.guard == "off":
             return None
         if self.memory.is_critical:
-            return 0
+            return max(0, -coming_mb)
         if self.guard == "strict":
             return max(0, self.memory.idle_mb - self.reserve_mb - coming_mb)
         return max(0, self.memory.available_mb - coming_mb)
@@ -118,7 +119,7 @@ class MachineRoom:
             )
         else:
             has = f"has {self.memory.available_mb} MiB available"
-        loading = f", and {coming_mb} MiB of that go to models that load" if coming_mb else ""
+        loading = f", and {coming_mb} MiB of that go to models that load" if coming_mb > 0 else ""
         return (
             f"it needs {needs_mb} MiB, and the machine {has}{loading}: other programs have the rest."
             f" End some of them (memory_guard: {self.guard})"

@@ -19,6 +19,7 @@ from local_agent.memory.machine import (
     of_linux,
     of_macos,
 )
+from shared.kit.logs import get_logger
 
 _EVERY_S = 5.0
 _OFTEN_S = 1.0
@@ -68,5 +69,8 @@ class MachineWatch:
             await self._sleep(_OFTEN_S if self._is_waited_for() else _EVERY_S)
 
     async def look(self) -> None:
-        """Look once."""
-        await self._told(await anyio.to_thread.run_sync(self._read))
+        """Look once; a defect here must not end what clients use."""
+        try:
+            await self._told(await anyio.to_thread.run_sync(self._read))
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged and tried again
+            get_logger("agent").exception("memory_look_failed")

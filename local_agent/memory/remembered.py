@@ -6,6 +6,7 @@ They lie in `$IIR_HOME/agent/memory.json`, which is replaced as a whole at each 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -103,6 +104,7 @@ class Memo:
         self._path = path
         self._remembered = remembered
         self._changed = anyio.Event()
+        self._writing = threading.Lock()
         self._log = get_logger("agent")
         try:
             if path.stat().st_size <= _MOST_BYTES:
@@ -119,8 +121,12 @@ class Memo:
             await anyio.to_thread.run_sync(self.save)
 
     def save(self) -> None:
-        """Write the file."""
+        """Write the file; threads take turns."""
         draft = self._path.with_suffix(".new")
+        with self._writing:
+            self._write(draft)
+
+    def _write(self, draft: Path) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("w", encoding="utf-8") as file:

@@ -198,7 +198,8 @@ class Residency:
         self._settled_at = now = self._clock()
         for model in list(self.ledger.held):
             if _state(observed, model) not in ALIVE:
-                self.leftovers.ended(model, self.room.machine.memory, now)
+                memory = self.room.machine.memory
+                self.room.freed(self.leftovers.ended(model, memory, now))
                 self._leaving.pop(model, None)
                 self._wanted.restart(model, now)
         self._take_demands(observed, now)
@@ -268,9 +269,8 @@ class Residency:
         if chosen is None:
             patient = [one for one in residents if not one.is_pinned and one.age_s is not None]
             chosen = choose_evicted(need_mb, patient, min_residency_s=0, may_be_busy=True) or ()
-        outlook = self._outlook(
-            model, verdict, tuple(one for one in residents if one.model in chosen)
-        )
+        would_go = tuple(one for one in residents if one.model in chosen)
+        outlook = self._outlook(model, verdict, would_go)
         return replace(outlook, cause=self.room.cause(self.size_mb(model), observed))
 
     # -- inside ---------------------------------------------------------------------------------

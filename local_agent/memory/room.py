@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from local_agent.domain import ModelId, WorkerStatus
 from local_agent.domain import WorkerState as S
 from local_agent.memory.ledger import Ledger
-from local_agent.memory.machine import MachineRoom
+from local_agent.memory.machine import MachineMemory, MachineRoom
 
 _SETTLED = frozenset({S.READY, S.DRAINING, S.STOPPING})
 """States in which a worker has taken the memory that it holds."""
@@ -21,6 +22,8 @@ class Room:
         self.machine = MachineRoom()
         self._ledger = ledger
         self._short: dict[ModelId, str] = {}
+        self._told_at = -math.inf
+        self._freed_mb = 0
 
     @property
     def is_short(self) -> bool:
@@ -30,6 +33,14 @@ class Room:
     def shortage(self, model: ModelId) -> str | None:
         """Say why there is no room for a model that waits; None if it waits for other models, or not."""
         return self._short.get(model)
+
+    def told(self, memory: MachineMemory | None, now: float) -> None:
+        """Take what the machine's memory is like at this moment of the agent's monotonic clock."""
+        self.machine.memory, self._told_at, self._freed_mb = memory, now, 0
+
+    def freed(self, mb: int) -> None:
+        """Count what a worker gave back, which the machine will show when it is looked at again."""
+        self._freed_mb += mb
 
     def look_anew(self) -> None:
         """Forget who waits: it is being found out again."""
@@ -59,9 +70,15 @@ class Room:
         return free_mb if machine_mb is None else min(free_mb, machine_mb)
 
     def _coming_mb(self, observed: Mapping[ModelId, WorkerStatus]) -> int:
-        """Return what is given to workers that may not have taken it yet."""
-        return sum(
+        """Return what is given to workers, and not seen as taken yet, less what was given back."""
+        given = (
             mb
             for model, mb in self._ledger.held.items()
-            if observed.get(model, WorkerStatus()).state not in _SETTLED
+            if not self._is_seen(observed.get(model, WorkerStatus()))
         )
+        return sum(given) - self._freed_mb
+
+    def _is_seen(self, status: WorkerStatus) -> bool:
+        """Tell whether the last look at the machine showed what the worker takes."""
+        is_new = status.state is S.READY and status.since > self._told_at
+        return status.state in _SETTLED and not is_new

@@ -104,6 +104,7 @@ def test_what_the_machine_gives_depends_on_the_guard() -> None:
     assert room("strict", 500).free_mb(0) == 100
     assert room("strict", 500).free_mb(200) == 0
     assert room("normal", is_critical=True).free_mb(0) == 0
+    assert room("normal", is_critical=True).free_mb(-70) == 70, "somebody has just given it back"
     assert room("off", is_critical=True).free_mb(0) is None
     assert MachineRoom().free_mb(0) is None, "it has not told yet"
 
@@ -164,9 +165,23 @@ async def test_idle_models_make_room_for_what_the_machine_lacks(stage: Stage) ->
         await supervisor.told_memory(tell(20))
         supervisor.residency.ask(B)
         supervisor.set_desired(models)
-        await settled(supervisor, A, S.COLD)
-        await supervisor.told_memory(tell(60))
         await settled(supervisor, B, S.READY)
+        assert states(supervisor)[A] is S.COLD
+
+
+async def test_what_a_model_gave_back_is_not_waited_for_twice(stage: Stage) -> None:
+    """The machine is looked at now and then: until then nobody else has to go for the same memory."""
+    c = ModelId("c")
+    models = (sized(stage, A, 30), sized(stage, B, 30), sized(stage, c, 30))
+    supervisor = supervised(stage, *models)
+    async with running(supervisor):
+        await supervisor.ensure_ready(A, 30)
+        await supervisor.ensure_ready(B, 30)
+        await supervisor.told_memory(tell(5))
+        supervisor.residency.ask(c)
+        supervisor.set_desired(models)
+        await settled(supervisor, c, S.READY)
+        assert sorted(states(supervisor).values()) == [S.COLD, S.READY, S.READY]
 
 
 async def test_two_loads_at_once_do_not_both_count_on_the_same_memory(stage: Stage) -> None:
