@@ -84,21 +84,27 @@ def bench(
     """Measure models on this machine: load time, first token, tokens per second, memory."""
     with plain_errors(as_json=as_json):
         context = open_context()
-        rows: list[Row] = []
-        try:
-            for name in _chosen(context, model):
-                if not as_json:
-                    typer.echo(f"measuring {name}: this takes a minute or more", err=True)
-                rows.append(_bench(context, name, is_forced=force))
-        finally:
-            if rows:  # what was measured before something failed counts too
-                context.agent.reload()
+        rows = _measured(context, model, is_forced=force, is_quiet=as_json)
         if as_json:
             typer.echo(json.dumps([row.model_dump(mode="json") for row in rows]))
             return
         console().print(bench_table((row.model, row.figures) for row in rows))
         for note in dict.fromkeys(f"{row.model}: {note}" for row in rows for note in row.notes):
             typer.echo(note)
+
+
+def _measured(context: Context, model: str | None, *, is_forced: bool, is_quiet: bool) -> list[Row]:
+    """Measure one after the other; what was measured before something failed counts too."""
+    rows: list[Row] = []
+    try:
+        for name in _chosen(context, model):
+            if not is_quiet:
+                typer.echo(f"measuring {name}: this takes a minute or more", err=True)
+            rows.append(_bench(context, name, is_forced=is_forced))
+    finally:
+        if rows:
+            context.agent.reload()
+    return rows
 
 
 def _chosen(context: Context, model: str | None) -> list[str]:
