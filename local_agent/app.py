@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from random import Random
 from typing import Any
@@ -56,7 +56,6 @@ from local_agent.this_host import (
     router_client,
     secret_mask,
     this_host,
-    what_was_measured,
     worker_launcher,
 )
 from local_agent.weights.progress import OnProgress
@@ -110,10 +109,10 @@ class Agent:
         self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
-        self._memo = Memo(settings.memory_path, self.supervisor.residency.remembered)
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
+        self._memo = Memo(settings.memory_path, self.supervisor.residency.remembered)
         self._use_taken()
         self._reloader = Reloader(
             settings.config_path, read=partial(read_config, settings), take=self._take
@@ -239,6 +238,7 @@ class Agent:
         return drain_limit_s(self.settings, self._taken.config)
 
     def _take(self, config: AgentConfig) -> Changes:
+        self.supervisor.host = self._host = this_host(self.settings)  # engines are installed now
         before, self._taken = self._taken, Taken(config, to_deployments(config, self._weights))
         self._use_taken()
         is_set = "agent_drain_s" in self.settings.model_fields_set
@@ -251,9 +251,6 @@ class Agent:
         self.pulls.keep({ModelId(model.id) for model in config.models})
         use_config(residency, self._host, config)
         self.supervisor.drain_s = self.drain_s
-        measured = what_was_measured(self.settings, self._host.machine)
-        self._host = replace(self._host, measured=measured)
-        self.supervisor.set_measured(measured)
         self.supervisor.set_desired(self._taken.deployments)
 
     def _look_again(self) -> None:

@@ -12,6 +12,9 @@ from shared.contracts.agents import Bench
 from shared.kit.plugins import Plugins
 
 _NEVER_AUTO = frozenset({"simulated", "external"})
+_FOLDERS_ON_A_MAC = ("mlx_lm", "vllm_metal", "vllm_mlx", "vllm", "torch_mps")
+_FOLDERS_ELSEWHERE = ("vllm", "mlx_lm", "torch_mps")
+"""Engines that load a folder with a Hugging Face model; the first is named where none can run here."""
 _ANSWER_TOKENS = 256
 _MOST_SHOWN = 8
 """Measurements of one model: each heartbeat carries them."""
@@ -38,13 +41,12 @@ def choose(deployment: Deployment, host: HostFacts, engines: Plugins[Engine] = E
     """
     if deployment.engine != AUTO:
         return Choice(deployment.engine, "as configured")
-    by_kind = choose_engine(deployment)
     if deployment.external_url is not None:
-        return Choice(by_kind, "it has a `url`")
+        return Choice(choose_engine(deployment), "it has a `url`")
     found = sorted(_measured(deployment, host, engines), key=lambda pair: answer_s(pair[1]))
     if not found:
         return Choice(
-            by_kind,
+            _by_kind(deployment, host, engines),
             "by the kind of its weights; nothing of it was measured here"
             f" (`iir-agent bench {deployment.model}`)",
         )
@@ -57,6 +59,19 @@ def choose(deployment: Deployment, host: HostFacts, engines: Plugins[Engine] = E
         f"{rank} measured here: {answer_s(best):.1f} s for an answer of"
         f" {_ANSWER_TOKENS} tokens{slower}{marks}",
     )
+
+
+def _by_kind(deployment: Deployment, host: HostFacts, engines: Plugins[Engine]) -> str:
+    """Return the engine for the kind of weights: of those that load folders the first that can run here."""
+    weights = deployment.weights
+    if weights is None or weights.suffix.lower() == ".gguf":
+        return choose_engine(deployment)
+    order = _FOLDERS_ON_A_MAC if host.platform == "darwin" else _FOLDERS_ELSEWHERE
+    known = [name for name in order if name in engines]
+    for name in known:
+        if _can_serve(replace(deployment, engine=name), engines[name], host):
+            return name
+    return known[0] if known else choose_engine(deployment)
 
 
 def answer_s(figures: Bench) -> float:

@@ -17,10 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from local_agent.domain import REPOSITORY
+from local_agent.domain import REPOSITORY, Guard
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
-from local_agent.memory.machine import Guard
 from local_agent.queue_config import QueueFields, SwapFields
 from local_agent.weights.source import Source, parse_source
 from shared.contracts.apis import APIS

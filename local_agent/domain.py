@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import NewType
+from typing import Literal, NewType
 
 from shared.contracts.agents import Bench
 
 ModelId = NewType("ModelId", str)
+Guard = Literal["strict", "normal", "off"]
+"""How much the machine's own memory counts beside the ledger: see `MachineRoom`."""
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """What a repository of the hub is called."""

@@ -25,7 +25,6 @@ from local_agent.domain import (
     Enable,
     Forget,
     HostFacts,
-    Measured,
     ModelId,
     Pull,
     Reset,
@@ -81,8 +80,8 @@ class Supervisor:
             on_event: called with each event, at once; must not block or raise.
         """
         self._engines = engines
-        self._host = host
-        self._around = replace(around, on_leak=self._leaked)
+        self.host = host
+        self._around = around
         self.drain_s = drain_s
         self._journal = Journal(wall, on_event)
         self._catalog = catalog((), engines, host)
@@ -164,20 +163,17 @@ class Supervisor:
 
     # -- what others want -----------------------------------------------------------------------
 
-    def set_measured(self, measured: tuple[Measured, ...]) -> None:
-        """Take what was measured on this host; the next `set_desired` chooses engines by it."""
-        self._host = replace(self._host, measured=measured)
-
     def set_desired(self, deployments: Iterable[Deployment]) -> None:
         """Take the deployments of the configuration, with the weights that are there now.
 
         A changed one restarts (idle: at once, busy: after its work), a removed one ends.
         """
-        self._catalog = catalog(deployments, self._engines, self._host)
+        self._catalog = catalog(deployments, self._engines, self.host)
         self.residency.set_entries(self._catalog.entries)
         for model in self._catalog.entries:
             if model not in self._workers:
-                self._workers[model] = Worker(model, self._around, self._observe)
+                around = replace(self._around, on_leak=self._leaked)
+                self._workers[model] = Worker(model, around, self._observe)
         self.admission.set_entries(self._catalog.entries)
         self._journal.notify()
         self._wake()

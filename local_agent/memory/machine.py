@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
+from local_agent.domain import Guard
 from local_agent.host.macos import parse_sysctl, parse_vm_stat, sysctl_int
-
-Guard = Literal["strict", "normal", "off"]
-"""How much the machine's own state counts: see `MachineRoom`."""
 
 FREE_PERCENT = "kern.memorystatus_level"
 PRESSURE_LEVEL = "kern.memorystatus_vm_pressure_level"

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from local_agent.choice import answer_s, choose, shown_bench
+from local_agent.config_file import parse_config, to_deployments
 from local_agent.device import CPU_ONLY, CUDA, METAL, device
 from local_agent.domain import Deployment, EngineLoad, HostFacts, Measured, ModelId
 from local_agent.engines import ENGINES
 from local_agent.ports import Engine, HttpProbe, Launch
+from local_agent.weights.store import WeightStore
 from shared.contracts.agents import Bench, PromptSpeed
 from shared.kit.plugins import Plugins
 
@@ -162,6 +164,37 @@ def test_a_heartbeat_carries_no_more_than_a_few_of_them() -> None:
     ]
     shown = shown_bench(replace(AUTO, engine="llama_cpp"), measured(*old, row(figures("other", 2))))
     assert [one.measured_at for one in shown] == [29, 28, 27, 26, 25, 24, 23, 22]
+
+
+@pytest.mark.parametrize(
+    ("host", "installed", "engine"),
+    [
+        (HOST, {"vllm", "mlx_lm"}, "vllm"),
+        (HOST, {"mlx_lm"}, "mlx_lm"),
+        (HOST, set(), "vllm"),
+        (MAC, {"vllm", "mlx_lm"}, "mlx_lm"),
+        (MAC, {"vllm"}, "vllm"),
+        (MAC, set(), "mlx_lm"),
+    ],
+)
+def test_a_folder_goes_to_an_engine_that_loads_folders(
+    host: HostFacts, installed: set[str], engine: str
+) -> None:
+    found = engines()
+    for name in ("vllm", "mlx_lm"):
+        found.register(name)(Other(None if name in installed else "it is not installed"))
+    folder = replace(AUTO, weights=Path("qwen"))
+    assert choose(folder, host, found).engine == engine
+
+
+def test_a_folder_of_the_users_is_found_under_auto(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    text = f"known_models: false\nmodels: [{{id: m, source: {tmp_path}}}]"
+    config = parse_config(text, {}, name="f", base=tmp_path)
+    (found,) = to_deployments(config, WeightStore(tmp_path / "models"))
+    assert (found.engine, found.weights) == ("auto", tmp_path)
+    able = replace(HOST, environments=frozenset({"vllm"}))
+    assert choose(found, able).engine == "vllm"
 
 
 REPO = {"repo": "org/name"}
