@@ -32,6 +32,7 @@ from shared.kit.clock import monotonic, wall_time
 _LOAD_S = 1800.0
 _UNLOAD_S = 120.0
 _LOOK_S = 0.2
+_TOLD_S = 7.0
 _CPU_LOOK_S = 1.0
 _BUSY_PERCENT = 25.0
 _ALIVE = frozenset({"starting", "loading", "ready", "draining", "stopping"})
@@ -179,7 +180,7 @@ def _disturbances(agent: RunningAgent, *, is_forced: bool) -> list[str]:
         raise CommandFailed("the running agent is an older one: restart it with this version")
     if capacity.state != "ready":
         raise CommandFailed(f"the agent is {capacity.state}: iir-agent resume, then measure again")
-    work = sum(row.running + row.waiting for row in agent.workers())
+    work = _work(agent)
     notes = []
     if work and not is_forced:
         raise CommandFailed(
@@ -194,6 +195,21 @@ def _disturbances(agent: RunningAgent, *, is_forced: bool) -> list[str]:
             f"disturbed: other programs kept {busy:.0f} % of the processors busy before it began"
         )
     return notes
+
+
+def _work(agent: RunningAgent) -> int:
+    """Return how many requests of others there are.
+
+    What an engine tells is up to five seconds old: only what it tells on, beyond what the agent itself
+    has sent it, is work.
+    """
+    limit = monotonic() + _TOLD_S
+    while True:
+        rows = agent.workers()
+        work = sum(row.running + row.waiting for row in rows)
+        if not work or any(row.in_flight for row in rows) or monotonic() > limit:
+            return work
+        time.sleep(_LOOK_S)
 
 
 def _load(subject: _Subject, notes: list[str]) -> float | None:
