@@ -312,7 +312,8 @@ class Admission:
         model, status, residency = worker.model, worker.status, self._residency
         expected_s = residency.load_s(model)
         if residency.is_queued(model) or residency.why_leaving(model) is not None:
-            return refusals.waiting(model, residency.waited_s(model), expected_s)
+            waited_s, cause = residency.waited_s(model), residency.room.shortage(model)
+            return refusals.waiting(model, waited_s, expected_s, cause)
         is_alive = status.state in ALIVE
         elapsed_s = self._clock() - status.since if is_alive else 0.0
         return refusals.loading(model, elapsed_s, expected_s)

@@ -39,8 +39,10 @@ from local_agent.host.prober import TransportProber
 from local_agent.intake import Intake, IntakeState
 from local_agent.lifecycle import FailureRule
 from local_agent.listening import DEFAULT_PORT, listen, own_url
-from local_agent.memory.estimate import budget_mb
+from local_agent.memory.budget import use_config
 from local_agent.memory.meter import Meter
+from local_agent.memory.reading import MachineWatch
+from local_agent.memory.remembered import Memo
 from local_agent.power_care import care_for
 from local_agent.pulls.jobs import PullJobs
 from local_agent.pulls.puller import Pulled, needed, to_remove
@@ -52,6 +54,7 @@ from local_agent.this_host import (
     drain_limit_s,
     model_puller,
     read_config,
+    refuse_unreachable,
     router_client,
     secret_mask,
     this_host,
@@ -64,7 +67,7 @@ from shared import __version__
 from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
-from shared.http.origin import OriginRules, is_loopback
+from shared.http.origin import OriginRules
 from shared.http.serve import PortTaken, run
 from shared.http.transport import Timeouts
 from shared.http.transports import make_transport
@@ -114,20 +117,14 @@ class Agent:
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
+        self._memo = Memo(settings.memory_path, self.supervisor.residency.remembered)
         self._use_taken()
         self._reloader = Reloader(
             settings.config_path, read=partial(read_config, settings), take=self._take
         )
         self._meter = Meter(self.supervisor.workers, self.supervisor.residency.measured)
-        self._subject = AgentSubject(
-            self.supervisor,
-            self.identity,
-            self.intake,
-            base_url=settings.agent_url or own_url(settings.agent_host, port),
-            engines=tuple(ENGINES),
-            labels=lambda: self._taken.config.labels,
-            power=lambda: self._power.power,
-        )
+        self._machine = MachineWatch(self.supervisor.told_memory, self.supervisor.awaits_memory)
+        self._subject = self._build_subject()
         self._router = router_client(settings)
         self.lease = LeaseClient(
             client=self._router,
@@ -137,6 +134,18 @@ class Agent:
             rng=rng,
         )
         self._is_ready = False
+
+    def _build_subject(self) -> AgentSubject:
+        settings = self.settings
+        return AgentSubject(
+            self.supervisor,
+            self.identity,
+            self.intake,
+            base_url=settings.agent_url or own_url(settings.agent_host, self._port),
+            engines=tuple(ENGINES),
+            labels=lambda: self._taken.config.labels,
+            power=lambda: self._power.power,
+        )
 
     def _build_supervisor(self, limits: Limits, rule: FailureRule, rng: Random) -> Supervisor:
         return Supervisor(
@@ -164,6 +173,8 @@ class Agent:
                     tasks.start_soon(self._supervise)
                     tasks.start_soon(self._hold_lease)
                     tasks.start_soon(self._meter.run)
+                    tasks.start_soon(self._machine.run)
+                    tasks.start_soon(self._memo.run)
                     tasks.start_soon(self._reloader.run)
                     tasks.start_soon(self._unasked.run)
                     tasks.start_soon(self._power.run)
@@ -174,6 +185,7 @@ class Agent:
                     await self.pulls.aclose()
                     await self.lease.release()
                     await self.supervisor.drain_and_stop(0)
+                    await anyio.to_thread.run_sync(self._memo.save)
                     tasks.cancel_scope.cancel()
             finally:
                 with anyio.CancelScope(shield=True):
@@ -212,6 +224,7 @@ class Agent:
     async def _supervise(self) -> None:
         """Carry the workers; an agent that can't is ended, and whoever runs it starts it anew."""
         try:
+            await self._machine.look()  # before anything is loaded
             await self.supervisor.run()
         except Exception:  # noqa: BLE001 - whatever it is, nothing is carried any more
             self._log.exception("supervisor_failed")
@@ -247,11 +260,7 @@ class Agent:
     def _use_taken(self) -> None:
         config, residency = self._taken.config, self.supervisor.residency
         self.pulls.keep({ModelId(model.id) for model in config.models})
-        residency.min_residency_s = config.min_residency_s
-        residency.swap_after_s = config.swap_after_s
-        residency.ledger.set_budget(
-            budget_mb(self._host, budget=config.memory_budget, reserve=config.memory_reserve)
-        )
+        use_config(residency, self._host, config)
         self.supervisor.drain_s = self.drain_s
         self.supervisor.set_desired(self._taken.deployments)
 
@@ -372,7 +381,7 @@ def serve(settings: AgentSettings) -> None:
     with ExitStack() as stack:
         try:
             config = read_config(settings)
-            _refuse_unreachable(settings)
+            refuse_unreachable(settings)
             stack.enter_context(hold_identity(settings.iir_home / "agent"))
             listener = listen(settings.agent_host, settings.agent_port)
             stack.callback(listener.close)
@@ -386,14 +395,3 @@ def serve(settings: AgentSettings) -> None:
         except OSError as exc:
             raise SystemExit(f"iir-agent: can't start: {exc.strerror or exc}") from exc
         run(agent.asgi(), listener, drain_s=lambda: agent.drain_s, on_exit=agent.drain)
-
-
-def _refuse_unreachable(settings: AgentSettings) -> None:
-    """Refuse to listen to a network without a credential: nobody could use it rightfully."""
-    if is_loopback(settings.agent_host) or load_credential(settings.token_path) is not None:
-        return
-    raise SystemExit(
-        f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "
-        "Join one: iir-agent join URL. Or make one on the router's machine: "
-        "iir agents add NAME --token-file FILE"
-    )

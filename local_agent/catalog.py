@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from local_agent.choice import choose, is_pulled, shown_bench
 from local_agent.domain import Deployment, HostFacts, ModelId, WorkerState
-from local_agent.engines import choose_engine
 from local_agent.ports import Engine, Wanted
-from shared.contracts.agents import AgentModel, ModelStatus
+from shared.contracts.agents import AgentModel, Bench, ModelStatus
 from shared.contracts.apis import paths_of
 from shared.kit.plugins import Plugins
 
@@ -33,7 +33,8 @@ _STATUS: Mapping[WorkerState, ModelStatus] = {
 class Entry:
     """One known model. `problem` says why it can't run here; `engine` is None if there is none.
 
-    `apis` and `max_in_flight` are what its engine says of itself; None for what can't run here.
+    `apis` and `max_in_flight` are what its engine says of itself; None for what can't run here. `bench`
+    is what was measured of it on this machine.
     """
 
     deployment: Deployment
@@ -42,6 +43,7 @@ class Entry:
     problem: str | None
     apis: tuple[str, ...] | None = None
     max_in_flight: int | None = None
+    bench: tuple[Bench, ...] = ()
 
     @property
     def pull_command(self) -> str | None:
@@ -65,6 +67,7 @@ class Entry:
             context_tokens=self.deployment.context_tokens,
             apis=self.apis,
             max_in_flight=self.max_in_flight,
+            bench=self.bench,
         )
 
     def speaks(self, path: str) -> bool:
@@ -107,7 +110,7 @@ def catalog(
     deployments: Iterable[Deployment], engines: Plugins[Engine], host: HostFacts
 ) -> Catalog:
     """Return the catalog of these deployments; ids win over aliases, earlier aliases over later."""
-    entries = {deployment.model: _entry(deployment, engines, host) for deployment in deployments}
+    entries = {deployment.model: _measured(deployment, engines, host) for deployment in deployments}
     names: dict[str, ModelId] = {str(model): model for model in entries}
     for model, entry in entries.items():
         for alias in entry.deployment.aliases:
@@ -120,8 +123,13 @@ def pull_command(model: ModelId) -> str:
     return f"iir-agent pull {shlex.quote(model)}"
 
 
+def _measured(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) -> Entry:
+    entry = _entry(deployment, engines, host)
+    return replace(entry, bench=shown_bench(entry.deployment, host))
+
+
 def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) -> Entry:
-    deployment = replace(deployment, engine=choose_engine(deployment))
+    deployment = replace(deployment, engine=choose(deployment, host, engines).engine)
     try:
         engine = engines[deployment.engine]
     except LookupError as error:
@@ -140,14 +148,3 @@ def _entry(deployment: Deployment, engines: Plugins[Engine], host: HostFacts) ->
         apis=engine.apis(deployment),
         max_in_flight=engine.max_in_flight(deployment),
     )
-
-
-def is_pulled(deployment: Deployment, engine: Engine) -> bool:
-    """Tell whether what was pulled, if anything, is what the engine starts with now."""
-    pulled = deployment.pulled
-    if pulled is None:
-        return deployment.weights is not None
-    launch = engine.launch(deployment, 0)
-    container = None if launch is None else launch.container
-    wanted = None if container is None else (container.image, container.repo)
-    return wanted == (pulled.image, pulled.repo)

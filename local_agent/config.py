@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from local_agent.domain import REPOSITORY
+from local_agent.domain import REPOSITORY, Guard
 from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.estimate import parse_size
 from local_agent.power_config import PowerConfig
@@ -57,6 +57,12 @@ def _as_mb(value: object) -> object:
     return parse_size(value if isinstance(value, str) else "")
 
 
+def _as_guard(value: object) -> object:
+    """Take YAML's `off`, which is its word for false, for the word."""
+    return "off" if value is False else value
+
+
+MemoryGuard = Annotated[Guard, BeforeValidator(_as_guard, json_schema_input_type=Guard)]
 Size = Annotated[int, BeforeValidator(_as_mb, json_schema_input_type=str)]
 Option = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | float | bool)]
 
@@ -225,6 +231,11 @@ class AgentConfig(_Entry, SwapFields):
     )
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
+    )
+    memory_guard: MemoryGuard = Field(
+        default="normal",
+        description="Whether a load waits while the machine itself has no room: `normal`, `strict` "
+        "(other programs keep theirs, and `memory_reserve`), or `off`.",
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
     power: PowerConfig = Field(

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from local_agent.config import IN_CONTAINERS, OF_FOLDERS, WITHOUT_WEIGHTS, AgentConfig, ModelConfig
 from local_agent.domain import Deployment, ModelId
+from local_agent.engines import AUTO
 from local_agent.variables import UsedVariables
 from local_agent.weights.source import model_folder
 from local_agent.weights.store import WeightStore
@@ -120,7 +121,7 @@ def to_deployments(config: AgentConfig, weights: WeightStore) -> tuple[Deploymen
             model=ModelId(model.id),
             engine=model.engine,
             aliases=model.aliases,
-            weights=_weights(model, weights),
+            weights=_folder_of_auto(model) or _weights(model, weights),
             # what was noted under another engine says nothing of this one
             pulled=weights.pulled(ModelId(model.id)) if model.engine in IN_CONTAINERS else None,
             context_tokens=model.context,
@@ -150,6 +151,11 @@ def _weights(model: ModelConfig, weights: WeightStore) -> Path | None:
         return None
     found = model_folder(model.sources) if model.engine in OF_FOLDERS else None
     return found or weights.find(ModelId(model.id), [source.ref for source in model.sources])
+
+
+def _folder_of_auto(model: ModelConfig) -> Path | None:
+    """Return the folder that a model without a configured engine has for a source, if it has one."""
+    return model_folder(model.sources) if model.engine == AUTO else None
 
 
 def _fields(document: Document, variables: UsedVariables) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import NewType
+from typing import Literal, NewType
+
+from shared.contracts.agents import Bench
 
 ModelId = NewType("ModelId", str)
+Guard = Literal["strict", "normal", "off"]
+"""How much the machine's own memory counts beside the ledger: see `MachineRoom`."""
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """What a repository of the hub is called."""
@@ -250,13 +254,28 @@ class EngineLoad:
     waiting: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was measured on this machine of a model in one configuration, the engine included.
+
+    `is_old`: with another version of the engine than is here now.
+    """
+
+    model: ModelId
+    config_hash: str
+    figures: Bench
+    is_old: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What engines need to know of the host.
 
     `environments` names the Python environments that engines have to themselves here. `images` are
     images that the operator allows beside the known ones; `container_problem` says why no container
-    can run, whatever the engine: None if one may.
+    can run, whatever the engine: None if one may. `machine` tells it from others in what was `measured`
+    on it. `accelerator_mb` is what its accelerator lets programs have of its memory, as the device says;
+    None: it has none of its own, or can't be asked.
     """
 
     platform: str
@@ -266,3 +285,6 @@ class HostFacts:
     environments: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
     container_problem: str | None = None
+    machine: str = ""
+    measured: tuple[Measured, ...] = ()
+    accelerator_mb: int | None = None

@@ -174,6 +174,10 @@ class Process(Protocol):
         """
         ...
 
+    async def is_gone(self) -> bool:
+        """Tell whether nothing of it is left that could hold memory; for one that could not be ended."""
+        ...
+
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
         ...

@@ -44,15 +44,19 @@ def loading(model: ModelId, elapsed_s: float, expected_s: float) -> ModelOnItsWa
     return _on_its_way(text, "loading", elapsed_s, expected_s)
 
 
-def waiting(model: ModelId, elapsed_s: float, expected_s: float) -> ModelOnItsWay:
+def waiting(
+    model: ModelId, elapsed_s: float, expected_s: float, cause: str | None = None
+) -> ModelOnItsWay:
     """Return the error for a model that waits for the memory of others, for too long for the caller.
 
-    Like `loading`; `elapsed_s` is since when it waits.
+    Like `loading`; `elapsed_s` is since when it waits, `cause` says that the machine has no room.
     """
     text = (
         f"model {model} waits until other models have made room; try again soon, or see"
         f" `iir-agent plan {model}`"
     )
+    if cause is not None:
+        text = f"model {model} waits for memory: {cause}, or try again later"
     return _on_its_way(text, "waiting", elapsed_s, expected_s)
 
 

@@ -146,6 +146,11 @@ class AgentSettings(BaseServiceSettings):
         return (self.agent_token_file or self.iir_home / "agent" / "credential").expanduser()
 
     @property
+    def memory_path(self) -> Path:
+        """Return the file of what the agent has learnt of its models; it need not exist."""
+        return self.iir_home / "agent" / "memory.json"
+
+    @property
     def models_dir(self) -> Path:
         """Return the folder of the weights."""
         return self.iir_home / "models"

@@ -7,6 +7,7 @@ and waits for a change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskGroup
@@ -39,11 +40,12 @@ from local_agent.journal import Journal
 from local_agent.lifecycle import ALIVE
 from local_agent.memory.estimate import budget_mb
 from local_agent.memory.ledger import Ledger
+from local_agent.memory.machine import MachineMemory
 from local_agent.memory.meter import weights_bytes
 from local_agent.memory.outlook import Outlook
 from local_agent.memory.residency import Residency
 from local_agent.planner import DRAIN_S, next_due, plan
-from local_agent.ports import Engine, Wanted
+from local_agent.ports import Engine, Process, Wanted
 from local_agent.stock import usable
 from local_agent.views import worker_view
 from local_agent.worker import Surroundings, Worker
@@ -170,7 +172,8 @@ class Supervisor:
         self.residency.set_entries(self._catalog.entries)
         for model in self._catalog.entries:
             if model not in self._workers:
-                self._workers[model] = Worker(model, self._around, self._observe)
+                around = replace(self._around, on_leak=self._leaked)
+                self._workers[model] = Worker(model, around, self._observe)
         self.admission.set_entries(self._catalog.entries)
         self._journal.notify()
         self._wake()
@@ -208,6 +211,23 @@ class Supervisor:
         if worker.status.state in {WorkerState.BACKOFF, WorkerState.QUARANTINED}:
             worker.reset()
         self._wake()
+
+    def awaits_memory(self) -> bool:
+        """Tell whether the machine's memory is of interest: somebody loads, waits, or has not given it back."""
+        residency = self.residency
+        is_loading = any(
+            worker.status.state in {WorkerState.STARTING, WorkerState.LOADING}
+            for worker in self._workers.values()
+        )
+        return is_loading or residency.room.is_short or residency.leftovers.is_any
+
+    async def told_memory(self, memory: MachineMemory | None) -> None:
+        """Take the machine's memory as it is now, and give back what ended workers do not hold any more."""
+        residency, now = self.residency, self._around.clock()
+        residency.room.told(memory, now)
+        await residency.leftovers.look(memory, now, self._wake)
+        if residency.room.is_short:
+            self._wake()
 
     async def run(self) -> None:
         """Carry all workers until `drain_and_stop` or cancellation; then no process is left."""
@@ -336,8 +356,14 @@ class Supervisor:
         """Record a transition; every worker calls this at each."""
         if before.state is WorkerState.LOADING and after.state is WorkerState.READY:
             self.residency.loaded(model, after.since - before.since)
+        memory = self.residency.room.machine.memory
+        if memory is not None:
+            self.residency.leftovers.wired.observe(model, after.state, memory.wired_mb)
         self._journal.record(model, before, after, request_id)
         self._wake()
+
+    def _leaked(self, model: ModelId, process: Process) -> None:
+        self.residency.leftovers.leaked(model, process)
 
     def _wake(self) -> None:
         self._woken.set()

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from local_agent.bench.store import BenchStore, measured
+from local_agent.bench.versions import engine_versions
 from local_agent.config import AgentConfig
 from local_agent.config_file import load_config
 from local_agent.containers import ContainerLauncher, EitherLauncher
 from local_agent.containers.address import address_problem, candidates
 from local_agent.containers.pulling import ContainerPuller
+from local_agent.control.credential import load_credential
 from local_agent.control.trust import router_trust
-from local_agent.domain import HostFacts
+from local_agent.domain import HostFacts, Measured
+from local_agent.engines import ENGINES
 from local_agent.host.facts import host_facts
 from local_agent.ports import ProcessLauncher
 from local_agent.process import LocalProcessLauncher
@@ -26,6 +30,7 @@ from local_agent.settings import AgentSettings
 from local_agent.weights.hub_cache import users_cache
 from local_agent.weights.job import Puller
 from local_agent.weights.store import WeightStore
+from shared.http.origin import is_loopback
 
 if TYPE_CHECKING:
     from local_agent.containers.sdk import DockerClient
@@ -52,12 +57,25 @@ class _Interpreters(Mapping[str, str]):
 def this_host(settings: AgentSettings) -> HostFacts:
     """Return the facts that decide which engines can run."""
     problem = address_problem(settings.environment(), _home())
+    facts = host_facts()
     return replace(
-        host_facts(),
+        facts,
         environments=frozenset(settings.interpreters),
         images=settings.images,
         container_problem=problem,
+        measured=what_was_measured(settings, facts.machine),
     )
+
+
+def bench_store(settings: AgentSettings) -> BenchStore:
+    """Return where measurements are kept."""
+    return BenchStore(settings.iir_home / "agent" / "bench.json")
+
+
+def what_was_measured(settings: AgentSettings, machine: str) -> tuple[Measured, ...]:
+    """Return the measurements of models that were taken on this machine."""
+    versions = engine_versions(ENGINES, settings.interpreters)
+    return measured(bench_store(settings).rows(), machine, versions)
 
 
 def container_engine(
@@ -167,3 +185,18 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path("/nowhere")
+
+
+def refuse_unreachable(settings: AgentSettings) -> None:
+    """Refuse to listen to a network without a credential: nobody could use it rightfully.
+
+    Raises:
+        SystemExit: the reason is on stderr.
+    """
+    if is_loopback(settings.agent_host) or load_credential(settings.token_path) is not None:
+        return
+    raise SystemExit(
+        f"iir-agent: refusing to listen on {settings.agent_host} without a credential for a router. "
+        "Join one: iir-agent join URL. Or make one on the router's machine: "
+        "iir agents add NAME --token-file FILE"
+    )

@@ -20,7 +20,7 @@ def worker_view(
         pid=worker.pid,
         in_flight=status.in_flight,
         since_s=max(0.0, now - status.since),
-        reason=status.reason,
+        reason=status.reason or residency.room.shortage(model),
         memory_mb=residency.ledger.held.get(model, 0),
         is_pinned=residency.is_pinned(model),
         ttl_s=entry.deployment.ttl_s if entry else None,

@@ -72,9 +72,16 @@ class Limits:
     token_s: float = 30.0
 
 
+def _nobody_asks(_model: ModelId, _process: Process) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What all workers of an agent share."""
+    """What all workers of an agent share.
+
+    `on_leak` is told of a process that could not be ended, before its worker counts as ended.
+    """
 
     launcher: ProcessLauncher
     prober: HttpProber
@@ -83,6 +90,7 @@ class Surroundings:
     limits: Limits
     rule: FailureRule
     free_port: Callable[[], int] = free_port
+    on_leak: Callable[[ModelId, Process], None] = _nobody_asks
 
 
 class Worker:
@@ -306,7 +314,10 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return None
-        return await process.stop(self._around.limits.stop_grace_s)
+        left = await process.stop(self._around.limits.stop_grace_s)
+        if left is not None:
+            self._around.on_leak(self.model, process)
+        return left
 
     def _try(self, event: Event, reason: str | None = None) -> bool:
         """Apply what was learnt by waiting, unless the state has moved on meanwhile."""

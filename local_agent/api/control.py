@@ -51,7 +51,7 @@ def _shown(model: AgentModel, created: int, supervisor: Supervisor) -> dict[str,
     progress = supervisor.pull_marks.progress(ModelId(model.id))
     if progress is not None:
         status["progress"] = shown(progress)
-    return {
+    shown_model: dict[str, Any] = {
         "id": model.id,
         "object": "model",
         "created": created,
@@ -63,6 +63,9 @@ def _shown(model: AgentModel, created: int, supervisor: Supervisor) -> dict[str,
         "context_length": model.context_tokens,
         "apis": None if model.apis is None else list(model.apis),
     }
+    if model.bench:
+        shown_model["bench"] = [row.model_dump(mode="json") for row in model.bench]
+    return shown_model
 
 
 def health_routes(

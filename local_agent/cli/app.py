@@ -18,12 +18,14 @@ from local_agent.cli import (
     service,
     watching,
 )
+from local_agent.cli.benching import bench
 from local_agent.cli.context import Json, open_context, plain_errors, read_settings
 from local_agent.cli.doctor import examine
 from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
 from local_agent.domain import ModelId
+from local_agent.this_host import this_host
 from local_agent.weights.progress import gigabytes
 from shared.kit.clock import monotonic
 from shared.kit.version_option import add_version
@@ -40,6 +42,7 @@ app.add_typer(service.app, name="service")
 residency.add_commands(app)
 draining.add_commands(app)
 watching.add_commands(app)
+app.command("bench")(bench)
 app.command("doctor")(examine)
 app.command()(join)
 app.command()(rotate)
@@ -122,11 +125,19 @@ def list_models(as_json: Json = False) -> None:
     """List the models of this host."""
     with plain_errors(as_json=as_json):
         context = open_context()
-        rows = listing.model_rows(context.config(), context.store, context.agent)
+        host = this_host(context.settings)
+        rows = listing.model_rows(context.config(), context.store, context.agent, host)
         if as_json:
             typer.echo(json.dumps(rows))
-        else:
-            listing.console().print(listing.model_table(rows))
+            return
+        console = listing.console()
+        console.print(listing.model_table(rows))
+        for line in listing.choice_lines(rows):
+            typer.echo(line)
+        measured = listing.measured_rows(rows)
+        if measured:
+            typer.echo()
+            console.print(listing.bench_table(measured))
 
 
 @app.command("rm")

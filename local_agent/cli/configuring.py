@@ -8,13 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from local_agent.choice import Choice, choose
 from local_agent.cli.context import Context, Json, open_context, plain_errors
-from local_agent.config import AgentConfig
-from local_agent.config_file import ConfigError, load_config
+from local_agent.config import AgentConfig, ModelConfig
+from local_agent.config_file import ConfigError, load_config, to_deployments
 from local_agent.config_schema import json_schema
 from local_agent.doctor.finding import Finding
 from local_agent.doctor.models import examine_models, plans
-from local_agent.memory.estimate import budget_mb
+from local_agent.domain import HostFacts
+from local_agent.engines import AUTO
+from local_agent.memory.estimate import budget_mb, budget_reason
 from local_agent.this_host import this_host
 
 app = typer.Typer(help="The agent's YAML file.", no_args_is_help=True)
@@ -47,10 +50,17 @@ def check(
             _write({"file": error.file, "is_good": False, "error": str(error), **place})
             raise typer.Exit(1) from None
         warnings = _warnings(context, config)
+        choices = _choices(context, config)
         if as_json:
             models = [
-                {"id": model.id, "aliases": list(model.aliases), "engine": model.engine}
-                for model in config.models
+                {
+                    "id": model.id,
+                    "aliases": list(model.aliases),
+                    "engine": model.engine,
+                    "chosen": choice.engine,
+                    "why": choice.reason,
+                }
+                for model, choice in choices
             ]
             shown = [
                 {"model": found.check.partition(" ")[2], "message": found.message, "fix": found.fix}
@@ -58,7 +68,8 @@ def check(
             ]
             _write({"file": path.name, "is_good": True, "models": models, "warnings": shown})
             return
-        _show(path, config, warnings)
+        _show(path, choices, warnings)
+        typer.echo(_budget_line(this_host(context.settings), config))
 
 
 @app.command("reload")
@@ -87,6 +98,13 @@ def _load(context: Context, file: Path | None) -> AgentConfig:
     return load_config(file, context.settings.environment()) if file else context.config()
 
 
+def _budget_line(host: HostFacts, config: AgentConfig) -> str:
+    budget, reserve = config.memory_budget, config.memory_reserve
+    size = budget_mb(host, budget=budget, reserve=reserve)
+    why = budget_reason(host, budget=budget, reserve=reserve)
+    return f"memory for all models: {size} MiB ({why}); memory_guard: {config.memory_guard}"
+
+
 def _warnings(context: Context, config: AgentConfig) -> list[Finding]:
     host = this_host(context.settings)
     budget = budget_mb(host, budget=config.memory_budget, reserve=config.memory_reserve)
@@ -94,14 +112,26 @@ def _warnings(context: Context, config: AgentConfig) -> list[Finding]:
     return [one for one in found if one.level != "ok"]
 
 
-def _show(path: Path, config: AgentConfig, warnings: list[Finding]) -> None:
+def _choices(context: Context, config: AgentConfig) -> list[tuple[ModelConfig, Choice]]:
+    """Return each model with the engine that it gets here."""
+    host = this_host(context.settings)
+    deployments = to_deployments(config, context.store)
+    return [
+        (model, choose(deployment, host))
+        for model, deployment in zip(config.models, deployments, strict=True)
+    ]
+
+
+def _show(path: Path, choices: list[tuple[ModelConfig, Choice]], warnings: list[Finding]) -> None:
     if path.exists():
         typer.echo(f"{path.name} is good; the models:")
     else:
         typer.echo(f"there is no {path.name}; the known models:")
-    for model in config.models:
+    for model, choice in choices:
         names = ", ".join([model.id, *model.aliases])
-        typer.echo(f"  {names}  (engine {model.engine})")
+        is_auto = model.engine == AUTO
+        engine = f"auto: {choice.engine}, {choice.reason}" if is_auto else model.engine
+        typer.echo(f"  {names}  (engine {engine})")
     for found in warnings:
         fix = f" ({found.fix})" if found.fix else ""
         typer.echo(f"warning: {found.check}: {found.message}{fix}")

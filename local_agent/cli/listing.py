@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from local_agent.catalog import is_pulled, pull_command
+from local_agent.catalog import pull_command
+from local_agent.choice import choose, is_pulled, shown_bench
 from local_agent.cli.running import AgentUnreachable, CapacityRow, RunningAgent, WorkerRow
 from local_agent.config import AgentConfig, ModelConfig
 from local_agent.config_file import to_deployments
-from local_agent.domain import Deployment
-from local_agent.engines import ENGINES, choose_engine
+from local_agent.device import device
+from local_agent.domain import Deployment, HostFacts
+from local_agent.engines import AUTO, ENGINES
 from local_agent.memory.meter import weights_bytes
 from local_agent.weights.progress import gigabytes
 from local_agent.weights.store import WeightStore
-from shared.contracts.agents import Power, shown_status
+from shared.contracts.agents import Bench, Power, shown_status
 
 _PIPED_WIDTH = 200
 
 
 class ModelRow(TypedDict):
-    """One model; `status` is the running agent's word, or `not pulled`, as `iir models list` says it."""
+    """One model; `status` is the running agent's word, or `not pulled`, as `iir models list` says it.
+
+    `engine` is the configured one, `chosen` the one that serves it, for the reason `why`; `device` is where
+    that computes.
+    """
 
     id: str
     aliases: list[str]
@@ -33,9 +41,15 @@ class ModelRow(TypedDict):
     is_pulled: bool
     size_bytes: int | None
     pull_command: str | None
+    chosen: str
+    why: str
+    device: str | None
+    bench: list[dict[str, Any]]
 
 
-def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> list[ModelRow]:
+def model_rows(
+    config: AgentConfig, store: WeightStore, agent: RunningAgent, host: HostFacts
+) -> list[ModelRow]:
     """Return the configured models, and those that only the running agent knows."""
     try:
         statuses = agent.statuses()
@@ -43,7 +57,7 @@ def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> 
         statuses = {}
     deployments = to_deployments(config, store)
     rows = [
-        _row(model, deployment, statuses.pop(model.id, None))
+        _row(model, deployment, statuses.pop(model.id, None), host)
         for model, deployment in zip(config.models, deployments, strict=True)
     ]
     for model_id, status in statuses.items():
@@ -56,13 +70,21 @@ def model_rows(config: AgentConfig, store: WeightStore, agent: RunningAgent) -> 
                 is_pulled=True,
                 size_bytes=None,
                 pull_command=None,
+                chosen="",
+                why="",
+                device=None,
+                bench=[],
             )
         )
     return rows
 
 
-def _row(model: ModelConfig, deployment: Deployment, status: str | None) -> ModelRow:
-    engine = ENGINES[choose_engine(deployment)]
+def _row(
+    model: ModelConfig, deployment: Deployment, status: str | None, host: HostFacts
+) -> ModelRow:
+    choice = choose(deployment, host)
+    engine = ENGINES[choice.engine]
+    runs = replace(deployment, engine=choice.engine)
     is_here = not engine.needs_weights(deployment) or is_pulled(deployment, engine)
     size = weights_bytes(deployment)
     return ModelRow(
@@ -73,18 +95,66 @@ def _row(model: ModelConfig, deployment: Deployment, status: str | None) -> Mode
         is_pulled=is_here,
         size_bytes=size or None,
         pull_command=None if is_here else pull_command(deployment.model),
+        chosen=choice.engine,
+        why=choice.reason,
+        device=device(runs, engine, host),
+        bench=[row.model_dump(mode="json") for row in shown_bench(runs, host)],
     )
 
 
 def model_table(rows: list[ModelRow]) -> Table:
     """Return the models for a terminal."""
-    table = _table("model", "aliases", "engine", "status", "weights")
+    table = _table("model", "aliases", "engine", "computes on", "status", "weights")
     for row in rows:
         size = "" if row["size_bytes"] is None else gigabytes(row["size_bytes"])
         weights = row["pull_command"] or size
         aliases = ", ".join(row["aliases"])
-        _add(table, row["id"], aliases, row["engine"], row["status"], weights)
+        is_auto = row["engine"] == AUTO
+        engine = f"{row['chosen']} (auto)" if is_auto else row["engine"]
+        _add(table, row["id"], aliases, engine, row["device"] or "", row["status"], weights)
     return table
+
+
+def choice_lines(rows: list[ModelRow]) -> list[str]:
+    """Return why `auto` means the engine that it means, a line for each model with a choice."""
+    return [
+        f"{row['id']}: engine {row['chosen']}, {row['why']}"
+        for row in rows
+        if row["engine"] == AUTO and row["is_pulled"] and row["chosen"]
+    ]
+
+
+def measured_rows(rows: list[ModelRow]) -> list[tuple[str, Bench]]:
+    """Return all measurements of the models, each with its model."""
+    return [(row["id"], Bench.model_validate(one)) for row in rows for one in row["bench"]]
+
+
+def bench_table(rows: Iterable[tuple[str, Bench]]) -> Table:
+    """Return measurements for a terminal."""
+    names = ("model", "engine", "computes on", "load", "first token", "tokens/s")
+    table = _table(*names, "tokens/s, in parallel", "memory peak", "measured", "")
+    for model, one in rows:
+        version = f" {one.engine_version}" if one.engine_version else ""
+        ttft = ", ".join(f"{at.ttft_ms:.0f} ms ({at.prompt_tokens})" for at in one.ttft)
+        marks = [name for name, is_so in _marks(one) if is_so]
+        _add(
+            table,
+            model,
+            f"{one.engine}{version}",
+            one.device or "",
+            "" if one.load_s is None else f"{one.load_s:.1f} s",
+            ttft,
+            f"{one.tokens_per_s:.1f}",
+            f"{one.parallel_tokens_per_s:.1f} ({one.parallel})",
+            "" if one.memory_peak_bytes is None else f"{_mib(one.memory_peak_bytes)} MiB",
+            datetime.fromtimestamp(one.measured_at, timezone.utc).strftime("%Y-%m-%d"),
+            ", ".join(marks),
+        )
+    return table
+
+
+def _marks(one: Bench) -> tuple[tuple[str, bool], ...]:
+    return ("disturbed", one.is_disturbed), ("another configuration", not one.is_current)
 
 
 def worker_table(workers: list[WorkerRow]) -> Table:

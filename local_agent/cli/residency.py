@@ -51,7 +51,7 @@ def unload(model: Model, as_json: Json = False) -> None:
 
 
 def pin(model: Model, as_json: Json = False) -> None:
-    """Keep a model in memory, once it is there, until the agent ends."""
+    """Keep a model in memory, once it is there, until `unpin`; over the file's `pin`, and for good."""
     with plain_errors(as_json=as_json):
         row = open_context().agent.tell(model, "pin")
         _say(row, f"{row['model']} is pinned", as_json=as_json)
@@ -80,12 +80,16 @@ def plan(model: Model, as_json: Json = False) -> None:
 
 def _plan_text(row: dict[str, Any]) -> str:
     verdict = _VERDICTS.get(row["verdict"], row["verdict"])
+    if "cause" in row and not row["would_go"]:
+        verdict = "has to wait for memory that other programs have"
     free = f"{row['free_mb']} of {row['budget_mb']} MiB are free"
     lines = [f"{row['model']} {verdict}: it needs {row['needs_mb']} MiB, {free}"]
     for one in row["would_go"]:
         marks = [name for name in ("pinned", "busy") if one[f"is_{name}"]]
         more = "".join(f", {mark}" for mark in marks)
         lines.append(f"  {one['model']} ({one['memory_mb']} MiB{more})")
+    if "cause" in row:
+        lines.append(f"the machine has no room now: {row['cause']}")
     return "\n".join(lines)
 
 

@@ -74,6 +74,32 @@ class RunningAgent:
         """Try these addresses in order, at each call anew."""
         self._base_urls = base_urls
 
+    def base_url(self) -> str:
+        """Return where the agent answers.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+        """
+        return self._found()[0]
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the agent's models as it lists them.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+        """
+        listed = _ask("GET", f"{self.base_url()}/v1/models")
+        rows = listed.get("data") if isinstance(listed, dict) else None
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    def model(self, model: str) -> dict[str, Any]:
+        """Return one model as the agent lists it; nothing if it does not.
+
+        Raises:
+            AgentUnreachable: no agent answers.
+        """
+        return next((row for row in self.models() if row.get("id") == model), {})
+
     def statuses(self) -> dict[str, str]:
         """Return the status of each model that the agent knows.
 

@@ -140,6 +140,14 @@ class ContainerProcess:
             return f"leaked: the container may still run and keep its memory ({error.strerror})"
         return None
 
+    async def is_gone(self) -> bool:
+        """Tell whether it has ended; while its engine does not answer, nobody knows that."""
+        try:
+            view = await off_loop(partial(self._client.look, self._id), self._limit_s)
+        except ContainerError:
+            return False
+        return view is None or not view.is_running
+
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
         return self._log.tail(lines)

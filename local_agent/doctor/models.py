@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from local_agent.catalog import is_pulled, pull_command
+from local_agent.catalog import pull_command
+from local_agent.choice import choose, is_pulled
 from local_agent.config import IN_CONTAINERS, AgentConfig, ModelConfig
 from local_agent.config_file import to_deployments
 from local_agent.doctor.finding import Finding, Level, split_reason
 from local_agent.domain import Deployment, HostFacts
-from local_agent.engines import ENGINES, choose_engine
+from local_agent.engines import ENGINES
 from local_agent.memory.estimate import estimate_mb
 from local_agent.memory.meter import weights_bytes
 from local_agent.ports import ContainerSpec
@@ -62,7 +63,7 @@ def plans(config: AgentConfig, store: WeightStore, host: HostFacts) -> list[Plan
     """Return what would become of each model of the configuration."""
     deployments = to_deployments(config, store)
     return [
-        _plan(model, replace(found, engine=choose_engine(found)), host)
+        _plan(model, replace(found, engine=choose(found, host).engine), host)
         for model, found in zip(config.models, deployments, strict=True)
     ]
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 from local_agent.domain import HostFacts
+from local_agent.host.macos import parse_sysctl
+from local_agent.host.metal import metal_limit_mb
+from local_agent.host.sysctl import sysctl
 
 ENGINE_MODULES = ("xllamacpp",)
 """Modules that engines ask for. They are looked for, never imported into the agent."""
@@ -20,9 +27,41 @@ def host_facts(modules: Iterable[str] = ENGINE_MODULES) -> HostFacts:
     Args:
         modules: top-level modules to look for.
     """
+    memory_mb = psutil.virtual_memory().total // (1024 * 1024)
     return HostFacts(
         platform=platform.system().lower(),
         arch=platform.machine().lower(),
-        memory_mb=psutil.virtual_memory().total // (1024 * 1024),
+        memory_mb=memory_mb,
         modules=frozenset(name for name in modules if importlib.util.find_spec(name)),
+        machine=machine_name(_processor(), psutil.cpu_count() or 0, memory_mb),
+        accelerator_mb=metal_limit_mb() if _has_metal() else None,
     )
+
+
+def machine_name(processor: str, cores: int, memory_mb: int) -> str:
+    """Return what this machine is called where figures of several are kept.
+
+    Other hardware is another machine; a disk that moves takes its old figures with it.
+    """
+    return f"{processor}, {cores} cores, {round(memory_mb / 1024)} GiB, {sys.platform}"
+
+
+def processor_of(cpuinfo: str) -> str | None:
+    """Return the processor's name in the text of Linux's `/proc/cpuinfo`; None if it has none (arm64)."""
+    found = re.search(r"^model name\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE)
+    return None if found is None else found[1].strip()
+
+
+def _has_metal() -> bool:
+    """Tell whether this is Apple Silicon: the GPU of an Intel Mac has a memory of its own."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _processor() -> str:
+    name = None
+    if sys.platform == "darwin":
+        name = parse_sysctl(sysctl("machdep.cpu.brand_string")).get("machdep.cpu.brand_string")
+    else:
+        with suppress(OSError):
+            name = processor_of(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    return name or platform.machine()

@@ -25,8 +25,8 @@ _ENGINE_MB: Mapping[str, int] = {
 }
 _WITH_KV_OPTION = frozenset({"vllm", "vllm_docker"})
 _OTHER_ENGINE_MB = 1024
-# Metal lets programs use about two thirds of the memory of a Mac (recommendedMaxWorkingSetSize).
-_METAL_SHARE = 2 / 3
+# Where the device can't be asked: less than any Mac was seen to give (10.67 GB of 16 is the least).
+_UNKNOWN_METAL_SHARE = 0.5
 _RESERVE_SHARE = 0.2
 _LEAST_RESERVE_MB = 2048
 _KV_KIB_AT_100_MB = 24.0
@@ -57,11 +57,33 @@ def budget_mb(host: HostFacts, *, budget: int | None = None, reserve: int | None
     """
     if budget is not None:
         return budget
+    return max(0, min(_limit_mb(host), host.memory_mb - reserve_mb(host, reserve)))
+
+
+def reserve_mb(host: HostFacts, reserve: int | None = None) -> int:
+    """Return what is left to others: what the configuration says, else a share of the memory."""
+    if reserve is not None:
+        return reserve
     total = host.memory_mb
-    if reserve is None:
-        reserve = min(max(int(total * _RESERVE_SHARE), _LEAST_RESERVE_MB), total // 2)
-    limit = int(total * _METAL_SHARE) if _has_metal(host) else total
-    return max(0, min(limit, total - reserve))
+    return min(max(int(total * _RESERVE_SHARE), _LEAST_RESERVE_MB), total // 2)
+
+
+def budget_reason(host: HostFacts, *, budget: int | None = None, reserve: int | None = None) -> str:
+    """Say where the budget comes from; the arguments are those of `budget_mb`."""
+    if budget is not None:
+        return "`memory_budget` says so"
+    kept = reserve_mb(host, reserve)
+    if _limit_mb(host) >= host.memory_mb - kept:
+        return f"{host.memory_mb} MiB, of which {kept} are left to other programs"
+    if host.accelerator_mb is not None:
+        return f"the limit that Metal tells, of {host.memory_mb} MiB in all"
+    return f"half of {host.memory_mb} MiB, since Metal does not tell its limit here; set `memory_budget`"
+
+
+def _limit_mb(host: HostFacts) -> int:
+    if host.accelerator_mb is not None:
+        return host.accelerator_mb
+    return int(host.memory_mb * _UNKNOWN_METAL_SHARE) if _has_metal(host) else host.memory_mb
 
 
 def estimate_mb(deployment: Deployment, weights_bytes: int, peak_mb: int | None = None) -> int:
@@ -79,9 +101,10 @@ def estimate_mb(deployment: Deployment, weights_bytes: int, peak_mb: int | None 
         return 0
     if deployment.memory_mb is not None:
         return deployment.memory_mb
-    if peak_mb is not None:
-        return math.ceil(peak_mb * _PEAK_FACTOR)
     weights_mb = weights_bytes / 2**20
+    if peak_mb is not None:
+        # what lies on a GPU is not seen in a process: no worker takes less than its weights
+        return math.ceil(max(peak_mb * _PEAK_FACTOR, weights_mb))
     fixed_mb = _ENGINE_MB.get(deployment.engine, _OTHER_ENGINE_MB)
     return math.ceil(weights_mb * _WEIGHTS_FACTOR + _kv_cache_mb(deployment, weights_mb) + fixed_mb)
 

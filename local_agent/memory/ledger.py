@@ -14,6 +14,7 @@ class Ledger:
         """Take what all of them together may hold."""
         self._budget_mb = budget_mb
         self._held: dict[ModelId, int] = {}
+        self._left: dict[str, int] = {}
 
     @property
     def budget_mb(self) -> int:
@@ -26,9 +27,14 @@ class Ledger:
         return self._held
 
     @property
+    def left_mb(self) -> int:
+        """Return what workers hold that have ended, but not all of them: it is nobody's to give."""
+        return sum(self._left.values())
+
+    @property
     def held_mb(self) -> int:
-        """Return their sum."""
-        return sum(self._held.values())
+        """Return the sum of all reservations, and of what was left."""
+        return sum(self._held.values()) + self.left_mb
 
     @property
     def free_mb(self) -> int:
@@ -57,3 +63,17 @@ class Ledger:
     def release(self, model: ModelId) -> None:
         """Give back what a model holds, if anything."""
         self._held.pop(model, None)
+
+    def leave(self, model: ModelId, name: str, mb: int | None = None) -> None:
+        """Keep what a model holds, or `mb` of it, under another name: its worker has ended, the memory not.
+
+        The model may be loaded anew beside it.
+        """
+        held = self._held.pop(model, 0)
+        kept = held if mb is None else min(held, mb)
+        if kept > 0:
+            self._left[name] = self._left.get(name, 0) + kept
+
+    def recover(self, name: str) -> None:
+        """Give back what was left under this name."""
+        self._left.pop(name, None)

@@ -24,7 +24,10 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What a load needs, and who would have to go for it. Sizes in MiB."""
+    """What a load needs, and who would have to go for it. Sizes in MiB.
+
+    `cause` says why the machine has no room although the ledger has, if that is so.
+    """
 
     model: ModelId
     verdict: Verdict
@@ -32,6 +35,7 @@ class Outlook:
     free_mb: int
     budget_mb: int
     would_go: tuple[Resident, ...] = ()
+    cause: str | None = None
 
     def as_values(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -50,6 +54,7 @@ class Outlook:
                 }
                 for resident in self.would_go
             ],
+            **({} if self.cause is None else {"cause": self.cause}),
         }
 
     def refusal(self) -> InsufficientMemory:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from local_agent.catalog import Entry
 from local_agent.domain import Deployment, ModelId, WorkerStatus
@@ -19,7 +20,10 @@ from local_agent.memory.demand import Demands
 from local_agent.memory.estimate import estimate_mb
 from local_agent.memory.eviction import Resident, choose_evicted
 from local_agent.memory.ledger import Ledger
+from local_agent.memory.leftovers import Leftovers
 from local_agent.memory.outlook import Outlook, Verdict
+from local_agent.memory.remembered import Remembered
+from local_agent.memory.room import Room
 from local_agent.memory.use import RATE_TAU_S, Use
 from shared.kit.clock import Clock
 
@@ -58,6 +62,9 @@ class Residency:
             swap_after_s: how long busy models may keep another one waiting for their memory.
         """
         self.ledger = ledger
+        self.room = Room(ledger)
+        self.remembered = Remembered()
+        self.leftovers = Leftovers(ledger)
         self.min_residency_s = min_residency_s
         self.swap_after_s = swap_after_s
         self._clock = clock
@@ -67,10 +74,8 @@ class Residency:
         self._wanted = Demands()
         self._granted: set[ModelId] = set()
         self._leaving: dict[ModelId, str] = {}
-        self._pins: dict[ModelId, bool] = {}
         self._uses: dict[ModelId, Use] = {}
         self._load_s: dict[ModelId, float] = {}
-        self._peaks: dict[tuple[ModelId, str], int] = {}
         self._is_waiting = False
         self._settled_at = -math.inf
 
@@ -84,11 +89,10 @@ class Residency:
             if entry.deployment.preload and not was_preloaded:
                 self._wanted.last(model, self._clock())
         self._entries = entries
-        self._sizes = {
-            model: self._weights_bytes(entry.deployment) for model, entry in entries.items()
-        }
+        size = self._weights_bytes
+        self._sizes = {model: size(entry.deployment) for model, entry in entries.items()}
         self._wanted.keep(entries)
-        self._pins = {model: pin for model, pin in self._pins.items() if model in entries}
+        self.remembered.keep(entries)
 
     def ask(
         self, model: ModelId, request_id: str | None = None, *, is_standing: bool = True
@@ -144,8 +148,7 @@ class Residency:
         """Note what a ready worker takes now: the next one is estimated by the most of it."""
         entry = self._entries.get(model)
         if entry is not None and mb > 0:
-            key = (model, entry.deployment.config_hash)
-            self._peaks[key] = max(mb, self._peaks.get(key, 0))
+            self.remembered.saw(model, entry.deployment.config_hash, mb)
             if entry.deployment.memory_mb is None:  # else the configuration knows better
                 self.ledger.grow(model, mb)
 
@@ -156,15 +159,15 @@ class Residency:
             self._leaving[model] = reason
 
     def pin(self, model: ModelId, *, is_pinned: bool) -> None:
-        """Keep the model in memory once it is there, or no longer; until the agent's end."""
-        self._pins[model] = is_pinned
+        """Keep the model in memory once it is there, or no longer; until another command says so."""
+        self.remembered.set_pin(model, is_pinned=is_pinned)
 
     # -- what follows ---------------------------------------------------------------------------
 
     def is_pinned(self, model: ModelId) -> bool:
         """Tell whether nothing but a command takes it out of memory."""
-        entry = self._entries.get(model)
-        return self._pins.get(model, entry is not None and entry.deployment.pin)
+        told, entry = self.remembered.pin(model), self._entries.get(model)
+        return entry is not None and entry.deployment.pin if told is None else told
 
     def is_wanted(self, model: ModelId, status: WorkerStatus) -> bool:
         """Tell whether the model should run: it is asked for, and has its memory."""
@@ -195,7 +198,8 @@ class Residency:
         self._settled_at = now = self._clock()
         for model in list(self.ledger.held):
             if _state(observed, model) not in ALIVE:
-                self.ledger.release(model)
+                memory = self.room.machine.memory
+                self.room.freed(self.leftovers.ended(model, memory, now))
                 self._leaving.pop(model, None)
                 self._wanted.restart(model, now)
         self._take_demands(observed, now)
@@ -203,8 +207,9 @@ class Residency:
         self._end_idle(observed, now)
         self._granted = set()
         self._is_waiting = False
+        self.room.look_anew()
         for model in self._claims(observed, now):
-            if self.ledger.reserve(model, self.size_mb(model)):
+            if self._reserve(model, observed):
                 self._granted.add(model)
                 self._wanted.last(model, now)
             elif self.refusal(model) is None:
@@ -233,7 +238,7 @@ class Residency:
     def size_mb(self, model: ModelId) -> int:
         """Return what a worker of the model takes, as far as it is known."""
         deployment = self._entries[model].deployment
-        peak = self._peaks.get((model, deployment.config_hash))
+        peak = self.remembered.peak_mb(model, deployment.config_hash)
         return estimate_mb(deployment, self._sizes.get(model, 0), peak)
 
     def refusal(self, model: ModelId) -> Outlook | None:
@@ -256,7 +261,7 @@ class Residency:
         if refused is not None:
             return refused
         need_mb = self._need_mb(model, observed)
-        if self.size_mb(model) <= self.ledger.free_mb:
+        if self.size_mb(model) <= self.room.free_mb(observed):
             return self._outlook(model, Verdict.FITS, ())
         residents = self._residents(observed, self._clock())
         chosen = choose_evicted(need_mb, residents, min_residency_s=self.min_residency_s)
@@ -264,9 +269,16 @@ class Residency:
         if chosen is None:
             patient = [one for one in residents if not one.is_pinned and one.age_s is not None]
             chosen = choose_evicted(need_mb, patient, min_residency_s=0, may_be_busy=True) or ()
-        return self._outlook(model, verdict, tuple(one for one in residents if one.model in chosen))
+        would_go = tuple(one for one in residents if one.model in chosen)
+        outlook = self._outlook(model, verdict, would_go)
+        return replace(outlook, cause=self.room.cause(self.size_mb(model), observed))
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _reserve(self, model: ModelId, observed: Observed) -> bool:
+        """Hold the model's memory, if machine and ledger have it."""
+        mb = self.size_mb(model)
+        return self.room.may_take(model, mb, observed) and self.ledger.reserve(model, mb)
 
     def _use(self, model: ModelId) -> Use:
         return self._uses.setdefault(model, Use())
@@ -340,7 +352,7 @@ class Residency:
             for one, held in self.ledger.held.items()
             if one in self._leaving or _state(observed, one) in {S.DRAINING, S.STOPPING}
         )
-        return self.size_mb(model) - self.ledger.free_mb - coming_mb
+        return self.size_mb(model) - self.room.free_mb(observed) - coming_mb
 
     def _residents(self, observed: Observed, now: float) -> list[Resident]:
         """Return who holds memory and is not going already."""
@@ -350,11 +362,9 @@ class Residency:
             if model in self._leaving or status.state in {S.DRAINING, S.STOPPING}:
                 continue
             # who has waited for the load hears of it at once
-            is_owed = self._use(model).waiters > 0
-            is_there = status.state is S.READY and not is_owed
-            found.append(
-                self._resident(model, held, status, now - status.since if is_there else None)
-            )
+            is_there = status.state is S.READY and not self._use(model).waiters
+            age_s = now - status.since if is_there else None
+            found.append(self._resident(model, held, status, age_s))
         return found
 
     def _resident(

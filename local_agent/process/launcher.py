@@ -118,6 +118,10 @@ class LocalProcess:
                 return None
         return "leaked: its processes can't be ended and keep their memory"
 
+    async def is_gone(self) -> bool:
+        """Tell whether its group has ended; who has the group's id by then does not count."""
+        return self._is_gone or not await anyio.to_thread.run_sync(self._has_group)
+
     def log_tail(self, lines: int) -> list[str]:
         """Return the last lines that it wrote."""
         return self._log.tail(lines)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from local_agent.choice import choose
 from local_agent.config import AgentConfig
 from local_agent.config_file import to_deployments
 from local_agent.containers.pulling import ContainerPuller
 from local_agent.domain import HostFacts, ModelId
-from local_agent.engines import ENGINES, choose_engine
+from local_agent.engines import ENGINES
 from local_agent.ports import ContainerSpec
 from local_agent.pulls.repository import RepositoryPuller
 from local_agent.weights.errors import NoSource, PullError
@@ -67,7 +68,7 @@ def needed(config: AgentConfig, store: WeightStore, host: HostFacts, model: Mode
     if found is None:
         raise NoSource(f"no model is named {model}")
     (deployment,) = (each for each in to_deployments(config, store) if each.model == model)
-    name = choose_engine(deployment)
+    name = choose(deployment, host).engine
     engine = ENGINES[name]
     if not engine.needs_weights(deployment):
         raise NoSource(f"{model} needs no weights (engine {name})")

@@ -51,4 +51,6 @@ def _shown(model: ListedModel) -> dict[str, Any]:
         shown["status"] = {"value": model.status}
     if model.context_tokens is not None:
         shown["context_length"] = model.context_tokens
+    if model.bench:
+        shown["bench"] = [row.model_dump(mode="json") for row in model.bench]
     return shown

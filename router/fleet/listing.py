@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from router.domain import Catalog, ModelEntry
 from router.fleet.membership import LeaseState, Membership
+from shared.contracts.agents import Bench
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class ListedModel:
     status: str | None = None
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
+    bench: tuple[Bench, ...] = ()
 
 
 def list_models(
@@ -44,6 +46,7 @@ def list_models(
                     status,
                     model.aliases,
                     model.context_tokens,
+                    model.bench,
                 )
     taken = {alias for model in listed.values() for alias in model.aliases}
     for entry in in_clusters:

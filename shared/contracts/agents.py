@@ -31,6 +31,38 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class PromptSpeed(_Wire):
+    """How long the first token of an answer took for a prompt of so many tokens."""
+
+    prompt_tokens: int = Field(ge=0)
+    ttft_ms: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Bench(_Wire):
+    """What one engine of an agent did with a model, as `iir-agent bench` measured it on that machine.
+
+    `is_current`: it was measured with the configuration and engine of now; else it tells of an earlier
+    one. `is_disturbed`: something else had work then, so that the figures are a lower bound.
+    """
+
+    engine: str
+    engine_version: str | None = None
+    device: str | None = Field(
+        default=None, description="Where it computes, like `CPU only`; None: not known."
+    )
+    measured_at: int = Field(default=0, ge=0, description="Seconds since 1970.")
+    load_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    ttft: tuple[PromptSpeed, ...] = ()
+    tokens_per_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    parallel: int = Field(default=1, ge=1)
+    parallel_tokens_per_s: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Of `parallel` requests together."
+    )
+    memory_peak_bytes: int | None = Field(default=None, ge=0)
+    is_current: bool = True
+    is_disturbed: bool = False
+
+
 class AgentModel(_Wire):
     """One model that an agent knows, loaded or not."""
 
@@ -48,6 +80,9 @@ class AgentModel(_Wire):
         "None: the first three.",
     )
     max_in_flight: int | None = Field(default=None, ge=1)
+    bench: tuple[Bench, ...] = Field(
+        default=(), description="What was measured of it there, the present engine first."
+    )
 
     @property
     def shown_status(self) -> str:

@@ -63,6 +63,10 @@ class FakeProcess:
             self.end(-15)
         return self.left
 
+    async def is_gone(self) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return self.left is None
+
     def log_tail(self, lines: int) -> list[str]:
         return self.lines[-lines:]
 

@@ -30,10 +30,14 @@ def test_config_check(run: Run, home: Path, tmp_path: Path) -> None:
     assert "there is no agent.yaml; the known models:\n  smollm2-135m, default" in (
         run("config", "check").output
     )
-    write_config(home, "known_models: false\nmodels: [{id: fake, engine: simulated}]")
+    fake = "known_models: false\nmodels: [{id: fake, engine: simulated}]\n"
+    write_config(home, f"{fake}memory_budget: 3 GiB\nmemory_guard: strict")
     assert run("config", "check").output == (
         "agent.yaml is good; the models:\n  fake  (engine simulated)\n"
+        "memory for all models: 3072 MiB (`memory_budget` says so); memory_guard: strict\n"
     )
+    write_config(home, f"{fake}memory_guard: loose")
+    assert "line 3: memory_guard" in run("config", "check", code=1).stderr
     other = tmp_path / "other.yaml"
     assert "other.yaml: can't be read" in run("config", "check", str(other), code=1).stderr
     other.write_text("drain_s: -1")

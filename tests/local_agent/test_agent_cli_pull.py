@@ -39,7 +39,12 @@ def test_pull_list_remove(run: Run, home: Path, gguf: Path) -> None:
         "is_pulled": True,
         "size_bytes": len(GGUF),
         "pull_command": None,
+        "chosen": "llama_cpp",
+        "why": row["why"],
+        "device": row["device"],
+        "bench": [],
     }
+    assert "nothing of it was measured here" in row["why"]
     table = run("ls").output
     assert "iir-agent pull local_mistral-7b-instruct-q4" in table
     assert "0.1 MB" in table

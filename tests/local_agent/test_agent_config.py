@@ -228,7 +228,7 @@ def test_deployments(tmp_path: Path) -> None:
 
 def test_the_schema_can_be_generated() -> None:
     schema = AgentConfig.model_json_schema()
-    memory = {"memory_budget", "memory_reserve", "min_residency_s", "swap_after_s"}
+    memory = {"memory_budget", "memory_reserve", "memory_guard", "min_residency_s", "swap_after_s"}
     assert set(schema["properties"]) == {
         "models",
         "known_models",
@@ -267,6 +267,12 @@ def test_memory_fields() -> None:
     model = config.find("a")
     assert model is not None
     assert (model.memory, model.pin, model.ttl, model.weight) == (763, True, 30, 2)
+    assert config.memory_guard == "normal"
+    for guard in ("off", "'off'", "strict", "normal"):
+        found = parse_config(f"memory_guard: {guard}", {}, name="f", base=Path())
+        assert found.memory_guard == guard.strip("'"), "YAML's own `off` is false"
+    with pytest.raises(ConfigError, match="memory_guard"):
+        parse_config("memory_guard: on", {}, name="f", base=Path())
     for wrong in ("800", "much", "0 MB", "-1 GiB"):
         with pytest.raises(ConfigError, match="must be a size like 6 GiB or 800 MB"):
             parse_config(f"memory_budget: {wrong}", {}, name="f", base=Path())

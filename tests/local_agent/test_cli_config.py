@@ -116,7 +116,13 @@ def test_check_warns_of_what_can_not_work_here(run: Run, tmp_path: Path) -> None
     path.write_text(FILE)
     result = json.loads(run("config", "check", str(path), "--json").output)
     assert (result["file"], result["is_good"]) == ("other.yaml", True)
-    assert result["models"][0] == {"id": "fits", "aliases": [], "engine": "simulated"}
+    assert result["models"][0] == {
+        "id": "fits",
+        "aliases": [],
+        "engine": "simulated",
+        "chosen": "simulated",
+        "why": "as configured",
+    }
     warned = {warning["model"]: warning for warning in result["warnings"]}
     assert set(warned) == {"huge", "odd", "image", "absent"}, "two that share are fine"
     assert warned["absent"]["fix"] == "iir-agent pull absent"

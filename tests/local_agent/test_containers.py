@@ -211,12 +211,15 @@ async def test_an_engine_that_stops_and_comes_back(bench: Bench) -> None:
         assert await process.wait() == -1
     assert process.exit_cause == "it does not answer"
     await process.stop(1)  # it can't, and says so in the log
+    assert not await process.is_gone(), "nobody knows"
     for _ in range(2):
         with pytest.raises(ContainerError, match="it does not answer"):
             await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=8)
     assert bench.connects == 2  # looked for anew
     bench.client.error = None
+    assert not await process.is_gone()
     bench.client.exits("c1", exit_code=0)
+    assert await process.is_gone()
     process = await launcher.launch("m", LAUNCH_SPEC, config_hash="h", port=9)
     assert process.port == 9
     assert bench.client.stopped == [("c1", 0)]

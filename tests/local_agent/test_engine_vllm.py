@@ -121,9 +121,9 @@ def test_the_file_names_a_folder_beside_it(tmp_path: Path) -> None:
     assert there.weights == folder
 
 
-def test_a_folder_is_for_vllm_only(tmp_path: Path) -> None:
+def test_a_folder_is_for_engines_that_load_folders(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    text = f"{{known_models: false, models: [{{id: m, source: {tmp_path}}}]}}"
+    text = f"{{known_models: false, models: [{{id: m, engine: llama_cpp, source: {tmp_path}}}]}}"
     (found,) = to_deployments(
         parse_config(text, {}, name="agent.yaml", base=tmp_path), WeightStore(tmp_path / "models")
     )

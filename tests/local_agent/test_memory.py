@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_agent.domain import Deployment, HostFacts, ModelId, WorkerState, WorkerView
-from local_agent.memory.estimate import budget_mb, estimate_mb, parse_size
+from local_agent.memory.estimate import budget_mb, budget_reason, estimate_mb, parse_size
 from local_agent.memory.eviction import Resident, choose_evicted
 from local_agent.memory.ledger import Ledger
 from local_agent.memory.meter import Meter, tree_mb, weights_bytes
@@ -43,7 +43,13 @@ def test_the_budget_leaves_something_to_others() -> None:
     assert budget_mb(replace(LINUX, memory_mb=8_000)) == 8_000 - 2_048
     assert budget_mb(replace(LINUX, memory_mb=2_000)) == 1_000
     mac = HostFacts(platform="darwin", arch="arm64", memory_mb=24_000)
-    assert budget_mb(mac) == 16_000  # what Metal gives
+    assert budget_mb(replace(mac, accelerator_mb=17_000)) == 17_000  # what Metal says
+    assert budget_mb(replace(mac, accelerator_mb=23_500)) == 24_000 - 4_800
+    assert budget_mb(mac) == 12_000  # it does not say
+    assert "Metal tells" in budget_reason(replace(mac, accelerator_mb=17_000))
+    assert "does not tell" in budget_reason(mac)
+    assert "left to other programs" in budget_reason(LINUX)
+    assert "memory_budget" in budget_reason(mac, budget=1)
 
 
 def test_estimates() -> None:
@@ -55,6 +61,7 @@ def test_estimates() -> None:
     assert 5_500 < seven < 6_100
     assert estimate_mb(replace(SMALL, context_tokens=8192), weights) > seven
     assert estimate_mb(SMALL, weights, peak_mb=4_000) == 4_200
+    assert estimate_mb(SMALL, weights, peak_mb=400) == 4_168, "the rest is on a GPU"
     assert estimate_mb(replace(SMALL, memory_mb=123), weights, peak_mb=4_000) == 123
     assert estimate_mb(replace(SMALL, engine="another"), 0) == 1024
     assert estimate_mb(replace(SMALL, external_url="http://127.0.0.1:1"), weights) == 0

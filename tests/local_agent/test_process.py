@@ -174,8 +174,10 @@ async def test_what_outlives_even_sigkill_is_left_to_the_next_agent(
         deaf.setattr(os, "killpg", lambda *_: None)
         await process.stop(0.01)
     assert len(recorded(run_dir)) == 1
+    assert not await process.is_gone(), "it keeps its memory"
     os.kill(process.pid, signal.SIGKILL)
     await process.stop(5)
+    assert await process.is_gone()
     assert recorded(run_dir) == []
 
 

@@ -47,6 +47,19 @@ async def test_register_serve_renew_release(start_router: StartRouter) -> None:
         assert (await scene.client.post(CHAT, json=chat())).status_code == 200
 
 
+async def test_what_an_agent_measured_is_listed(start_router: StartRouter) -> None:
+    async with scene_of(start_router) as scene:
+        await scene.agent.register()
+        speed = {"engine": "llama_cpp", "tokens_per_s": 61.5, "device": "CPU only"}
+        ttft = [{"prompt_tokens": 900, "ttft_ms": 210.0}]
+        models = [{"id": "tiny", "status": "loaded", "bench": [{**speed, "ttft": ttft}]}]
+        await scene.agent.renew(models=models)
+        (row,) = (await scene.client.get("/v1/models/tiny")).json()["bench"]
+        assert row.items() >= {**speed, "ttft": ttft, "is_current": True}.items()
+        await scene.agent.renew(models=[{"id": "tiny", "status": "loaded"}])
+        assert "bench" not in (await scene.client.get("/v1/models/tiny")).json()
+
+
 async def test_models_of_agents_are_listed_with_their_status(start_router: StartRouter) -> None:
     async with scene_of(start_router) as scene:
         await scene.agent.register()
@@ -62,6 +75,7 @@ async def test_models_of_agents_are_listed_with_their_status(start_router: Start
         assert tiny["context_length"] == 2048
         assert tiny["created"] == 1_700_000_000
         assert (await listed())["big"]["status"] == {"value": "unloaded"}
+        assert "bench" not in tiny, "nothing was measured"
         models = [{"id": "tiny", "status": "loading"}, {"id": "new", "status": "downloading"}]
         await scene.agent.renew(models=models)
         assert {name: model["status"]["value"] for name, model in (await listed()).items()} == {

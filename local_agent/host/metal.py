@@ -1,0 +1,58 @@
+"""What Metal lets programs have of a Mac's memory, as the device says it: never a share that we assume.
+
+The limit is `recommendedMaxWorkingSetSize` of the default device
+(https://developer.apple.com/documentation/metal/mtldevice/recommendedmaxworkingsetsize). It differs from
+Mac to Mac (11.84 GiB of 16 on an M3, 107.52 of 128 on an M5 Max, 14.3 GB of 18), and follows
+`iogpu.wired_limit_mb` where somebody has set that, which is what is asked where the device can't be.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from local_agent.host.macos import parse_sysctl, sysctl_int
+from local_agent.host.sysctl import sysctl, tool
+
+WIRED_LIMIT = "iogpu.wired_limit_mb"
+_MIB = 2**20
+
+
+def metal_limit_mb() -> int | None:
+    """Return the limit in MiB; None if neither the device nor the system tells. Blocks for a moment.
+
+    The device is asked in a process of its own: what goes wrong in Metal must not end the agent.
+    """
+    said = tool(sys.executable, "-I", "-c", _ASK)
+    return chosen_limit_mb(said, sysctl(WIRED_LIMIT))
+
+
+def chosen_limit_mb(device: str, wired: str) -> int | None:
+    """Return the limit in MiB: the device's, else the one that somebody set; None if there is neither.
+
+    Args:
+        device: bytes, as the program that asks the device prints them.
+        wired: what `sysctl iogpu.wired_limit_mb` prints. Its 0 means that the system decides, and tells
+            nothing.
+    """
+    text = device.strip()
+    if text.isdecimal() and int(text) >= _MIB:
+        return int(text) // _MIB
+    limit = sysctl_int(parse_sysctl(wired), WIRED_LIMIT)
+    return limit if limit is not None and limit > 0 else None
+
+
+# Objective-C's runtime by ctypes: two messages, and no package that only a Mac has. Apple's arm64 wants
+# `objc_msgSend` called with the types of the method, so the prototype is set.
+_ASK = """
+import ctypes
+metal = ctypes.CDLL("/System/Library/Frameworks/Metal.framework/Metal")
+objc = ctypes.CDLL("/usr/lib/libobjc.dylib")
+metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p
+objc.sel_registerName.restype = ctypes.c_void_p
+objc.sel_registerName.argtypes = [ctypes.c_char_p]
+objc.objc_msgSend.restype = ctypes.c_uint64
+objc.objc_msgSend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+device = metal.MTLCreateSystemDefaultDevice()
+if device:
+    print(objc.objc_msgSend(device, objc.sel_registerName(b"recommendedMaxWorkingSetSize")))
+"""
