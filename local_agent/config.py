@@ -232,10 +232,10 @@ class AgentConfig(_Entry, SwapFields):
     memory_reserve: Size | None = Field(
         default=None, description="What is left to other programs where no budget is given."
     )
-    memory_guard: MemoryGuard = Field(
-        default="normal",
+    memory_guard: MemoryGuard | None = Field(
+        default=None,
         description="Whether a load waits while the machine itself has no room: `normal`, `strict` "
-        "(other programs keep theirs, and `memory_reserve`), or `off`.",
+        "(other programs keep theirs, and `memory_reserve`), or `off`. Without it: `normal` on a Mac, else `off`.",
     )
     labels: dict[str, str] = Field(default={}, description="Labels that the router may see.")
     power: PowerConfig = Field(

@@ -107,6 +107,7 @@ class Environments:
             folder = self._root / _MADE / f"{name}-{uuid.uuid4().hex[:8]}"
             try:
                 self._make(folder, python, recipe, report, lock)
+                self._refuse_in_use(name)  # somebody may have loaded a model in these minutes
                 self._put(name, folder)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)

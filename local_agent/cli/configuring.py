@@ -17,6 +17,7 @@ from local_agent.doctor.finding import Finding
 from local_agent.doctor.models import examine_models, plans
 from local_agent.domain import HostFacts
 from local_agent.engines import AUTO
+from local_agent.memory.budget import guard_of
 from local_agent.memory.estimate import budget_mb, budget_reason
 from local_agent.this_host import this_host
 
@@ -102,7 +103,7 @@ def _budget_line(host: HostFacts, config: AgentConfig) -> str:
     budget, reserve = config.memory_budget, config.memory_reserve
     size = budget_mb(host, budget=budget, reserve=reserve)
     why = budget_reason(host, budget=budget, reserve=reserve)
-    return f"memory for all models: {size} MiB ({why}); memory_guard: {config.memory_guard}"
+    return f"memory for all models: {size} MiB ({why}); memory_guard: {guard_of(host, config)}"
 
 
 def _warnings(context: Context, config: AgentConfig) -> list[Finding]:

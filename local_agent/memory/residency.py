@@ -198,15 +198,14 @@ class Residency:
         self._settled_at = now = self._clock()
         for model in list(self.ledger.held):
             if _state(observed, model) not in ALIVE:
-                memory = self.room.machine.memory
-                self.room.freed(self.leftovers.ended(model, memory, now))
-                self._leaving.pop(model, None)
+                self.room.freed(self.leftovers.ended(model, self.room.machine.memory, now))
                 self._wanted.restart(model, now)
+        # who leaked holds nothing any more either, and may be loaded anew
+        self._leaving = {one: why for one, why in self._leaving.items() if one in self.ledger.held}
         self._take_demands(observed, now)
         self._drop_old_demands(observed, now)
         self._end_idle(observed, now)
-        self._granted = set()
-        self._is_waiting = False
+        self._granted, self._is_waiting = set(), False
         self.room.look_anew()
         for model in self._claims(observed, now):
             if self._reserve(model, observed):
@@ -343,7 +342,8 @@ class Residency:
             chosen = choose_evicted(need_mb, residents, min_residency_s=rule, may_be_busy=True)
         for victim in chosen or ():
             self.unload(victim, f"it makes room for {model}")
-        return is_starving or chosen is not None
+        # what other programs have may never come back: nobody else waits for that
+        return chosen is not None or (is_starving and self.size_mb(model) > self.ledger.free_mb)
 
     def _need_mb(self, model: ModelId, observed: Observed) -> int:
         """Return what has to be freed for the model, beyond what is coming free anyway."""
@@ -352,7 +352,7 @@ class Residency:
             for one, held in self.ledger.held.items()
             if one in self._leaving or _state(observed, one) in {S.DRAINING, S.STOPPING}
         )
-        return self.size_mb(model) - self.room.free_mb(observed) - coming_mb
+        return self.size_mb(model) - self.room.spare_mb() - coming_mb
 
     def _residents(self, observed: Observed, now: float) -> list[Resident]:
         """Return who holds memory and is not going already."""

@@ -69,6 +69,16 @@ class Room:
         free_mb = self._ledger.free_mb
         return free_mb if machine_mb is None else min(free_mb, machine_mb)
 
+    def spare_mb(self) -> int:
+        """Return what could be given if nobody were loading.
+
+        What is being loaded is partly taken and partly not, and nobody knows how much: no other model goes for
+        that, it is waited for.
+        """
+        machine_mb = self.machine.free_mb(min(0, -self._freed_mb))
+        free_mb = self._ledger.free_mb
+        return free_mb if machine_mb is None else min(free_mb, machine_mb)
+
     def _coming_mb(self, observed: Mapping[ModelId, WorkerStatus]) -> int:
         """Return what is given to workers, and not seen as taken yet, less what was given back."""
         given = (

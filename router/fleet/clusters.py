@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from dataclasses import replace as with_values
 from enum import Enum
 
 from msgspec.structs import replace
@@ -36,6 +37,8 @@ _LISTED_S = 300.0
 _GAP_S = 3600.0
 # What the registry has of a name that lists lack is as old as that, so that few lists cost a write.
 _GRAIN_S = 3600
+# The registry can lose what it was told: a restored file, a provider added anew, another router.
+_WRITTEN_ANEW_S = 3600.0
 _MOST_NAMES = 8192
 # A new cluster is asked often until it has shown how it stands, but not for ever.
 _MOST_DOUBTS = 10
@@ -76,6 +79,7 @@ class _Cluster:
     base_url: str | None
     known: dict[str, _Known] = field(default_factory=dict)
     saved: dict[str, tuple[ServedModel, int]] = field(default_factory=dict)
+    written_at: float | None = None
     state: ClusterState = ClusterState.UNKNOWN
     queued: int = 0
     listed_at: float | None = None
@@ -107,8 +111,13 @@ class _Cluster:
         }
         return {name: found.model for name, found in self.known.items()} != before
 
-    def change(self) -> ModelsChange | None:
-        """Return what of it the registry does not have yet."""
+    def change(self, now: float) -> ModelsChange | None:
+        """Return what of it the registry may not have."""
+        if self.written_at is None or now - self.written_at >= _WRITTEN_ANEW_S:
+            self.saved = {
+                name: record for name, record in self.saved.items() if name not in self.known
+            }
+            self.written_at = now
         records = {name: found.record for name, found in self.known.items()}
         gone = tuple(name for name in self.saved if name not in records)
         new = tuple(
@@ -141,6 +150,8 @@ class Clusters:
             base_url = None if endpoint is None else endpoint.base_url
             found[name] = self._clusters.get(name) or _Cluster(name, provider.zone, base_url)
             found[name].move(provider.zone, base_url)
+            found[name].written_at = None  # it may be another file, or a row made anew
+            self._changed.add(name)
         self._clusters = found
         self._index()
 
@@ -151,6 +162,8 @@ class Clusters:
             if cluster is not None and each.model.id not in cluster.known:
                 found = cluster.known[each.model.id] = _Known(each.model, each.missing_s)
                 cluster.saved[each.model.id] = found.record
+        for cluster in self._clusters.values():
+            cluster.written_at = self._clock()
         self._index()
 
     def learn(self, endpoint: EndpointId, told: Probed) -> bool:
@@ -200,7 +213,8 @@ class Clusters:
         if not self._changed:
             return []
         changed, self._changed = self._changed, set()
-        found = [self._clusters[name].change() for name in changed if name in self._clusters]
+        now = self._clock()
+        found = [self._clusters[name].change(now) for name in changed if name in self._clusters]
         return [change for change in found if change is not None]
 
     def mark_saved(self, change: ModelsChange, *, is_saved: bool) -> None:
@@ -217,8 +231,21 @@ class Clusters:
             cluster.saved.pop(name, None)
 
     def entry(self, name: str) -> ModelEntry | None:
-        """Return a model that clusters serve, under its own name; None if none does."""
-        return self._entries.get(name)
+        """Return a model that clusters serve, under its own name; None if none does.
+
+        One whose lists have lacked it for minutes keeps the name inside, but while another one lists it, that
+        one is asked.
+        """
+        entry = self._entries.get(name)
+        if entry is None or len(entry.deployments) == 1:
+            return entry
+        lists = [self._lists(EndpointId(place.provider), name) for place in entry.deployments]
+        if all(lists) or not any(lists):
+            return entry
+        places = tuple(
+            place for place, is_so in zip(entry.deployments, lists, strict=True) if is_so
+        )
+        return with_values(entry, deployments=places)
 
     def entries(self) -> Iterable[ModelEntry]:
         """Return those that can be asked for: lists have had them lately, and their cluster has an address."""
@@ -269,8 +296,13 @@ class Clusters:
         )
 
     def _shows(self, name: str, model: str) -> bool:
-        cluster = self._clusters[EndpointId(name)]
-        return cluster.base_url is not None and cluster.known[model].missing_s < _LISTED_S
+        endpoint = EndpointId(name)
+        return self._clusters[endpoint].base_url is not None and self._lists(endpoint, model)
+
+    def _lists(self, name: EndpointId, model: str) -> bool:
+        """Tell whether the cluster's lists have had the model lately."""
+        found = self._clusters[name].known.get(model)
+        return found is not None and found.missing_s < _LISTED_S
 
     def _index(self) -> None:
         """Name the models; of the clusters that have one, only those of the innermost zone count.

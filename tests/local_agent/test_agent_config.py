@@ -267,7 +267,7 @@ def test_memory_fields() -> None:
     model = config.find("a")
     assert model is not None
     assert (model.memory, model.pin, model.ttl, model.weight) == (763, True, 30, 2)
-    assert config.memory_guard == "normal"
+    assert config.memory_guard is None
     for guard in ("off", "'off'", "strict", "normal"):
         found = parse_config(f"memory_guard: {guard}", {}, name="f", base=Path())
         assert found.memory_guard == guard.strip("'"), "YAML's own `off` is false"

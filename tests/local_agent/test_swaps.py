@@ -26,6 +26,7 @@ from local_agent.domain import (
 from local_agent.engines import ENGINES
 from local_agent.lifecycle import ALIVE
 from local_agent.memory.ledger import Ledger
+from local_agent.memory.machine import MachineMemory
 from local_agent.memory.residency import Residency
 from local_agent.planner import plan
 
@@ -228,6 +229,60 @@ def test_the_end_of_a_pause_is_waited_for_until_it_was_seen() -> None:
     world.residency.settle(resting)
     assert world.residency.is_wanted(model, resting[model])
     assert world.residency.next_due(resting) is None
+
+
+def settled(world: World, **states: S) -> dict[ModelId, WorkerStatus]:
+    """Let the residency look at workers in these states."""
+    observed = {ModelId(name): WorkerStatus(state=state) for name, state in states.items()}
+    world.residency.settle(observed)
+    return observed
+
+
+def told(world: World, available_mb: int) -> None:
+    memory = MachineMemory(available_mb=available_mb, idle_mb=available_mb)
+    world.residency.room.told(memory, world.now)
+
+
+def test_what_other_programs_never_give_back_keeps_nobody_else_waiting() -> None:
+    world = World({"big": 80, "small": 20}, budget_mb=100)
+    told(world, 60)
+    world.residency.ask(ModelId("big"))
+    settled(world, big=S.COLD, small=S.COLD)
+    world.now = SWAP_AFTER_S + 1
+    world.residency.ask(ModelId("big"))
+    world.residency.ask(ModelId("small"))
+    observed = settled(world, big=S.COLD, small=S.COLD)
+    assert [m for m, status in observed.items() if world.residency.is_wanted(m, status)] == [
+        "small"
+    ]
+
+
+def test_nobody_goes_for_what_a_load_may_have_taken_already() -> None:
+    world = World({"idle": 20, "big": 60, "new": 15}, budget_mb=100)
+    residency, (idle, big, new) = world.residency, world.entries
+    for model in (idle, big):
+        residency.ask(model)
+    settled(world, idle=S.COLD, big=S.COLD, new=S.COLD)
+    told(world, 65)  # `big` may have taken all of its 60, or nothing of it
+    world.now = MIN_RESIDENCY_S + 1
+    residency.ask(new)
+    settled(world, idle=S.READY, big=S.LOADING, new=S.COLD)
+    assert residency.why_leaving(idle) is None
+    told(world, 5)
+    settled(world, idle=S.READY, big=S.READY, new=S.COLD)
+    assert residency.why_leaving(idle) == "it makes room for new"
+
+
+def test_a_model_whose_old_process_leaked_is_loaded_anew() -> None:
+    world = World({"a": 40}, budget_mb=100)
+    residency, model = world.residency, ModelId("a")
+    residency.ask(model)
+    settled(world, a=S.COLD)
+    residency.unload(model, "it was unloaded by command")
+    residency.ledger.leave(model, "a (leaked 1)")
+    residency.ask(model)
+    settled(world, a=S.COLD)
+    assert residency.is_wanted(model, WorkerStatus(state=S.STARTING))
 
 
 def test_among_those_who_wait_the_model_of_more_priority_is_first() -> None:

@@ -102,6 +102,49 @@ def save(clusters: Clusters, kept: dict[str, KnownModel]) -> int:
     return count
 
 
+def test_what_the_registry_lost_is_written_anew(clusters: Clusters, clock: FakeClock) -> None:
+    """A restored file, a provider that was removed and added at once, another router that forgot."""
+    kept: dict[str, KnownModel] = {}
+    llmd = EndpointId("llmd")
+    clusters.learn(llmd, told("m"))
+    assert save(clusters, kept) == 1
+    kept.clear()
+    clock.now += 60
+    clusters.learn(llmd, told("m"))
+    assert save(clusters, kept) == 0, "each list is no write"
+    clusters.keep([place()])
+    assert save(clusters, kept) == 1, "the registry has changed"
+    kept.clear()
+    clock.now += 3600
+    clusters.learn(llmd, told("m"))
+    assert save(clusters, kept) == 1, "an hour has passed"
+    assert set(kept) == {"m"}
+
+
+def test_a_model_that_moved_is_asked_for_where_it_is(clusters: Clusters, clock: FakeClock) -> None:
+    """The cluster that had it keeps the name inside, and would answer 404."""
+    clusters.keep([place("a"), place("b")])
+    a, b = EndpointId("a"), EndpointId("b")
+    clusters.learn(a, told("base", "moved"))
+    clusters.learn(b, told("base", "moved"))
+    assert asked(clusters, "moved") == ["a", "b"]
+    for _ in range(2):
+        clock.now += 301
+        clusters.learn(a, told("base"))
+        clusters.learn(b, told("base", "moved"))
+    assert asked(clusters, "moved") == ["b"]
+    assert asked(clusters, "base") == ["a", "b"]
+    for _ in range(2):
+        clock.now += 301
+        clusters.learn(b, told("base"))
+    assert asked(clusters, "moved") == ["a", "b"], "nobody lists it: it stays inside all the same"
+
+
+def asked(clusters: Clusters, name: str) -> list[str]:
+    entry = clusters.entry(name)
+    return [] if entry is None else [each.provider for each in entry.deployments]
+
+
 def test_what_was_seen_counts_after_a_restart(clusters: Clusters, clock: FakeClock) -> None:
     kept: dict[str, KnownModel] = {}
     tuned = ServedModel(id="tuned", created_at=5, context_tokens=4096, base_model="base")
@@ -137,7 +180,7 @@ def test_a_restart_does_not_make_a_name_that_lists_lack_new(
         clock.now += 3600
     again.learn(EndpointId("llmd"), told("base"))
     assert again.entry("old") is None
-    assert save(again, kept) == 1
+    assert save(again, kept) == 2, "the one is gone, the other is written anew after hours"
     assert list(kept) == ["base"]
 
 
