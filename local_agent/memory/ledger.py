@@ -41,6 +41,11 @@ class Ledger:
         """Return what can be reserved now."""
         return max(0, self._budget_mb - self.held_mb)
 
+    @property
+    def peak_mb(self) -> int:
+        """Return the largest peak with which a model is let in again: what did run is not too big for ever."""
+        return self._budget_mb * 100 // 106  # the estimate adds a twentieth
+
     def set_budget(self, budget_mb: int) -> None:
         """Take another budget; what is held stays, nothing more is given until it fits."""
         self._budget_mb = budget_mb

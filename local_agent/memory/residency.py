@@ -148,7 +148,7 @@ class Residency:
         """Note what a ready worker takes now: the next one is estimated by the most of it."""
         entry = self._entries.get(model)
         if entry is not None and mb > 0:
-            self.remembered.saw(model, entry.deployment.config_hash, mb)
+            self.remembered.saw(model, entry.deployment.config_hash, min(mb, self.ledger.peak_mb))
             if entry.deployment.memory_mb is None:  # else the configuration knows better
                 self.ledger.grow(model, mb)
 

@@ -33,6 +33,7 @@ from local_agent.planner import plan
 S = WorkerState
 HOST = HostFacts(platform="linux", arch="x86_64", memory_mb=8000)
 LOAD_S, MIN_RESIDENCY_S, SWAP_AFTER_S = 3.0, 10.0, 30.0
+UNKNOWN = Deployment(model=ModelId("a"), engine="simulated")
 LONGEST_S = 20.0
 """The longest that a request takes."""
 
@@ -271,6 +272,17 @@ def test_nobody_goes_for_what_a_load_may_have_taken_already() -> None:
     told(world, 5)
     settled(world, idle=S.READY, big=S.READY, new=S.COLD)
     assert residency.why_leaving(idle) == "it makes room for new"
+
+
+def test_a_model_that_did_run_is_never_too_big_for_what_it_was_seen_to_take() -> None:
+    world = World({"a": 0}, budget_mb=1000)
+    residency, model = world.residency, ModelId("a")
+    world.entries = {model: replace(world.entries[model], deployment=UNKNOWN)}
+    residency.set_entries(world.entries)
+    for mb in (500, 990, 1400):  # shared pages count for each process
+        residency.measured(model, mb)
+        assert residency.refusal(model) is None
+    assert residency.size_mb(model) > 950
 
 
 def test_a_model_whose_old_process_leaked_is_loaded_anew() -> None:
