@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,7 @@ def install(
             typer.echo(content.decode(), nl=False)
             return
         _refuse_second(context, host)
+        _refuse_loss(files.read(host.path) or b"", content)
         files.make_room(service.log)
         with files.replaced(host.path, content) as is_new:
             host.manager.start(host.path)
@@ -109,6 +111,24 @@ def status(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _refuse_loss(before: bytes, content: bytes) -> None:
+    """Refuse to replace a service by one that would read other files than it does now.
+
+    Raises:
+        CommandFailed: it has a setting that this shell has not.
+    """
+    lost = [
+        name.upper()
+        for name in _CARRIED
+        if name.upper().encode() in before and name.upper().encode() not in content
+    ]
+    if lost:
+        raise CommandFailed(
+            f"the service that is there has {', '.join(lost)}, which is not set here: set it as it was, or"
+            " give it up by iir-agent service uninstall first"
+        )
+
+
 def definition(context: Context) -> Definition:
     """Return the agent of this installation, with this IIR_HOME, as a service.
 
@@ -148,12 +168,13 @@ def this_system(context: Context, service: Definition) -> Host:
     Raises:
         CommandFailed: it does not.
     """
+    run = partial(run_command, stop_s=service.stop_s)
     if sys.platform == "darwin":
-        launchd = Launchd(run_command, time.sleep, stop_s=service.stop_s)
+        launchd = Launchd(run, time.sleep, stop_s=service.stop_s)
         return Host(launchd, plist_path(), context.show(service.log))
     if sys.platform == "linux":
         path = unit_path(context.settings.environment())
-        return Host(Systemd(run_command), path, f"journalctl --user -u {UNIT}")
+        return Host(Systemd(run), path, f"journalctl --user -u {UNIT}")
     raise CommandFailed("services are made on macOS (launchd) and Linux (systemd) only")
 
 

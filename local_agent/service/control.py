@@ -12,7 +12,8 @@ from typing import Protocol
 
 from local_agent.service.definition import LABEL, UNIT, Definition, plist, unit
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 60.0
+"""How long a service manager may take, beyond what the agent may take to end."""
 _GONE_POLL_S = 0.25
 _LAUNCHCTL = "/bin/launchctl"
 _NO_SUCH_SERVICE = 113
@@ -65,11 +66,15 @@ class ServiceManager(Protocol):
         ...
 
 
-def run_command(argv: Sequence[str]) -> Outcome:
-    """Run a command of the service manager; it blocks."""
+def run_command(argv: Sequence[str], stop_s: float) -> Outcome:
+    """Run a command of the service manager; it blocks, also while the agent ends, for `stop_s` at most."""
     try:
         done = subprocess.run(  # noqa: S603 - constants, and paths of ours
-            argv, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S
+            argv,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S + stop_s,
         )
     except FileNotFoundError:
         return Outcome(127, err=f"{argv[0]} is not there")

@@ -290,11 +290,11 @@ async def test_what_was_measured_replaces_the_estimate(stage: Stage) -> None:
     async with running(supervisor):
         await supervisor.ensure_ready(A, 5)
         assert supervisor.residency.ledger.held == {A: 96}
+        supervisor.residency.ledger.set_budget(200)
         supervisor.residency.measured(A, 98)
         assert supervisor.residency.ledger.held == {A: 98}
         supervisor.residency.measured(A, 20)
         supervisor.unload(A)
         await settled(supervisor, "a", S.COLD)
-        supervisor.residency.ledger.set_budget(200)
         await supervisor.ensure_ready(A, 5)
         assert supervisor.residency.ledger.held == {A: 103}

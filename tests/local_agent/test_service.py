@@ -64,7 +64,7 @@ class FakeManager:
         self.answers = answers
         self.asked: list[tuple[str, ...]] = []
 
-    def __call__(self, argv: Sequence[str]) -> Outcome:
+    def __call__(self, argv: Sequence[str], stop_s: float = 0.0) -> Outcome:
         words = tuple(argv)
         self.asked.append(words)
         verb = next(word for word in words[1:] if not word.startswith("-"))
@@ -311,6 +311,21 @@ def test_a_second_agent_with_this_home_is_not_installed(
         unit_file(tmp_path).parent.mkdir(parents=True)
         unit_file(tmp_path).write_text("an older one")
         assert run_linux("install", show=Outcome(0, RUNNING)).exit_code == 0
+
+
+def test_an_upgrade_from_another_shell_loses_no_setting(
+    tmp_path: Path, run_linux: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("drain_s: 300\n")
+    monkeypatch.setenv("AGENT_CONFIG", str(tmp_path / "mine.yaml"))
+    assert run_linux("install").exit_code == 0
+    text = unit_file(tmp_path).read_text()
+    assert "mine.yaml" in text
+    monkeypatch.delenv("AGENT_CONFIG")
+    refused = run_linux("install")
+    assert refused.exit_code == 1
+    assert "has AGENT_CONFIG, which is not set here" in refused.output
+    assert unit_file(tmp_path).read_text() == text
 
 
 def test_an_install_that_fails_leaves_what_was_there(
