@@ -120,6 +120,14 @@ static_resources:
         http_header_name: x-gateway-destination-endpoint
       circuit_breakers:
         {{- include "llmd.envoy.manyRequests" . | nindent 8 }}
+      # vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE): a request that meets such an end is lost
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          common_http_protocol_options:
+            idle_timeout: 4s
+          explicit_http_config:
+            http_protocol_options: {}
     - name: picker
       type: STATIC
       connect_timeout: 2s
