@@ -37,10 +37,6 @@ def device(deployment: Deployment, engine: Engine, host: HostFacts) -> str | Non
         return CUDA if has_gpu else CPU_ONLY
     if deployment.engine in _ON_METAL:
         is_off = deployment.options.get(_SHOWN_LAYERS) == "0"
-        return METAL if _has_metal(host) and not is_off else CPU_ONLY
+        return METAL if host.is_apple_silicon and not is_off else CPU_ONLY
     # a build of vLLM or torch tells where it computes only once it runs
     return None
-
-
-def _has_metal(host: HostFacts) -> bool:
-    return host.platform == "darwin" and host.arch == "arm64"

@@ -288,3 +288,8 @@ class HostFacts:
     machine: str = ""
     measured: tuple[Measured, ...] = ()
     accelerator_mb: int | None = None
+
+    @property
+    def is_apple_silicon(self) -> bool:
+        """Tell whether this is a Mac whose GPU shares its memory: an Intel Mac's has one of its own."""
+        return self.platform == "darwin" and self.arch == "arm64"

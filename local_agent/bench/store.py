@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from local_agent.domain import Measured, ModelId
 from shared.contracts.agents import Bench
+from shared.kit.whole_file import write_whole
 
 _VERSION = 1
 _MOST_ROWS = 200
@@ -68,12 +68,7 @@ class BenchStore:
         with self._locked():
             others = [one for one in self.rows() if one.key != row.key]
             text = _File(rows=(row, *others[: _MOST_ROWS - 1])).model_dump_json(indent=1)
-            draft = self._path.with_suffix(".new")
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
+            write_whole(self._path, text + "\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

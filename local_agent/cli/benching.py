@@ -147,8 +147,9 @@ def _bench(context: Context, model: str, *, is_forced: bool) -> Row:
             figures = measurer.run()
     except BenchFailed as error:
         raise CommandFailed(f"{model} was not measured: {error}") from None
-    if not (was_loaded or subject.is_external or (worker is not None and worker.is_pinned)):
-        subject.agent.tell(model, "unload")
+    finally:
+        if not (was_loaded or subject.is_external or (worker is not None and worker.is_pinned)):
+            subject.agent.tell(model, "unload")
     if tally.is_disturbed:
         notes.append("disturbed: the agent had other requests meanwhile")
     measured = _Result(figures, None if load_s is None else round(load_s, 2), tally.peak_bytes)

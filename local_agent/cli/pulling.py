@@ -17,11 +17,12 @@ from local_agent.control.identity import load_agent_id
 from local_agent.domain import ModelId
 from local_agent.pulls.puller import ModelPuller, Needed, Pulled, needed, to_remove
 from local_agent.this_host import model_puller, this_host
-from local_agent.weights.files import disk_errors, write_text
+from local_agent.weights.files import disk_errors
 from local_agent.weights.progress import OnProgress
 from local_agent.weights.source import Source, looks_like_source, parse_source
 from local_agent.yaml_text import YamlError, append_entry
 from shared.kit.logs import configure_logs
+from shared.kit.whole_file import write_whole
 
 _STOPPED = 130
 
@@ -92,7 +93,7 @@ def pull(context: Context, wanted: Wanted, on_progress: OnProgress) -> Pulled:
         target = settings.config_path.resolve()
         with disk_errors():
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_text(target, wanted.text)
+            write_whole(target, wanted.text)
     return pulled
 
 

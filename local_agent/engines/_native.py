@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +36,7 @@ _RUN = (
 )
 
 
-class NativeEngine:
+class NativeEngine(ABC):
     """The part of an engine's description that does not depend on which of them it is.
 
     A folder of the user's or a pulled repository is served; the engine never hears of another model.
@@ -44,9 +45,9 @@ class NativeEngine:
     name: ClassVar[str]
     options: ClassVar[Options] = REPO
 
+    @abstractmethod
     def recipe(self, host: HostFacts) -> Recipe | str:
         """Return what its environment is made of; a text says why it can't run here."""
-        raise NotImplementedError
 
     def needs_weights(self, deployment: Deployment) -> bool:
         """A repository is pulled; a folder is used where it is."""
@@ -105,11 +106,6 @@ def folder_name(deployment: Deployment) -> str:
     """Return the model's folder relative to where it lies, so that no log and no error holds a path."""
     assert deployment.weights is not None  # noqa: S101 - what is not there is not started
     return f"./{deployment.weights.name}"
-
-
-def is_apple_silicon(host: HostFacts) -> bool:
-    """Tell whether this is a Mac with Metal."""
-    return host.platform == "darwin" and host.arch == "arm64"
 
 
 def _wrong_model(deployment: Deployment) -> str | None:

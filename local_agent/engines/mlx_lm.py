@@ -14,7 +14,6 @@ from local_agent.engines._native import (
     NativeEngine,
     Options,
     folder_name,
-    is_apple_silicon,
 )
 from local_agent.ports import Launch, Recipe
 
@@ -33,9 +32,9 @@ class MlxLm(NativeEngine):
 
     def recipe(self, host: HostFacts) -> Recipe | str:
         """MLX has packages for macOS on arm64, and for Linux without a GPU."""
-        if not is_apple_silicon(host) and host.platform != "linux":
+        if not host.is_apple_silicon and host.platform != "linux":
             return _NOT_HERE
-        mlx = "mlx==0.32.4" if is_apple_silicon(host) else "mlx[cpu]==0.32.4"
+        mlx = "mlx==0.32.4" if host.is_apple_silicon else "mlx[cpu]==0.32.4"
         return Recipe(
             requirements=("mlx-lm==0.32.2", mlx, "transformers==5.24.0"),
             pythons=PYTHONS,

@@ -15,7 +15,6 @@ from local_agent.engines._native import (
     NativeEngine,
     Options,
     folder_name,
-    is_apple_silicon,
 )
 from local_agent.ports import Launch, Recipe
 
@@ -40,7 +39,7 @@ class VllmMetal(NativeEngine):
 
     def recipe(self, host: HostFacts) -> Recipe | str:
         """Its packages are for Python 3.12 and macOS 15 on Apple Silicon."""
-        if not is_apple_silicon(host):
+        if not host.is_apple_silicon:
             instead = "here use engine vllm or vllm_docker"
             return APPLE_ONLY.format(engine="vllm-metal", instead=instead)
         return Recipe(

@@ -15,7 +15,6 @@ from local_agent.engines._native import (
     NativeEngine,
     Options,
     folder_name,
-    is_apple_silicon,
 )
 from local_agent.ports import Launch, Recipe
 
@@ -33,7 +32,7 @@ class VllmMlx(NativeEngine):
 
     def recipe(self, host: HostFacts) -> Recipe | str:
         """It needs Metal."""
-        if not is_apple_silicon(host):
+        if not host.is_apple_silicon:
             return APPLE_ONLY.format(engine="vllm-mlx", instead="here use engine mlx_lm or vllm")
         return Recipe(
             requirements=("vllm-mlx==0.6.0",),

@@ -8,6 +8,8 @@ import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -15,27 +17,32 @@ import psutil
 from local_agent.domain import HostFacts
 from local_agent.host.macos import parse_sysctl
 from local_agent.host.metal import metal_limit_mb
-from local_agent.host.sysctl import sysctl
+from local_agent.host.tools import sysctl
 
 ENGINE_MODULES = ("xllamacpp",)
 """Modules that engines ask for. They are looked for, never imported into the agent."""
 
 
 def host_facts(modules: Iterable[str] = ENGINE_MODULES) -> HostFacts:
-    """Return the facts, read once at the agent's start.
+    """Return the facts; what no running machine changes is read once.
 
     Args:
         modules: top-level modules to look for.
     """
     memory_mb = psutil.virtual_memory().total // (1024 * 1024)
-    return HostFacts(
-        platform=platform.system().lower(),
-        arch=platform.machine().lower(),
+    system, arch = platform.system().lower(), platform.machine().lower()
+    facts = HostFacts(
+        platform=system,
+        arch=arch,
         memory_mb=memory_mb,
         modules=frozenset(name for name in modules if importlib.util.find_spec(name)),
         machine=machine_name(_processor(), psutil.cpu_count() or 0, memory_mb),
-        accelerator_mb=metal_limit_mb() if _has_metal() else None,
     )
+    return replace(facts, accelerator_mb=_metal_limit_mb()) if facts.is_apple_silicon else facts
+
+
+# a process and some ten milliseconds each: a reload of the agent's file must not wait for them
+_metal_limit_mb = cache(metal_limit_mb)
 
 
 def machine_name(processor: str, cores: int, memory_mb: int) -> str:
@@ -52,11 +59,7 @@ def processor_of(cpuinfo: str) -> str | None:
     return None if found is None else found[1].strip()
 
 
-def _has_metal() -> bool:
-    """Tell whether this is Apple Silicon: the GPU of an Intel Mac has a memory of its own."""
-    return sys.platform == "darwin" and platform.machine() == "arm64"
-
-
+@cache
 def _processor() -> str:
     name = None
     if sys.platform == "darwin":

@@ -15,7 +15,6 @@ from shared.contracts.agents import PowerSource, Thermal
 _PAGE = re.compile(r"page size of (\d+) bytes")
 _PAGES = re.compile(r'^"?([A-Za-z][A-Za-z -]*?)"?:\s+(\d+)\.?\s*$', re.MULTILINE)
 _SYSCTL = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?| = )(.*)$")
-_SWAP = re.compile(r"(total|used|free) = (\d+(?:\.\d+)?)([KMGT])")
 _DRAWING = re.compile(r"^Now drawing from '([^']*)'", re.MULTILINE)
 _CHARGE = re.compile(r"^\s*-InternalBattery-\d+.*?\s(\d{1,3})%;", re.MULTILINE)
 _SPEED = re.compile(r"CPU_Speed_Limit\s*=\s*(\d+)")
@@ -24,35 +23,16 @@ _FLAG = '"{name}" = (Yes|No)'
 _CHIPSET = re.compile(r"^\s*Chipset Model: (.+?)\s*$", re.MULTILINE)
 _METAL = re.compile(r"^\s*Metal(?: Support| Family)?: (.+?)\s*$", re.MULTILINE)
 _XATTR = re.compile(r"^([\w.-]+#?\w*): ?(.*)$")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmStat:
-    """What `vm_stat` tells, in bytes.
+    """What `vm_stat` tells, in bytes. `wired_bytes` can't be paged out: what Metal holds is in it."""
 
-    `wired_bytes` can't be paged out: what Metal holds is in it. `compressor_bytes` is the room that
-    compressed pages take, not what they hold.
-    """
-
-    page_bytes: int
     free_bytes: int
-    active_bytes: int
     inactive_bytes: int
     speculative_bytes: int
     wired_bytes: int
-    purgeable_bytes: int
-    file_backed_bytes: int
-    compressor_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwapUsage:
-    """What `sysctl vm.swapusage` tells, in bytes."""
-
-    total_bytes: int
-    used_bytes: int
-    free_bytes: int
 
 
 def parse_vm_stat(text: str) -> VmStat | None:
@@ -67,15 +47,10 @@ def parse_vm_stat(text: str) -> VmStat | None:
     pages = {name: int(count) * size for name, count in _PAGES.findall(text)}
     try:
         return VmStat(
-            page_bytes=size,
             free_bytes=pages["Pages free"],
-            active_bytes=pages["Pages active"],
             inactive_bytes=pages["Pages inactive"],
             speculative_bytes=pages["Pages speculative"],
             wired_bytes=pages["Pages wired down"],
-            purgeable_bytes=pages["Pages purgeable"],
-            file_backed_bytes=pages["File-backed pages"],
-            compressor_bytes=pages["Pages occupied by compressor"],
         )
     except KeyError:
         return None
@@ -91,16 +66,6 @@ def sysctl_int(values: Mapping[str, str], name: str) -> int | None:
     """Return a whole number of `parse_sysctl`; None if it is not there, or is none."""
     value = values.get(name, "")
     return int(value) if re.fullmatch(r"-?\d+", value) else None
-
-
-def parse_swap(value: str) -> SwapUsage | None:
-    """Return what the value of `vm.swapusage` says; None if it is something else."""
-    sizes = {
-        name: round(float(number) * _UNITS[unit]) for name, number, unit in _SWAP.findall(value)
-    }
-    if sizes.keys() != {"total", "used", "free"}:
-        return None
-    return SwapUsage(total_bytes=sizes["total"], used_bytes=sizes["used"], free_bytes=sizes["free"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

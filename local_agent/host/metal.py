@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from local_agent.host.macos import parse_sysctl, sysctl_int
-from local_agent.host.sysctl import sysctl, tool
+from local_agent.host.tools import ask, sysctl
 
 WIRED_LIMIT = "iogpu.wired_limit_mb"
 _MIB = 2**20
@@ -22,7 +22,7 @@ def metal_limit_mb() -> int | None:
 
     The device is asked in a process of its own: what goes wrong in Metal must not end the agent.
     """
-    said = tool(sys.executable, "-I", "-c", _ASK)
+    said = ask((sys.executable, "-I", "-c", _ASK)) or ""
     return chosen_limit_mb(said, sysctl(WIRED_LIMIT))
 
 

@@ -27,14 +27,21 @@ _ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 
 
 def ask(
-    argv: Sequence[str], timeout_s: float = _TIMEOUT_S, *, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    timeout_s: float = _TIMEOUT_S,
+    *,
+    env: Mapping[str, str] | None = None,
+    may_fail: bool = False,
 ) -> str | None:
-    """See `Ask`; it blocks. Of our environment the program gets `env` and nothing else, so no secret."""
+    """See `Ask`; it blocks. Of our environment the program gets `env` and nothing else, so no secret.
+
+    `may_fail`: what it printed counts even if it says that it failed.
+    """
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(  # noqa: S603 - the callers' own constants
             argv,
             capture_output=True,
-            check=True,
+            check=not may_fail,
             env={**_ENVIRONMENT, **(env or {})},
             stdin=subprocess.DEVNULL,
             timeout=timeout_s,
@@ -46,3 +53,8 @@ def ask(
 def ask_mac(tool: str, *args: str, ask: Ask = ask) -> str:
     """Return what a program of macOS prints; empty where it tells nothing."""
     return ask((MAC_TOOLS[tool], *args)) or ""
+
+
+def sysctl(*names: str) -> str:
+    """Return what `sysctl NAME…` prints; names that it does not know are left out, and it fails for them."""
+    return ask((MAC_TOOLS["sysctl"], *names), may_fail=True) or ""

@@ -83,7 +83,7 @@ def budget_reason(host: HostFacts, *, budget: int | None = None, reserve: int | 
 def _limit_mb(host: HostFacts) -> int:
     if host.accelerator_mb is not None:
         return host.accelerator_mb
-    return int(host.memory_mb * _UNKNOWN_METAL_SHARE) if _has_metal(host) else host.memory_mb
+    return int(host.memory_mb * _UNKNOWN_METAL_SHARE) if host.is_apple_silicon else host.memory_mb
 
 
 def estimate_mb(deployment: Deployment, weights_bytes: int, peak_mb: int | None = None) -> int:
@@ -119,7 +119,3 @@ def _kv_cache_mb(deployment: Deployment, weights_mb: float) -> float:
         return kv_cache_gib(deployment) * 1024
     kib_per_token = _KV_KIB_AT_100_MB * math.sqrt(weights_mb / 100)
     return kib_per_token * deployment.context_tokens * deployment.parallel / 1024
-
-
-def _has_metal(host: HostFacts) -> bool:
-    return host.platform == "darwin" and host.arch == "arm64"

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import psutil
 
-from local_agent.host.sysctl import sysctl, vm_stat
+from local_agent.host.tools import ask_mac, sysctl
 from local_agent.memory.machine import (
     FREE_PERCENT,
     PRESSURE_LEVEL,
@@ -31,7 +31,8 @@ def machine_memory() -> MachineMemory | None:
     """Return the machine's memory at this moment, None if it does not tell; may block for a moment."""
     memory = psutil.virtual_memory()
     if sys.platform == "darwin":
-        return of_macos(memory.total // _MIB, vm_stat(), sysctl(FREE_PERCENT, PRESSURE_LEVEL))
+        told = sysctl(FREE_PERCENT, PRESSURE_LEVEL)
+        return of_macos(memory.total // _MIB, ask_mac("vm_stat"), told)
     text = ""
     with suppress(OSError):  # a kernel without it
         text = _PSI.read_text(encoding="ascii")

@@ -5,7 +5,6 @@ They lie in `$IIR_HOME/agent/memory.json`, which is replaced as a whole at each 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from local_agent.domain import ModelId
 from shared.kit.logs import get_logger
+from shared.kit.whole_file import write_whole
 
 _VERSION = 1
 _MOST_PEAKS = 500
@@ -122,20 +122,12 @@ class Memo:
 
     def save(self) -> None:
         """Write the file; threads take turns."""
-        draft = self._path.with_suffix(".new")
         with self._writing:
-            self._write(draft)
-
-    def _write(self, draft: Path) -> None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(self._remembered.as_text() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
-        except OSError as error:
-            self._log.warning("memory_file_not_written", reason=error.strerror)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self._path, self._remembered.as_text() + "\n")
+            except OSError as error:
+                self._log.warning("memory_file_not_written", reason=error.strerror)
 
     def _note(self) -> None:
         self._changed.set()

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from local_agent.host.tools import MAC_TOOLS
 from local_agent.service.definition import LABEL, UNIT, Definition, plist, unit
 
 _TIMEOUT_S = 60.0
 """How long a service manager may take, beyond what the agent may take to end."""
 _GONE_POLL_S = 0.25
-_LAUNCHCTL = "/bin/launchctl"
+_LAUNCHCTL = MAC_TOOLS["launchctl"]
 _NO_SUCH_SERVICE = 113
 _IN_PROGRESS = 36
 _LISTED = re.compile(r'^\s*"(PID|LastExitStatus)" = (-?\d+);', re.MULTILINE)

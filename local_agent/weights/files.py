@@ -139,16 +139,6 @@ def check_gguf(path: Path, name: str) -> None:
             raise NotGguf(f"{name} is not a GGUF file (its first bytes are not 'GGUF')")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[int]:
     """Hold a lock file; it is free again when the process ends, however it ends.

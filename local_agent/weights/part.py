@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from local_agent.weights.files import write_text
+from shared.kit.whole_file import write_whole
 
 Append = Callable[[bytes], Awaitable[None]]
 
@@ -87,4 +87,4 @@ class Part:
 
     def _write(self) -> None:
         notes = {"identity": self._identity, "storage_etag": self.storage_etag}
-        write_text(self._notes, json.dumps(notes))
+        write_whole(self._notes, json.dumps(notes))

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from local_agent.domain import ModelId, PulledImage
 from local_agent.weights.errors import AlreadyPulling, SourceInvalid
-from local_agent.weights.files import disk_errors, locked, write_text
+from local_agent.weights.files import disk_errors, locked
 from local_agent.weights.hub_cache import HubCache
 from local_agent.weights.source import plain_name
+from shared.kit.whole_file import write_whole
 
 _MANIFEST = "weights.json"
 _CONTAINER = "container.json"
@@ -103,7 +104,7 @@ class WeightStore:
     def record(self, manifest: Manifest) -> None:
         """Write the manifest: from now on the weights count as pulled."""
         path = self.folder(ModelId(manifest.model)) / _MANIFEST
-        write_text(path, json.dumps(manifest.model_dump(), indent=2) + "\n")
+        write_whole(path, json.dumps(manifest.model_dump(), indent=2) + "\n")
 
     def pulled(self, model: ModelId) -> PulledImage | None:
         """Return what was pulled for the model's container, if anything."""
@@ -117,7 +118,7 @@ class WeightStore:
         folder = self.folder(model)
         folder.mkdir(parents=True, exist_ok=True)
         values = {"model": model, **asdict(pulled), "pulled_at": pulled_at}
-        write_text(folder / _CONTAINER, json.dumps(values, indent=2) + "\n")
+        write_whole(folder / _CONTAINER, json.dumps(values, indent=2) + "\n")
 
     def forget_repo(self, repo: str) -> None:
         """Note that a repository is in the volume no more: for none of the models that share it."""

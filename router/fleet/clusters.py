@@ -209,7 +209,7 @@ class Clusters:
         return is_heard
 
     def unsaved(self) -> list[ModelsChange]:
-        """Return what the registry does not have yet; `mark_saved` follows."""
+        """Return what the registry may not have; `mark_saved` follows."""
         if not self._changed:
             return []
         changed, self._changed = self._changed, set()

@@ -236,6 +236,18 @@ async def test_a_model_is_measured_and_the_table_is_everywhere(
         assert not told.bench[0].is_current, "it was measured with another configuration"
 
 
+async def test_a_measurement_that_fails_leaves_the_model_as_it_was(
+    start_agent: StartAgent, iir_agent: Command
+) -> None:
+    broken = {**TINY, "options": {**QUICK, "fault": "status:code=500"}}
+    async with start_agent(broken) as agent:
+        failed = await iir_agent(agent, "bench", "tiny")
+        assert failed.exit_code == 1
+        assert "tiny was not measured" in failed.output
+        await agent.until("tiny", WorkerState.COLD)
+        assert not (agent.home / "agent" / "bench.json").exists()
+
+
 async def test_beside_the_work_of_others_nothing_is_measured_unless_forced(
     start_agent: StartAgent, iir_agent: Command
 ) -> None:

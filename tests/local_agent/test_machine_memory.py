@@ -153,6 +153,8 @@ async def test_with_the_guard_off_the_ledger_alone_decides(stage: Stage) -> None
     await supervisor.told_memory(tell(1))
     async with running(supervisor):
         await supervisor.ensure_ready(A, 30)
+        assert states(supervisor) == {A: S.READY}
+        assert not supervisor.awaits_memory()
 
 
 async def test_idle_models_make_room_for_what_the_machine_lacks(stage: Stage) -> None:

@@ -12,11 +12,15 @@ import uvloop
 from typer.testing import CliRunner
 
 from router.cli import app
+from router.fleet.clusters import Clusters
 from router.settings import load_settings
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
+from tests.router.clusters import place
 from tests.router.command_line import Iir
 from tests.router.harness import StartRouter, install, starter
+from tests.router.test_fleet_membership import FakeClock
+from tests.router.test_fleet_registry import CLOUD
 from tests.router.upstreams import SharedScene, shared_scene
 
 # As in production, where loops matter: how connections end, and when their owner hears of it.
@@ -30,6 +34,20 @@ def pytest_asyncio_loop_factories(
     if item.path.stem in _ON_UVLOOP:
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Return a clock that is set by hand."""
+    return FakeClock()
+
+
+@pytest.fixture
+def clusters(clock: FakeClock) -> Clusters:
+    """Return what is known of one cluster that was not asked yet, beside a cloud."""
+    found = Clusters(clock)
+    found.keep([place(), (CLOUD, None)])
+    return found
 
 
 @pytest.fixture

@@ -46,8 +46,9 @@ async def test_a_change_reaches_a_running_router_within_a_second(start_router: S
         row = DeploymentEntry(provider="engine", upstream_name="tiny")
         scene.router.write(lambda c: add_model(c, "later", row))
         with anyio.fail_after(1):
-            while (await scene.client.post(CHAT, json=chat("later"))).status_code != 200:
+            while (answer := await scene.client.post(CHAT, json=chat("later"))).status_code != 200:
                 await anyio.sleep(0.02)
+        assert answer.headers["x-iir-model"] == "later"
 
 
 async def test_prefix_rules_send_unknown_models_on(start_router: StartRouter) -> None:

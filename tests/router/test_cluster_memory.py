@@ -11,18 +11,6 @@ from tests.router.test_fleet_membership import FakeClock
 from tests.router.test_fleet_registry import CLOUD
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def clusters(clock: FakeClock) -> Clusters:
-    found = Clusters(clock)
-    found.keep([place(), (CLOUD, None)])
-    return found
-
-
 def test_a_name_that_lists_lack_is_shown_no_longer_and_kept_for_a_day(
     clusters: Clusters, clock: FakeClock
 ) -> None:

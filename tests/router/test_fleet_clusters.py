@@ -34,19 +34,6 @@ from tests.router.clusters import LLMD, cluster_endpoint, names, place, told
 from tests.router.test_fleet_membership import FakeClock
 from tests.router.test_fleet_registry import CLOUD, ENGINE, LOCAL, endpoint_of, entry, join, row
 
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def clusters(clock: FakeClock) -> Clusters:
-    found = Clusters(clock)
-    found.keep([place(), (CLOUD, None)])
-    return found
-
-
 # ── the models ───────────────────────────────────────────────────────────────────────────────
 
 

@@ -52,11 +52,6 @@ def record(row_id: int = 1, **fields: Any) -> AgentRecord:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def members(clock: FakeClock) -> Membership:
     return Membership(clock, TTL_S)
 

@@ -62,11 +62,6 @@ def catalog(
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def fleet(clock: FakeClock) -> Fleet:
     return Fleet(Membership(clock, 30.0), endpoint_of)
 
