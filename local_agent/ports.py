@@ -76,10 +76,10 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What an engine's own Python environment is made of: exact versions, which were tried together.
+    """What an engine's own Python environment is made of.
 
-    `requirements` are pip's, `places` are pages with links to packages that no index has, `modules` have
-    to be importable at the end. `size_mb` is what the environment takes, `pythons` are the versions
+    `requirements` are pip's, with exact versions; what those bring along pip chooses. `places` are pages with
+    links to packages that no index has, `modules` have to be importable at the end. `size_mb` is what the environment takes, `pythons` are the versions
     that all of it has packages for, the best first.
     """
 

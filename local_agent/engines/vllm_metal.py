@@ -20,7 +20,7 @@ from local_agent.ports import Launch, Recipe
 
 _PLUGIN = "0.3.0.dev20260822182524"
 _CORE = "0.27.1"
-# no index has either; they are the projects' own releases, as the plug-in's installer takes them
+# from the projects' own releases, which the plug-in's installer takes: PyPI had an older plug-in only
 _CORE_WHEEL = (
     f"vllm @ https://github.com/vllm-project/vllm/releases/download/v{_CORE}/"
     f"vllm-{_CORE}%2Bcpu-cp312-cp312-macosx_11_0_arm64.whl"
