@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from router.domain import HeaderStyle
 from shared.http.base_url import normalise
@@ -24,8 +24,24 @@ _OWN_HEADER: Final = re.compile(
 )
 
 
+Stamp = tuple[int, int, int]
+"""When `.env` was changed, how long it is, and which file it is."""
+
+
+def stamp_now() -> Stamp | None:
+    """Return what tells a state of `.env` from every other; None if there is none."""
+    try:
+        found = env_file(os.environ.get("IIR_HOME")).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class Settings(BaseServiceSettings):
     """Everything that can be set. `.env` and the environment use the names in upper case."""
+
+    _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _stamp: Stamp | None = PrivateAttr(default_factory=stamp_now)
 
     router_host: str = Field(
         default="127.0.0.1",
@@ -50,7 +66,7 @@ class Settings(BaseServiceSettings):
         default=None,
         description="Address of an llm-d cluster's gateway (`http://llm-d.llm-d.svc:8000`), with or "
         "without `/v1`. It makes the provider `llmd`, and what the cluster serves can be asked for. Unset: "
-        "there is none.",
+        "there is none. A router that runs takes what `.env` says of it at once.",
     )
     llmd_metrics_url: str | None = Field(
         default=None,
@@ -222,6 +238,13 @@ class Settings(BaseServiceSettings):
     def _is_expanded(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser()
 
+    @classmethod
+    def by(cls, flags: dict[str, Any]) -> Settings:
+        """Read the settings; flags beat every other source, now and when one is read again."""
+        found = cls(**flags)
+        found._flags = flags
+        return found
+
     @property
     def store_url(self) -> str:
         """Return the registry's SQLAlchemy URL."""
@@ -239,6 +262,24 @@ class Settings(BaseServiceSettings):
             idle_s=self.router_idle_timeout_s,
             total_s=self.router_total_timeout_s,
         )
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Return the state of `.env` when this was loaded."""
+        return self._stamp
+
+    def stamp_now(self) -> Stamp | None:
+        """Return its state now."""
+        return stamp_now()
+
+    def llmd_endpoint_now(self) -> str | None:
+        """Return the address of the provider `llmd` as flags, environment and `.env` have it now.
+
+        Raises:
+            ValueError: one of the settings has a form that is not taken.
+            OSError: `.env` can't be read.
+        """
+        return self.by(self._flags).llmd_endpoint
 
     def credential(self, variable: str) -> str | None:
         """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
@@ -264,4 +305,4 @@ def _bare_url(value: str, ending: str) -> str:
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` are flags and beat every other source (None: not given)."""
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    return Settings.by({name: value for name, value in overrides.items() if value is not None})

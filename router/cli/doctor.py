@@ -155,7 +155,7 @@ def _cluster(
     check = f"cluster {cluster.name}"
     if not has_address:
         text = "its address or credential is not set here, so its models can't be used"
-        fix = "set LLMD_ENDPOINT and restart the router, or: iir providers remove NAME"
+        fix = "set LLMD_ENDPOINT in .env (in the environment: restart the router), or: iir providers remove NAME"
         return Finding(check, "warning", text, fix)
     if problem is None and served:
         more = f" and {len(served) - 3} more" if len(served) > 3 else ""
