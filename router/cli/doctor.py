@@ -171,7 +171,7 @@ def _credential_fix(cluster: Provider) -> str:
     """Return how a cluster gets a credential that it takes."""
     variable = cluster.key_env or ("LLMD_API_KEY" if cluster.name == LLMD else None)
     if variable is None:
-        return f"it wants a credential: iir providers remove {cluster.name}, add it with --key-env NAME"
+        return f"it wants a credential: iir providers set {cluster.name} --key-env VARIABLE"
     return f"set {variable} to what its gateway takes (vLLM: --api-key) and restart the router"
 
 

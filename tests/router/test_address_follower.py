@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from router.domain import Provider, Zone
 from router.fleet.address_follower import AddressFollower
 from router.fleet.endpoints import ProviderEndpoints
 from router.settings import Settings, load_settings
-from router.store.catalog import add_provider, list_providers
+from router.store.catalog import add_provider, list_providers, update_provider
+from router.store.known_models import list_known_models
 from tests.router.gateway import gateway
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, chat, error_of
@@ -171,6 +173,37 @@ async def test_a_name_that_another_dialect_has_is_left_to_it(
         await notice(router)
         assert await clusters(router) == {}
         assert "llmd_endpoint_ignored" in "".join(capsys.readouterr())
+
+
+async def test_a_further_cluster_that_moved_keeps_its_names_and_is_asked_anew(
+    start_router: StartRouter,
+) -> None:
+    """Also if it is away at its new address when a router starts: no prefix rule gets its names."""
+    async with gateway("gpt-private") as (old, old_url), gateway("more") as (new, new_url):
+        async with start_router(**QUIET) as router:
+            east = Provider(name="east", dialect="llmd", base_url=old_url, zone=Zone.CLUSTER)
+            router.write(lambda c: add_provider(c, east))
+            await notice(router)
+            assert await models(router) == ["gpt-private"]
+            await router.router.memory.flush()
+            moved = replace(east, base_url=new_url)
+            router.write(lambda c: update_provider(c, moved))
+            await notice(router)
+            assert await models(router) == ["gpt-private", "more"]
+            answer = await router.client.post(CHAT, json=chat("more"))
+            assert (answer.headers["x-iir-endpoint"], len(new.requests)) == ("east", 1)
+            assert old.requests == []
+            await router.router.memory.flush()
+            known = [each.model.id for each in router.write(list_known_models)]
+            assert known == ["gpt-private", "more"]
+            nowhere = replace(east, base_url="http://127.0.0.1:9")
+            router.write(lambda c: update_provider(c, nowhere))
+        async with start_router(**QUIET) as router:
+            answer = await router.client.post(CHAT, json=chat("gpt-private"))
+            assert error_of(answer)["code"] == "upstream_unreachable"
+            assert (
+                answer.headers["x-iir-endpoint"] == "east"
+            ), "not OpenAI, where a rule sends gpt-…"
 
 
 class Row:
