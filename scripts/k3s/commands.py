@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.devstack.probes import get
 from scripts.devstack.text import Waiting, say
-from scripts.k3s import doctor, forward, release
+from scripts.k3s import doctor, forward, immutable, release
 from scripts.k3s.chart import ON_CPUS, SIMULATOR, Chart
 from scripts.k3s.choice import Choice, Wish, again, choose_cluster, choose_profile
 from scripts.k3s.drivers import Driver
@@ -146,7 +146,7 @@ def _deploy(
     place: Place, tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Chart
 ) -> None:
     try:
-        release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
+        _upgrade(tools, choice, values, timeout=timeout, chart=chart)
     except ToolFailed as failure:
         if not release.release_status(tools, choice.namespace):
             raise  # the chart refused the values: it says which, and no pod is there to look at
@@ -157,6 +157,18 @@ def _deploy(
         say("")
         doctor.tell(found)
         raise NotReady("llm-d did not come up; above is why, and what to do.") from None
+
+
+def _upgrade(
+    tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Chart
+) -> None:
+    """Bring the release to what was chosen; what can't be changed in place is made anew, once."""
+    try:
+        release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
+    except ToolFailed as failure:
+        if not immutable.make_way(tools, choice.namespace, str(failure)):
+            raise
+        release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
 
 
 def _finish(place: Place, tools: Tools, choice: Choice) -> int:
