@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from router.backends import BACKENDS
+from router.cli.kept_names import forget, names
 from router.cli.output import AsJson, CommandFailed, write_json, write_table
 from router.cli.session import read, write
 from router.cli.upstream_models import fetch_model_ids
@@ -186,6 +187,10 @@ def _note(provider: Provider, settings: Settings) -> None:
         and endpoint.base_url != api_base(provider.base_url)
     ):
         typer.echo(f"the settings here beat its base URL, with {endpoint.base_url}", err=True)
+
+
+app.command()(names)
+app.command()(forget)
 
 
 def _add_new(connection: Connection, provider: str, ids: list[str]) -> int:

@@ -20,6 +20,7 @@ from router.domain import (
     DeploymentEntry,
     Endpoint,
     EndpointId,
+    ForgottenName,
     KnownModel,
     ModelEntry,
     ModelName,
@@ -140,6 +141,7 @@ class Clusters:
         self._entries: dict[str, ModelEntry] = {}
         self._heard: set[EndpointId] = set()
         self._changed: set[EndpointId] = set()
+        self._forgotten: frozenset[ForgottenName] = frozenset()
 
     def keep(self, providers: Iterable[tuple[Provider, Endpoint | None]]) -> None:
         """Take who is there now, and where; what is known of those that stayed is kept."""
@@ -155,6 +157,17 @@ class Clusters:
             found[name].written_at = None  # it may be another file, or a row made anew
             self._changed.add(name)
         self._clusters = found
+        self._index()
+
+    def forget(self, forgotten: Iterable[ForgottenName]) -> None:
+        """Let names go, each time that somebody said so once: a list may have brought one back since."""
+        told = frozenset(forgotten)
+        for name, model, _ in told - self._forgotten:
+            cluster = self._clusters.get(EndpointId(name))
+            if cluster is not None:
+                cluster.known.pop(model, None)
+                cluster.saved.pop(model, None)
+        self._forgotten = told
         self._index()
 
     def remember(self, known: Iterable[KnownModel]) -> None:
