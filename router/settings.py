@@ -29,19 +29,30 @@ Stamp = tuple[int, int, int]
 
 
 def stamp_now() -> Stamp | None:
-    """Return what tells a state of `.env` from every other; None if there is none."""
+    """Return what tells a state of `.env` from every other; None if there is none.
+
+    Raises:
+        OSError: whether there is one can't be told now.
+    """
     try:
         found = env_file(os.environ.get("IIR_HOME")).stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _stamp_at_load() -> Stamp | None:
+    try:
+        return stamp_now()
+    except OSError:
+        return None
 
 
 class Settings(BaseServiceSettings):
     """Everything that can be set. `.env` and the environment use the names in upper case."""
 
     _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _stamp: Stamp | None = PrivateAttr(default_factory=stamp_now)
+    _stamp: Stamp | None = PrivateAttr(default_factory=_stamp_at_load)
 
     router_host: str = Field(
         default="127.0.0.1",
@@ -269,7 +280,7 @@ class Settings(BaseServiceSettings):
         return self._stamp
 
     def stamp_now(self) -> Stamp | None:
-        """Return its state now."""
+        """Return its state now; raises `OSError` if that can't be told."""
         return stamp_now()
 
     def llmd_endpoint_now(self) -> str | None:

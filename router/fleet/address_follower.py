@@ -24,7 +24,11 @@ class AddressSource(Protocol):
         ...
 
     def stamp_now(self) -> object:
-        """Return what tells its state now: another value once it has changed."""
+        """Return what tells its state now: another value once it has changed.
+
+        Raises:
+            OSError: that can't be told now.
+        """
         ...
 
     def llmd_endpoint_now(self) -> str | None:
@@ -55,6 +59,16 @@ class AddressFollower:
 
     async def look(self) -> None:
         """Take the address if `.env` has changed and come to rest: who writes it may not be done."""
+        try:
+            await self._look()
+        except OSError as error:  # the next look tries again
+            if not self._is_failing:  # once per outage
+                self._log.warning("llmd_endpoint_not_taken", reason=str(error))
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         stamp = await loop.run_in_executor(None, self._source.stamp_now)
         is_moving, self._seen = stamp != self._seen, stamp
@@ -62,18 +76,13 @@ class AddressFollower:
             return
         try:
             address = await loop.run_in_executor(None, self._source.llmd_endpoint_now)
-            if address != self._endpoints.llmd_endpoint:
-                await self._take(address)
         except (
             ValueError
         ) as error:  # a router that starts now refuses it; this one goes on as it was
             self._log.warning("settings_not_taken", reason=str(error))
-        except OSError as error:
-            if not self._is_failing:  # once per outage: the next look tries again
-                self._log.warning("llmd_endpoint_not_taken", reason=str(error))
-            self._is_failing = True
-            return
-        self._is_failing = False
+        else:
+            if address != self._endpoints.llmd_endpoint:
+                await self._take(address)
         self._taken = stamp
 
     async def _take(self, address: str | None) -> None:

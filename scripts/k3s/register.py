@@ -157,7 +157,9 @@ def _network(choice: Choice) -> str:
 
 def _may_write(tools: Tools, endpoint: str, env_file: Path, before: str | None) -> bool:
     instead = f" in place of {before}" if before else ""
-    return tools.may(f"Write {SETTING}={endpoint} into {env_file}{instead}, for the router?")
+    return tools.may(
+        f"Write {SETTING}={endpoint} into {env_file}{instead}, for the router that runs or starts?"
+    )
 
 
 def _written(env_file: Path) -> str | None:

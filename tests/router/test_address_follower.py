@@ -34,6 +34,12 @@ def overwrite(text: str) -> None:
     ENV.write_text(text)
 
 
+def loop_of_links() -> None:
+    """Make it what nobody can read, root neither."""
+    ENV.unlink()
+    ENV.symlink_to(ENV.name)
+
+
 def remove() -> None:
     ENV.unlink()
 
@@ -131,6 +137,22 @@ async def test_a_flag_beats_it_too(start_router: StartRouter) -> None:
         await notice(router)
         assert (await router.client.post(CHAT, json=chat())).status_code == 200
         assert len(found.requests) == 1
+
+
+async def test_a_file_that_cannot_be_read_leaves_the_router_as_it_was(
+    start_router: StartRouter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with gateway() as (_, url):
+        write(url)
+        async with start_router(**QUIET) as router:
+            loop_of_links()
+            await notice(router)
+            await notice(router)
+            assert await clusters(router) == {"llmd": "ready"}
+            assert "".join(capsys.readouterr()).count("llmd_endpoint_not_taken") == 1
+            remove()
+            await notice(router)
+            assert await clusters(router) == {}
 
 
 @pytest.mark.parametrize("line", ["ftp://x", "http://x:1/other", "http://[x"])
