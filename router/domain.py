@@ -358,7 +358,7 @@ class Catalog:
 
     `keys` maps a key's public prefix to the key; agents' credentials are among them, with the
     scope `agent` and the agent's row id in `agent`. `is_open` is true as long as no inference or
-    admin key was ever made. `forgotten` are names that clusters list no more, or did not when they were let go.
+    admin key was ever made. `forgotten` are names of clusters that somebody let go, and no list has brought back.
     """
 
     version: int = 0

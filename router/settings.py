@@ -204,7 +204,10 @@ class Settings(BaseServiceSettings):
         "more CPU and memory.",
     )
     router_catalog_poll_s: float = Field(
-        default=0.25, gt=0, description="How often a router looks for registry changes, in seconds."
+        default=0.25,
+        gt=0,
+        description="How often a router looks for changes of the registry, and of `LLMD_ENDPOINT` in `.env`, in "
+        "seconds.",
     )
     router_lease_ttl_s: float = Field(
         default=30.0,

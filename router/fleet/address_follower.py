@@ -76,9 +76,8 @@ class AddressFollower:
             return
         try:
             address = await loop.run_in_executor(None, self._source.llmd_endpoint_now)
-        except (
-            ValueError
-        ) as error:  # a router that starts now refuses it; this one goes on as it was
+        except ValueError as error:
+            # a router that starts now refuses it; this one goes on as it was
             self._log.warning("settings_not_taken", reason=str(error))
         else:
             if address != self._endpoints.llmd_endpoint:

@@ -162,13 +162,14 @@ class Clusters:
     def forget(self, forgotten: Iterable[ForgottenName]) -> None:
         """Let names go, each time that somebody said so once: a list may have brought one back since."""
         told = frozenset(forgotten)
-        for name, model, _ in told - self._forgotten:
+        new, self._forgotten = told - self._forgotten, told
+        for name, model, _ in new:
             cluster = self._clusters.get(EndpointId(name))
             if cluster is not None:
                 cluster.known.pop(model, None)
                 cluster.saved.pop(model, None)
-        self._forgotten = told
-        self._index()
+        if new:
+            self._index()
 
     def remember(self, known: Iterable[KnownModel]) -> None:
         """Take what was known before this process began."""
