@@ -31,6 +31,7 @@ from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.dispatch.retry import RetryBudget
 from router.domain import LLMD, EndpointId, Zone
+from router.fleet.address_follower import AddressFollower
 from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.endpoints import ProviderEndpoints
 from router.fleet.joining import JoinDesk
@@ -42,7 +43,13 @@ from router.fleet.remembering import ClusterMemory
 from router.fleet.sync import RegistrySync
 from router.policies import POLICIES
 from router.settings import Settings
-from router.store.bridge import StoredCredentials, StoredLeases, StoredModels, StoredRegistry
+from router.store.bridge import (
+    StoredCluster,
+    StoredCredentials,
+    StoredLeases,
+    StoredModels,
+    StoredRegistry,
+)
 from router.store.errors import Refusal, StoreError
 from router.store.first_secrets import FirstSecrets
 from router.store.ledger import UsageLedger
@@ -85,9 +92,10 @@ class Router:
         self.settings = settings
         self.clock = clock
         self.transport: Transport = transport or make_transport(settings.router_transport)
+        endpoints = ProviderEndpoints(settings)
         self.fleet = Fleet(
             Membership(clock, settings.router_lease_ttl_s),
-            ProviderEndpoints(settings),
+            endpoints,
             Breakers(clock, BreakerRule(failures=settings.router_breaker_failures)),
             settings.timeouts,
         )
@@ -102,6 +110,8 @@ class Router:
         self.prober = Prober(self.fleet, self.backends)
         self.writer = RegistryWriter(settings.store_url)
         self.sync = RegistrySync(self.fleet, StoredRegistry(RegistryReader(settings.store_url)))
+        row = StoredCluster(self.writer)
+        self.address = AddressFollower(settings, endpoints, self.fleet, row)
         self.memory = ClusterMemory(self.fleet, StoredModels(self.writer))
         self.metrics = RouterMetrics(self.fleet)
         self.ledger = UsageLedger(self.writer, zone_of=self._zone_of)
@@ -204,6 +214,7 @@ class Router:
 
     async def _follow(self) -> None:
         before = self.sync.failures
+        await self.address.look()
         await self.sync.look()
         self.fleet.forget_gone()
         self.fleet.waits.cut_lost()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Literal, NewType
+from typing import Final, Literal, NamedTuple, NewType
 
 import msgspec
 from msgspec import Raw
@@ -202,6 +202,14 @@ class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
     missing_s: int = 0
 
 
+class ForgottenName(NamedTuple):
+    """A name that somebody let go, of those that a cluster is known for; `at`: in s since 1970."""
+
+    cluster: str
+    model: str
+    at: int
+
+
 class ModelsChange(msgspec.Struct, frozen=True, kw_only=True):
     """What changed of the models that are known of one cluster; `gone` are names."""
 
@@ -350,7 +358,7 @@ class Catalog:
 
     `keys` maps a key's public prefix to the key; agents' credentials are among them, with the
     scope `agent` and the agent's row id in `agent`. `is_open` is true as long as no inference or
-    admin key was ever made.
+    admin key was ever made. `forgotten` are names of clusters that somebody let go, and no list has brought back.
     """
 
     version: int = 0
@@ -358,6 +366,7 @@ class Catalog:
     models: tuple[ModelEntry, ...] = ()
     prefix_rules: tuple[PrefixRule, ...] = ()
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    forgotten: tuple[ForgottenName, ...] = ()
     is_open: bool = True
 
 

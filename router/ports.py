@@ -154,6 +154,18 @@ class KnownModels(Protocol):
         ...
 
 
+class ClusterRow(Protocol):
+    """Keeps the row of the provider `llmd`, whose address is a setting."""
+
+    async def admit(self) -> bool:
+        """Make the row unless it is there; tell whether it is a cluster's.
+
+        Raises:
+            OSError: the registry can't be written now; nothing was.
+        """
+        ...
+
+
 class RegistrySource(Protocol):
     """Reads the registry; called from one thread, never from the event loop.
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from router.domain import HeaderStyle
 from shared.http.base_url import normalise
@@ -24,8 +24,35 @@ _OWN_HEADER: Final = re.compile(
 )
 
 
+Stamp = tuple[int, int, int]
+"""When `.env` was changed, how long it is, and which file it is."""
+
+
+def stamp_now() -> Stamp | None:
+    """Return what tells a state of `.env` from every other; None if there is none.
+
+    Raises:
+        OSError: whether there is one can't be told now.
+    """
+    try:
+        found = env_file(os.environ.get("IIR_HOME")).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _stamp_at_load() -> Stamp | None:
+    try:
+        return stamp_now()
+    except OSError:
+        return None
+
+
 class Settings(BaseServiceSettings):
     """Everything that can be set. `.env` and the environment use the names in upper case."""
+
+    _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _stamp: Stamp | None = PrivateAttr(default_factory=_stamp_at_load)
 
     router_host: str = Field(
         default="127.0.0.1",
@@ -50,7 +77,7 @@ class Settings(BaseServiceSettings):
         default=None,
         description="Address of an llm-d cluster's gateway (`http://llm-d.llm-d.svc:8000`), with or "
         "without `/v1`. It makes the provider `llmd`, and what the cluster serves can be asked for. Unset: "
-        "there is none.",
+        "there is none. A router that runs takes what `.env` says of it at once.",
     )
     llmd_metrics_url: str | None = Field(
         default=None,
@@ -177,7 +204,10 @@ class Settings(BaseServiceSettings):
         "more CPU and memory.",
     )
     router_catalog_poll_s: float = Field(
-        default=0.25, gt=0, description="How often a router looks for registry changes, in seconds."
+        default=0.25,
+        gt=0,
+        description="How often a router looks for changes of the registry, and of `LLMD_ENDPOINT` in `.env`, in "
+        "seconds.",
     )
     router_lease_ttl_s: float = Field(
         default=30.0,
@@ -222,6 +252,13 @@ class Settings(BaseServiceSettings):
     def _is_expanded(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser()
 
+    @classmethod
+    def by(cls, flags: dict[str, Any]) -> Settings:
+        """Read the settings; flags beat every other source, now and when one is read again."""
+        found = cls(**flags)
+        found._flags = flags
+        return found
+
     @property
     def store_url(self) -> str:
         """Return the registry's SQLAlchemy URL."""
@@ -239,6 +276,24 @@ class Settings(BaseServiceSettings):
             idle_s=self.router_idle_timeout_s,
             total_s=self.router_total_timeout_s,
         )
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Return the state of `.env` when this was loaded."""
+        return self._stamp
+
+    def stamp_now(self) -> Stamp | None:
+        """Return its state now; raises `OSError` if that can't be told."""
+        return stamp_now()
+
+    def llmd_endpoint_now(self) -> str | None:
+        """Return the address of the provider `llmd` as flags, environment and `.env` have it now.
+
+        Raises:
+            ValueError: one of the settings has a form that is not taken.
+            OSError: `.env` can't be read.
+        """
+        return self.by(self._flags).llmd_endpoint
 
     def credential(self, variable: str) -> str | None:
         """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
@@ -264,4 +319,4 @@ def _bare_url(value: str, ending: str) -> str:
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` are flags and beat every other source (None: not given)."""
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    return Settings.by({name: value for name, value in overrides.items() if value is not None})

@@ -155,7 +155,7 @@ def _cluster(
     check = f"cluster {cluster.name}"
     if not has_address:
         text = "its address or credential is not set here, so its models can't be used"
-        fix = "set LLMD_ENDPOINT and restart the router, or: iir providers remove NAME"
+        fix = "set LLMD_ENDPOINT in .env (in the environment: restart the router), or: iir providers remove NAME"
         return Finding(check, "warning", text, fix)
     if problem is None and served:
         more = f" and {len(served) - 3} more" if len(served) > 3 else ""
@@ -171,7 +171,7 @@ def _credential_fix(cluster: Provider) -> str:
     """Return how a cluster gets a credential that it takes."""
     variable = cluster.key_env or ("LLMD_API_KEY" if cluster.name == LLMD else None)
     if variable is None:
-        return f"it wants a credential: iir providers remove {cluster.name}, add it with --key-env NAME"
+        return f"it wants a credential: iir providers set {cluster.name} --key-env VARIABLE"
     return f"set {variable} to what its gateway takes (vLLM: --api-key) and restart the router"
 
 

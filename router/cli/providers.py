@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from router.backends import BACKENDS
+from router.cli.kept_names import forget, names
 from router.cli.output import AsJson, CommandFailed, write_json, write_table
 from router.cli.session import read, write
 from router.cli.upstream_models import fetch_model_ids
@@ -21,6 +22,7 @@ from router.store.database import Connection
 from router.store.errors import InvalidValue
 from router.store.urls import normalise
 from shared.contracts.apis import APIS
+from shared.http.base_url import api_base
 
 app = typer.Typer(help="Third parties as data: base URL, credential, zone.", no_args_is_help=True)
 
@@ -72,6 +74,15 @@ def add(
 def set_command(
     name: _Name,
     *,
+    base_url: Annotated[
+        str | None, typer.Option(help="Where its API is now; what it is known to serve is kept.")
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the credential.")
+    ] = None,
+    no_key_env: Annotated[
+        bool, typer.Option("--no-key-env", help="It needs no credential.")
+    ] = False,
     max_in_flight: _MaxInFlight = None,
     no_max_in_flight: Annotated[
         bool, typer.Option("--no-max-in-flight", help="Take any number at once.")
@@ -81,26 +92,32 @@ def set_command(
         bool, typer.Option("--default-apis", help="Speak what its dialect does by default.")
     ] = False,
 ) -> None:
-    """Change a provider's limit, or which APIs it speaks."""
-    sets_limit, sets_apis = max_in_flight is not None, bool(api)
-    if (sets_limit and no_max_in_flight) or (sets_apis and default_apis):
-        raise InvalidValue("these options contradict each other: set it, or take it back")
-    if not (sets_limit or no_max_in_flight or sets_apis or default_apis):
+    """Change where a provider is, its credential, its limit, or which APIs it speaks; counts at once."""
+    changes: dict[str, Any] = {} if base_url is None else {"base_url": base_url}
+    for field, value, is_taken_back in (
+        ("key_env", key_env, no_key_env),
+        ("max_in_flight", max_in_flight, no_max_in_flight),
+        ("apis", tuple(api) if api else None, default_apis),
+    ):
+        if value is not None and is_taken_back:
+            raise InvalidValue("these options contradict each other: set it, or take it back")
+        if value is not None or is_taken_back:
+            changes[field] = value
+    if not changes:
         raise InvalidValue("say what to set; `iir providers set --help` shows the options")
 
     def change(connection: Connection) -> Provider:
-        found = catalog.get_provider(connection, name)
-        if sets_limit or no_max_in_flight:
-            found = replace(found, max_in_flight=max_in_flight)
-        if sets_apis or default_apis:
-            found = replace(found, apis=tuple(api) if api else None)
+        found = replace(catalog.get_provider(connection, name), **changes)
         catalog.update_provider(connection, found)
         return catalog.get_provider(connection, name)
 
-    now = write(change)
+    settings = load_settings()
+    now = write(change, settings)
     most = "no limit of" if now.max_in_flight is None else f"at most {now.max_in_flight}"
     apis = "its dialect's default" if now.apis is None else ", ".join(now.apis)
-    typer.echo(f"provider {name}: {most} requests in flight; APIs: {apis}")
+    where = f" at {now.base_url}" if now.base_url else ""
+    typer.echo(f"provider {name}{where}: {most} requests in flight; APIs: {apis}")
+    _note(now, settings)
 
 
 @app.command("list")
@@ -157,6 +174,23 @@ def refresh(name: _Name) -> None:
     left_out = len(ids) - added
     note = f"; left out, their names are in use: {left_out}" if left_out else ""
     typer.echo(f"models added: {added}{note}")
+
+
+def _note(provider: Provider, settings: Settings) -> None:
+    """Say what of the settings beats a row, or lacks."""
+    endpoint = ProviderEndpoints(settings)(provider)
+    if endpoint is None and provider.key_env is not None:
+        typer.echo(f"{provider.key_env} is not set here: the router needs it", err=True)
+    elif (
+        endpoint is not None
+        and provider.base_url
+        and endpoint.base_url != api_base(provider.base_url)
+    ):
+        typer.echo(f"the settings here beat its base URL, with {endpoint.base_url}", err=True)
+
+
+app.command()(names)
+app.command()(forget)
 
 
 def _add_new(connection: Connection, provider: str, ids: list[str]) -> int:

@@ -20,6 +20,7 @@ from router.domain import (
     DeploymentEntry,
     Endpoint,
     EndpointId,
+    ForgottenName,
     KnownModel,
     ModelEntry,
     ModelName,
@@ -42,6 +43,8 @@ _WRITTEN_ANEW_S = 3600.0
 _MOST_NAMES = 8192
 # A new cluster is asked often until it has shown how it stands, but not for ever.
 _MOST_DOUBTS = 10
+# One that was ready may have lost one pod of many, which looks go to by chance.
+_PODS_AWAY = 3
 _OUTWARD = (Zone.LOCAL, Zone.CLUSTER, Zone.CLOUD)
 
 
@@ -138,6 +141,7 @@ class Clusters:
         self._entries: dict[str, ModelEntry] = {}
         self._heard: set[EndpointId] = set()
         self._changed: set[EndpointId] = set()
+        self._forgotten: frozenset[ForgottenName] = frozenset()
 
     def keep(self, providers: Iterable[tuple[Provider, Endpoint | None]]) -> None:
         """Take who is there now, and where; what is known of those that stayed is kept."""
@@ -154,6 +158,18 @@ class Clusters:
             self._changed.add(name)
         self._clusters = found
         self._index()
+
+    def forget(self, forgotten: Iterable[ForgottenName]) -> None:
+        """Let names go, each time that somebody said so once: a list may have brought one back since."""
+        told = frozenset(forgotten)
+        new, self._forgotten = told - self._forgotten, told
+        for name, model, _ in new:
+            cluster = self._clusters.get(EndpointId(name))
+            if cluster is not None:
+                cluster.known.pop(model, None)
+                cluster.saved.pop(model, None)
+        if new:
+            self._index()
 
     def remember(self, known: Iterable[KnownModel]) -> None:
         """Take what was known before this process began."""
@@ -173,7 +189,7 @@ class Clusters:
             return False
         self._heard.discard(endpoint)
         cluster.queued = told.queued or 0
-        cluster.state = _state_after(told)
+        cluster.state, cluster.doubts = _state_after(told), 0
         if not told.models:
             return False
         is_other = cluster.take(told.models, self._clock())
@@ -185,18 +201,29 @@ class Clusters:
     def miss(self, endpoint: EndpointId) -> None:
         """Note that a probe got no answer."""
         cluster = self._clusters.get(endpoint)
+        self._heard.discard(endpoint)
         if cluster is not None:
-            cluster.state = ClusterState.UNREACHABLE
+            cluster.state, cluster.doubts = ClusterState.UNREACHABLE, 0
             cluster.queued = 0
 
     def doubt(self, endpoint: EndpointId) -> None:
-        """Note that a probe got no further than the gateway: of other pods that tells nothing."""
+        """Note that a probe got no further than the gateway: of other pods that alone tells nothing."""
         cluster = self._clusters.get(endpoint)
-        if cluster is None or cluster.state not in {ClusterState.UNKNOWN, ClusterState.UNREACHABLE}:
+        if cluster is None:
             return
+        is_heard = self.was_heard(endpoint)
         cluster.doubts += 1
-        if cluster.state is ClusterState.UNREACHABLE or cluster.doubts >= _MOST_DOUBTS:
+        if cluster.state in {ClusterState.READY, ClusterState.UNLISTED}:
+            cluster.doubts = 0 if is_heard else cluster.doubts
+            is_doubtful = cluster.doubts >= _PODS_AWAY
+        elif cluster.state is ClusterState.UNKNOWN:
+            is_doubtful = cluster.doubts >= _MOST_DOUBTS
+        else:
+            is_doubtful = cluster.state is ClusterState.UNREACHABLE
+        if is_doubtful:
             cluster.state = ClusterState.DOUBTFUL
+        elif is_heard and cluster.state is ClusterState.DOUBTFUL and cluster.listed_at is not None:
+            cluster.state, cluster.doubts = ClusterState.READY, 0
 
     def hear(self, endpoint: EndpointId) -> None:
         """Note that a request was answered there."""

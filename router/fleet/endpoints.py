@@ -60,8 +60,9 @@ class ProviderEndpoints:
     """Returns a provider's endpoint; None if its credential or its address is not there."""
 
     def __init__(self, settings: EndpointSettings) -> None:
-        """Go by these settings."""
+        """Go by these settings; the address of `llmd` may be set anew."""
         self._settings = settings
+        self.llmd_endpoint = settings.llmd_endpoint
         # llm-d's queue comes on top of what a model may take; how long an answer takes, nobody knows
         limits = settings.timeouts
         first_byte_s = limits.first_byte_s + settings.llmd_queue_ttl_s
@@ -93,7 +94,7 @@ class ProviderEndpoints:
         if provider.name == _OPENAI:
             found = self._settings.openai_base_url
         elif self._is_set_here(provider):
-            found = self._settings.llmd_endpoint
+            found = self.llmd_endpoint
         return found or provider.base_url
 
     def _gateway(self, provider: Provider) -> Gateway:
@@ -107,4 +108,4 @@ class ProviderEndpoints:
     def _is_set_here(self, provider: Provider) -> bool:
         """Tell whether the settings say where it is; what else they say of it goes nowhere else."""
         is_it = provider.name == provider.dialect == LLMD
-        return is_it and self._settings.llmd_endpoint is not None
+        return is_it and self.llmd_endpoint is not None

@@ -31,9 +31,11 @@ def missing_setting(provider: Provider) -> tuple[str, str]:
 def not_configured(provider: Provider) -> ProviderNotConfigured:
     """Return the error for a model of a provider whose key or address is not set."""
     what, variable = missing_setting(provider)
+    how = "environment or .env, and restart it."
+    if what == "address":
+        how = ".env, which it takes at once, or in its environment, and restart it."
     return ProviderNotConfigured(
-        f"The provider {provider.name!r} has no {what}. Set {variable} in the "
-        "router's environment or .env, and restart it."
+        f"The provider {provider.name!r} has no {what}. Set {variable} in the router's {how}"
     )
 
 

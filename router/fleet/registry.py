@@ -131,6 +131,7 @@ class Fleet:
         self.clusters.keep(
             (each, self._endpoints.get(name)) for name, each in catalog.providers.items()
         )
+        self.clusters.forget(catalog.forgotten)
         self.tenants.swap(catalog.keys)
         self._rules = tuple(sorted(catalog.prefix_rules, key=lambda rule: -len(rule.prefix)))
         self._entries = entries

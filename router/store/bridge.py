@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 
 from router.domain import Catalog, KnownModel, LeaseBook, ModelsChange, ShownCredential
 from router.errors import JoinTokenRefused
-from router.ports import CredentialStore, KnownModels, LeaseStore, RegistrySource
+from router.ports import ClusterRow, CredentialStore, KnownModels, LeaseStore, RegistrySource
 from router.store.agents import release_lease, save_heartbeats, save_registration
+from router.store.cluster import admit_cluster
 from router.store.errors import (
     CredentialRefused,
     InvalidValue,
@@ -95,6 +96,18 @@ class StoredModels(KnownModels):
         """See `KnownModels.save`."""
         with _translated():
             await self._writer.run(lambda c: change_known_models(c, change))
+
+
+class StoredCluster(ClusterRow):
+    """The row of the provider `llmd` in the registry."""
+
+    def __init__(self, writer: RegistryWriter) -> None:
+        self._writer = writer
+
+    async def admit(self) -> bool:
+        """See `ClusterRow.admit`."""
+        with _translated():
+            return await self._writer.run(admit_cluster)
 
 
 class StoredRegistry(RegistrySource):

@@ -44,34 +44,30 @@ def add_provider(connection: Connection, provider: Provider, *, now: Clock = wal
     name = label(provider.name, "provider's name")
     if has_provider(connection, name):
         raise NameTaken(f"there is a provider {name!r} already; `iir providers list` shows it")
-    is_agents = provider.dialect == AGENT_DIALECT
-    if is_agents and provider.base_url:
-        raise InvalidValue("a provider with the dialect `agent` has no base URL")
-    is_a_setting = name == provider.dialect == LLMD and not provider.base_url
     connection.execute(
         insert(providers).values(
             name=name,
             dialect=label(provider.dialect, "dialect"),
-            base_url="" if is_agents or is_a_setting else normalise(provider.base_url),
             zone=provider.zone.value,
-            key_env=None if provider.key_env is None else variable(provider.key_env),
             created_at=int(now()),
-            **_capacity(provider),
+            **_changeable(provider),
         )
     )
     bump(connection, Version.CATALOG)
 
 
 def update_provider(connection: Connection, provider: Provider) -> None:
-    """Write `max_in_flight` and `apis` of the provider with this name; the rest stays as it is.
+    """Write all of the provider with this name but its dialect and its zone, which stay as they are.
+
+    What it is known to serve stays too, wherever it has moved.
 
     Raises:
         UnknownName: there is none with this name.
-        InvalidValue: the limit or an API has a form that is not taken.
+        InvalidValue: the base URL, a name, the limit or an API has a form that is not taken.
     """
     get_provider(connection, provider.name)
     of_name = providers.c.name == provider.name
-    connection.execute(update(providers).where(of_name).values(**_capacity(provider)))
+    connection.execute(update(providers).where(of_name).values(**_changeable(provider)))
     bump(connection, Version.CATALOG)
 
 
@@ -257,13 +253,18 @@ def is_name_taken(connection: Connection, name: str) -> bool:
     return _has_model(connection, name) or _model_of(connection, name) is not None
 
 
-def _capacity(provider: Provider) -> dict[str, object]:
+def _changeable(provider: Provider) -> dict[str, object]:
     is_agents = provider.dialect == AGENT_DIALECT
+    if is_agents and provider.base_url:
+        raise InvalidValue("a provider with the dialect `agent` has no base URL")
     if is_agents and (provider.max_in_flight is not None or provider.apis is not None):
         raise InvalidValue(
             "agents say themselves what they take: no limit and no APIs are set here"
         )
+    is_a_setting = provider.name == provider.dialect == LLMD and not provider.base_url
     return {
+        "base_url": "" if is_agents or is_a_setting else normalise(provider.base_url),
+        "key_env": None if provider.key_env is None else variable(provider.key_env),
         "max_in_flight": in_flight_limit(provider.max_in_flight),
         "apis": api_names(provider.apis),
     }

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from collections.abc import Sequence
 
-from router.domain import KnownModel, ModelsChange, ServedModel
-from router.store.catalog import has_provider
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from router.domain import LLMD, ForgottenName, KnownModel, ModelsChange, ServedModel
+from router.store.catalog import get_provider, has_provider
+from router.store.errors import InvalidValue, UnknownName
 from router.store.tables import known_models
+from router.store.versions import Version, bump
+from shared.kit.clock import Clock, wall_time
 
 
 def list_known_models(connection: Connection) -> list[KnownModel]:
     """Return what is known of all clusters, by name."""
-    rows = select(known_models).order_by(known_models.c.cluster, known_models.c.model)
+    rows = select(known_models).where(known_models.c.missing_s >= 0)
     return [
         KnownModel(
             cluster=row.cluster,
@@ -23,7 +28,51 @@ def list_known_models(connection: Connection) -> list[KnownModel]:
             ),
             missing_s=row.missing_s,
         )
-        for row in connection.execute(rows)
+        for row in connection.execute(rows.order_by(known_models.c.cluster, known_models.c.model))
+    ]
+
+
+def known_of(connection: Connection, cluster: str) -> list[KnownModel]:
+    """Return what is known of one cluster, by name.
+
+    Raises:
+        UnknownName: there is no such provider.
+        InvalidValue: it is no cluster.
+    """
+    provider = get_provider(connection, cluster)
+    if provider.dialect != LLMD:
+        raise InvalidValue(
+            f"names are kept of llm-d clusters only; {cluster!r} speaks {provider.dialect!r}"
+        )
+    return [known for known in list_known_models(connection) if known.cluster == cluster]
+
+
+def forget_models(
+    connection: Connection, cluster: str, models: Sequence[str], *, now: Clock = wall_time
+) -> None:
+    """Let names go that a cluster is known for; routers that run do so with the next catalog.
+
+    Raises:
+        UnknownName: there is no such provider, or it is not known for one of the names.
+        InvalidValue: it is no cluster.
+    """
+    known = {each.model.id for each in known_of(connection, cluster)}
+    for model in models:
+        if model not in known:
+            raise UnknownName(
+                f"{cluster!r} is not known for {model!r}; `iir providers names {cluster}` lists all"
+            )
+    is_one = (known_models.c.cluster == cluster, known_models.c.model.in_(models))
+    connection.execute(update(known_models).where(*is_one).values(missing_s=-int(now())))
+    bump(connection, Version.CATALOG)
+
+
+def list_forgotten(connection: Connection) -> list[ForgottenName]:
+    """Return the names that were let go and not seen since."""
+    table = known_models.c
+    rows = select(table.cluster, table.model, table.missing_s).where(table.missing_s < 0)
+    return [
+        ForgottenName(row.cluster, row.model, -row.missing_s) for row in connection.execute(rows)
     ]
 
 

@@ -13,6 +13,7 @@ from router.store.catalog import list_models, list_prefix_rules, list_providers
 from router.store.database import Pinned
 from router.store.errors import Refusal, StoreError, damaged, translated
 from router.store.keys import keys_in_force, was_ever_keyed
+from router.store.known_models import list_forgotten
 from router.store.versions import Version, current
 
 T = TypeVar("T")
@@ -112,6 +113,7 @@ def load_catalog(connection: Connection) -> Catalog:
         models=tuple(list_models(connection)),
         prefix_rules=tuple(list_prefix_rules(connection)),
         keys={key.prefix: key for key in keys},
+        forgotten=tuple(list_forgotten(connection)),
         is_open=not was_ever_keyed(connection),
     )
 

@@ -100,7 +100,7 @@ deployments = Table(
 )
 
 # What llm-d clusters were seen to serve, so that a restart does not forget it. `missing_s` is for how many
-# seconds their lists have lacked it.
+# seconds their lists have lacked it; a negative one is when somebody let the name go, until it is seen again.
 known_models = Table(
     "known_models",
     metadata,

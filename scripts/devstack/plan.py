@@ -65,7 +65,7 @@ def make_plan() -> Plan:
     router, agent = load_router_settings(), load_agent_settings()
     router_port = _router_port(router.router_host, router.router_port)
     agent_port = _agent_port(agent.agent_host, agent.agent_port)
-    router_url = f"http://{_url_host(router.router_host)}:{router_port}"
+    router_url = f"http://{url_host(router.router_host)}:{router_port}"
     token_file = agent.token_path.absolute()
     environment = dict(os.environ)
     environment |= _unset_drains(router, agent)
@@ -81,7 +81,7 @@ def make_plan() -> Plan:
     return Plan(
         home=router.iir_home,
         router_url=router_url,
-        agent_url=f"http://{_url_host(agent.agent_host)}:{agent_port}",
+        agent_url=f"http://{url_host(agent.agent_host)}:{agent_port}",
         agent_name=agent.agent_name,
         token_file=token_file,
         environment=environment,
@@ -100,7 +100,7 @@ def _unset_drains(router: Settings, agent: AgentSettings) -> dict[str, str]:
     return {name.upper(): DRAIN_S for name in names if name not in given}
 
 
-def _url_host(host: str) -> str:
+def url_host(host: str) -> str:
     """Return the host of a URL that reaches a service which listens on `host`."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"[{address}]" if ":" in address else address

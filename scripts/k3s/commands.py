@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.devstack.probes import get
 from scripts.devstack.text import Waiting, say
-from scripts.k3s import doctor, forward, release
+from scripts.k3s import doctor, forward, immutable, release
 from scripts.k3s.chart import ON_CPUS, SIMULATOR, Chart
 from scripts.k3s.choice import Choice, Wish, again, choose_cluster, choose_profile
 from scripts.k3s.drivers import Driver
@@ -23,6 +23,7 @@ from scripts.k3s.machine import Machine
 from scripts.k3s.native import Fetch, Native
 from scripts.k3s.pins import INSTALLER, Installer
 from scripts.k3s.register import SETTING, forget, register
+from scripts.k3s.routers import Routers
 from scripts.k3s.tools import Tools
 
 _GPU_S = 180.0
@@ -48,6 +49,8 @@ class Place:
     installer: Installer = INSTALLER
     answer_s: float = 120.0
     """How long the endpoint may take to answer after its pods are ready."""
+    router_s: float = 15.0
+    """How long a router that runs may take to take the endpoint, or to let it go."""
 
     @property
     def folder(self) -> Path:
@@ -63,6 +66,16 @@ class Place:
     def kubeconfig(self) -> Path:
         """Return our own kubeconfig."""
         return self.folder / "kubeconfig"
+
+    @property
+    def routers(self) -> Routers:
+        """Return where routers are looked for."""
+        return Routers(
+            home=self.home,
+            env_file=self.env_file,
+            environment=self.environment,
+            limit_s=self.router_s,
+        )
 
 
 def up(place: Place, tools: Tools, wish: Wish, *, timeout: str, token: str) -> int:
@@ -133,7 +146,7 @@ def _deploy(
     place: Place, tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Chart
 ) -> None:
     try:
-        release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
+        _upgrade(tools, choice, values, timeout=timeout, chart=chart)
     except ToolFailed as failure:
         if not release.release_status(tools, choice.namespace):
             raise  # the chart refused the values: it says which, and no pod is there to look at
@@ -146,16 +159,28 @@ def _deploy(
         raise NotReady("llm-d did not come up; above is why, and what to do.") from None
 
 
+def _upgrade(
+    tools: Tools, choice: Choice, values: list[str], *, timeout: str, chart: Chart
+) -> None:
+    """Bring the release to what was chosen; what can't be changed in place is made anew, once."""
+    try:
+        release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
+    except ToolFailed as failure:
+        if not immutable.make_way(tools, choice.namespace, str(failure)):
+            raise
+        release.upgrade(tools, choice, values, timeout=timeout, chart=chart)
+
+
 def _finish(place: Place, tools: Tools, choice: Choice) -> int:
     """Open the way in, test it, and hand the address over."""
     endpoint = _endpoint(place, tools, choice)
+    choice = replace(choice, endpoint=endpoint)
     if not tools.is_dry:
-        choice = replace(choice, endpoint=endpoint)
         choice.write(place.record)
         models = _await_answer(endpoint, place.answer_s)
         release.smoke_test(tools, choice.namespace)
         say(f"llm-d answers at {endpoint}, with {', '.join(models) or 'no model'}")
-    register(tools, endpoint, place.env_file, place.home, place.environment)
+    register(tools, choice, place.routers)
     if choice.engine == SIMULATOR:
         say(_LOUD)
     say(f"{SETTING}={endpoint}")
@@ -216,7 +241,7 @@ def down(place: Place, tools: Tools, *, purge: bool) -> int:
     else:
         say(driver.rest(choice))
         say("Again: make k3s-up. For good: PURGE=1 make k3s-down")
-    forget(tools, choice.endpoint, place.env_file)
+    forget(tools, choice, place.routers)
     return 0
 
 

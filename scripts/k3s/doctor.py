@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.devstack.probes import get
 from scripts.devstack.text import say
-from scripts.k3s import forward
+from scripts.k3s import forward, immutable
 from scripts.k3s.choice import Choice, again
 from scripts.k3s.engine_log import Finding
 from scripts.k3s.errors import ClusterError
@@ -75,6 +75,9 @@ def _release(tools: Tools, namespace: str, has_cause: bool) -> list[Finding]:
                 f"{shlex.join(uninstall)} && {shlex.join(delete)} && make k3s-up",
             )
         ]
+    fixed = immutable.finding(tools, namespace, said) if status == "failed" else None
+    if fixed is not None:
+        return [fixed]
     if status == "failed" and not has_cause:
         return [Finding(f"The last change of the release {RELEASE} failed: {said}", "make k3s-up")]
     if not status:

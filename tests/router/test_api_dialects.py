@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,7 @@ import httpx
 import openai
 import pytest
 
-from router.domain import Provider, Zone
-from router.store.catalog import update_provider
+from router.store.catalog import get_provider, update_provider
 from shared.contracts.apis import API_PATHS, APIS
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.personas import LLAMACPP, VLLM, Persona
@@ -39,7 +38,7 @@ def body_of(path: str, **more: object) -> dict[str, object]:
 async def let_speak(router: RunningRouter, *names: str, apis: tuple[str, ...] = APIS) -> None:
     """Tell the registry which APIs providers speak."""
     for name in names:
-        own = Provider(name=name, dialect="openai", base_url="", zone=Zone.LOCAL, apis=apis)
+        own = replace(router.write(partial(get_provider, name=name)), apis=apis)
         router.write(partial(update_provider, provider=own))
     await router.catch_up()
 

@@ -13,7 +13,10 @@ import pytest
 
 from router.cli.doctor import Finding, examine
 from router.cli.router_probe import Answer
+from router.cli.session import write
+from router.domain import KnownModel, ModelsChange, ServedModel
 from router.settings import load_settings
+from router.store.known_models import change_known_models
 from router.store.prepare import prepare
 from tests.router.command_line import Iir, from_json
 from tests.threaded import served_by
@@ -284,3 +287,53 @@ def test_a_bad_address_is_one_line_that_says_how_to_write_it(
         error = iir("models", "list", code=2)
         assert error.startswith("iir: the setting LLMD_ENDPOINT is not valid: the address ")
         assert error.endswith("write it as http://HOST:PORT\n")
+
+
+# ── the names that a cluster is known for ────────────────────────────────────────────────────
+
+
+def know(*names: str, cluster: str = "llmd", missing_s: int = 0) -> None:
+    """Write what a router writes that has seen them."""
+    known = tuple(
+        KnownModel(cluster=cluster, model=ServedModel(id=name), missing_s=missing_s)
+        for name in names
+    )
+    write(lambda c: change_known_models(c, ModelsChange(cluster=cluster, known=known)))
+
+
+def kept(iir: Iir) -> list[tuple[str, int]]:
+    rows = from_json(iir("providers", "names", "llmd", "--json"))
+    return [(row["id"], row["missing_s"]) for row in rows]
+
+
+def test_kept_names_are_listed_and_let_go_one_by_one(iir: Iir, cluster: Cluster) -> None:
+    iir("models", "add", "m", "--provider", "llmd")
+    assert "no names" in iir("providers", "names", "llmd")
+    know("org/a", "org/b")
+    know("org/old", missing_s=7200)
+    assert kept(iir) == [("org/a", 0), ("org/b", 0), ("org/old", 7200)]
+    assert "2 h" in iir("providers", "names", "llmd")
+    assert "forgotten of llmd: org/a, org/old" in iir(
+        "providers", "forget", "llmd", "org/a", "org/old"
+    )
+    assert kept(iir) == [("org/b", 0)]
+    know("org/a")  # the cluster lists it
+    assert kept(iir) == [("org/a", 0), ("org/b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("names", "openai"), "llm-d clusters only"),
+        (("names", "nobody"), "no provider"),
+        (("forget", "openai", "gpt-4"), "llm-d clusters only"),
+        (("forget", "llmd", "org/a", "org/b"), "not known for 'org/b'"),
+    ],
+)
+def test_names_that_nobody_keeps_are_not_let_go(
+    iir: Iir, cluster: Cluster, arguments: tuple[str, ...], message: str
+) -> None:
+    iir("models", "add", "m", "--provider", "llmd")
+    know("org/a")
+    assert message in iir("providers", *arguments, code=2)
+    assert kept(iir) == [("org/a", 0)], "all or none"

@@ -141,10 +141,49 @@ def test_limit_and_apis_of_a_provider_are_set_and_taken_back(iir: Iir) -> None:
     assert shown() == (None, None)
 
 
+def test_a_provider_that_moved_is_followed_with_its_credential(
+    iir: Iir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iir("providers", "add", "acme", "--base-url", "https://acme.example", "--max-in-flight", "4")
+
+    def shown() -> tuple[object, ...]:
+        [found] = [p for p in from_json(iir("providers", "list", "--json")) if p["name"] == "acme"]
+        return found["base_url"], found["key_env"], found["max_in_flight"], found["zone"]
+
+    moved = "https://new.example/api"
+    said = iir("providers", "set", "acme", "--base-url", f"{moved}/")
+    assert said.startswith(f"provider acme at {moved}: at most 4 requests")
+    assert shown() == (moved, None, 4, "cloud")
+    result = CliRunner().invoke(app, ["providers", "set", "acme", "--key-env", "ACME_KEY"])
+    assert "ACME_KEY is not set here" in result.stderr
+    assert shown() == (moved, "ACME_KEY", 4, "cloud")
+    iir("providers", "set", "acme", "--no-key-env")
+    assert shown() == (moved, None, 4, "cloud")
+
+
+def test_what_beats_a_base_url_is_told_where_it_is_set(
+    iir: Iir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iir("providers", "set", "openai", "--no-key-env")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9")
+    command = ["providers", "set", "openai", "--base-url", "https://new.example"]
+    assert (
+        "beat its base URL, with http://127.0.0.1:9/v1" in CliRunner().invoke(app, command).stderr
+    )
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert CliRunner().invoke(app, command).stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("openai",), "say what to set"),
+        (("openai", "--base-url", "ftp://acme.example"), "http://"),
+        (("openai", "--base-url", ""), "http://"),
+        (("local", "--base-url", "http://127.0.0.1:5000"), "no base URL"),
+        (("openai", "--key-env", "A-B"), "variable"),
+        (("openai", "--key-env", "A", "--no-key-env"), "contradict"),
+        (("nobody", "--base-url", "https://acme.example"), "no provider 'nobody'"),
         (("openai", "--max-in-flight", "2", "--no-max-in-flight"), "contradict"),
         (("openai", "--api", "chat", "--default-apis"), "contradict"),
         (("openai", "--api", "chat", "--api", "chat"), "twice"),

@@ -6,7 +6,12 @@ import pytest
 
 from router.domain import EndpointId, KnownModel, Probed, ServedModel
 from router.fleet.clusters import Clusters, ClusterState
+from router.store.known_models import forget_models, list_known_models
+from shared.kit.clock import wall_time
 from tests.router.clusters import LLMD, Place, names, place, told
+from tests.router.gateway import cluster
+from tests.router.harness import StartRouter
+from tests.router.scenes import CHAT, chat, error_of
 from tests.router.test_fleet_membership import FakeClock
 from tests.router.test_fleet_registry import CLOUD
 
@@ -192,3 +197,33 @@ def test_what_could_not_be_written_is_written_later(clusters: Clusters) -> None:
     clusters.keep([])
     clusters.mark_saved(change, is_saved=True)
     assert clusters.unsaved() == []
+
+
+# ── names that are let go ────────────────────────────────────────────────────────────────────
+
+
+async def test_a_name_that_is_let_go_falls_to_the_prefix_rules_and_stays_away(
+    start_router: StartRouter,
+) -> None:
+    llmd, quiet = EndpointId("llmd"), {"router_probe_s": 3600.0, "router_catalog_poll_s": 3600.0}
+    async with cluster(start_router, "gpt-base", **quiet) as (router, _):
+        router.router.fleet.learn(llmd, told("gpt-base", "gpt-adapter"))
+        await router.router.memory.flush()
+        router.write(lambda c: forget_models(c, "llmd", ["gpt-adapter"]))
+        await router.catch_up()
+        await router.router.memory.flush()
+        answer = await router.client.post(CHAT, json=chat("gpt-adapter"))
+        assert "EXTERNAL_OPENAI_KEY" in error_of(answer)["message"], "its rule leads to OpenAI"
+        assert [each.model.id for each in router.write(list_known_models)] == ["gpt-base"]
+        url = router.settings.llmd_endpoint
+    async with start_router(llmd_endpoint=url, **quiet) as router:
+        assert router.router.fleet.clusters.entry("gpt-adapter") is None
+        # what the cluster lists again is its own again, whatever is said anew of the rest
+        router.router.fleet.learn(llmd, told("gpt-base", "gpt-adapter"))
+        router.router.fleet.swap(router.router.fleet.catalog)
+        assert router.router.fleet.clusters.entry("gpt-adapter") is not None
+        await router.router.memory.flush()
+        later = wall_time() + 60
+        router.write(lambda c: forget_models(c, "llmd", ["gpt-adapter"], now=lambda: later))
+        await router.catch_up()
+        assert router.router.fleet.clusters.entry("gpt-adapter") is None, "and let go once more"

@@ -178,6 +178,31 @@ async def test_a_pod_that_is_away_is_no_cluster_that_is_away(start_router: Start
         assert (await router.client.post(CHAT, json=chat())).status_code == 200
 
 
+async def test_readyz_tells_when_only_pods_are_away_and_when_one_answers_again(
+    start_router: StartRouter,
+) -> None:
+    """The router itself stays ready: it has other endpoints, and the cluster may have other pods."""
+    async with cluster(start_router, router_probe_s=3600.0) as (router, found):
+        found.listing = POD_GONE
+        for expected in ("ready", "ready", "its gateway answers, its pods do not"):
+            await look(router)
+            assert await state(router) == expected
+        ready = await router.client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+        assert (await router.client.post(CHAT, json=chat())).status_code == 200
+        await look(router)
+        assert await state(router) == "ready", "a pod has answered, though not to the look"
+        for _ in range(3):
+            await look(router)
+        assert await state(router) == "its gateway answers, its pods do not"
+        found.listing = None
+        await look(router)
+        assert await state(router) == "ready"
+        found.listing = POD_GONE
+        await look(router)
+        assert await state(router) == "ready", "it begins anew"
+
+
 async def test_a_look_that_one_pools_missing_picker_answers_blames_no_other(
     start_router: StartRouter,
 ) -> None:

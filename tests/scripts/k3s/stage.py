@@ -52,6 +52,7 @@ class Stage:
         (self.folder / "installer.env").touch()
         self.users.write_text("the user's own")
         self.port = free_port()
+        self.router_s = 30.0
         self.installer = fakes.INSTALLER
         self.env = {
             "PATH": f"{self.bin}:{os.defpath}",
@@ -61,6 +62,7 @@ class Stage:
             "PYTHONPATH": str(ROOT),
             "SERVED_PORT": str(self.port),
             "IIR_HOME": str(self.home),
+            "ROUTER_PORT": str(free_port()),  # no router of this machine's user
             "KUBECONFIG": str(self.users),
         }
         self.machine = Machine(
@@ -132,6 +134,7 @@ class Stage:
             new_id=lambda: INSTALL,
             installer=Installer(url=URL, sha256=digest),
             answer_s=10.0,
+            router_s=self.router_s,
         )
         return main(arguments, place)
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.devstack.plan import record_path
-from scripts.devstack.record import Identity, Record
 from tests.scripts.k3s.stage import Stage, said
 
 # -- the router -----------------------------------------------------------------------------------
@@ -25,23 +23,7 @@ def test_the_router_gets_the_address_with_consent_only(
     assert f"echo '{line}' >> {env}" in out
     assert stage.run("up", "--yes") == 0
     assert env.read_text() == f"ROUTER_PORT=8010\n# mine\n{line}\n"
-    assert "make up" in said(capsys)[0]
-
-
-def test_a_router_that_runs_is_told_to_start_again_once(
-    stage: Stage, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = record_path(stage.home)
-    path.parent.mkdir(parents=True)
-    url = "http://127.0.0.1:8010"
-    Record(supervisor=Identity.of(), router_url=url, has_model=True).write(path)
-    assert stage.up() == 0
-    assert (
-        f"The router at {url} takes it when it starts again: make down && make up"
-        in said(capsys)[0]
-    )
-    assert stage.run("up", "--yes") == 0
-    assert "starts again" not in said(capsys)[0]
+    assert "No router runs" in said(capsys)[0]
 
 
 def test_an_address_in_the_environment_that_beats_ours_is_told(

@@ -248,5 +248,8 @@ def test_ctrl_d_at_a_question_is_a_no(
     assert out.endswith("[y/N] \n")
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     assert up(stage) == 0
-    assert "Nothing was written. For the router: echo 'LLMD_ENDPOINT=" in said(capsys)[0]
+    assert (
+        "Nothing was written. A router takes it at once, or when it starts, after: echo 'LLMD_ENDPOINT="
+        in said(capsys)[0]
+    )
     assert not (stage.root / ".env").exists()
