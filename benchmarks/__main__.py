@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.figures import DIRECT, LITELLM, ROUTER, ROUTER_LARGE, Results
+from benchmarks.figures import DIRECT, LITELLM, ROUTER, ROUTER_LARGE, ROUTER_PAIR, VARIANTS, Results
+from benchmarks.flame import Recorder
 from benchmarks.machine import ROOT, describe_commit, describe_machine, find_pinning, today
 from benchmarks.measure import Bench, Effort, write_bodies
 from benchmarks.native import Load, Upstream, build
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs are ended
     try:
+        if asked.flame:
+            recorder = Recorder()
+            measure([ROUTER], _effort(asked), recorder)
+            _say(f"written: {recorder.picture.relative_to(ROOT)}")
+            return 0
         results, run = measure(_choose(asked), _effort(asked))
         if not (asked.quick or asked.no_write):
             write_page(results, run)
@@ -50,6 +56,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="per measurement, 0.2 to 60")
     parser.add_argument("--only", help="targets, separated by commas: " + ", ".join(_SHORT))
     parser.add_argument("--quick", action="store_true", help="under a minute; writes nothing")
+    parser.add_argument(
+        "--flame", action="store_true", help="a flame graph of the router instead (needs py-spy)"
+    )
     parser.add_argument("--no-write", action="store_true", help="leave docs/performance.md alone")
     asked = parser.parse_args(arguments)
     if asked.seconds is not None and not 0.2 <= asked.seconds <= 60:
@@ -59,7 +68,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return asked
 
 
-_SHORT = {"router-large" if name == ROUTER_LARGE else name: name for name in NAMES}
+_SHORTER = {ROUTER_LARGE: "router-large", ROUTER_PAIR: "router-pair"}
+_SHORT = {_SHORTER.get(name, name): name for name in NAMES}
 
 
 def _choose(asked: argparse.Namespace) -> list[str]:
@@ -67,7 +77,7 @@ def _choose(asked: argparse.Namespace) -> list[str]:
         chosen = {_SHORT[short] for short in asked.only.split(",")}
     else:
         # What takes longest stays out of a quick run.
-        chosen = set(NAMES) - ({LITELLM, ROUTER_LARGE} if asked.quick else set())
+        chosen = set(NAMES) - ({LITELLM, *VARIANTS} if asked.quick else set())
     return [name for name in NAMES if name in chosen | {DIRECT}]  # all else is compared with it
 
 
@@ -81,8 +91,13 @@ def _effort(asked: argparse.Namespace) -> Effort:
     )
 
 
-def measure(names: Sequence[str], effort: Effort) -> tuple[Results, Run]:
-    """Prepare everything in a folder of its own, measure, and clean up."""
+def measure(
+    names: Sequence[str], effort: Effort, recorder: Recorder | None = None
+) -> tuple[Results, Run]:
+    """Prepare everything in a folder of its own, measure, and clean up.
+
+    With a recorder the first target has its flame graph drawn, and nothing is measured.
+    """
     programs = build()
     pinning = find_pinning()
     _say(pinning.text)
@@ -95,7 +110,7 @@ def measure(names: Sequence[str], effort: Effort) -> tuple[Results, Run]:
             stack.callback(upstream.stop)
             upstreams.append(upstream)
         made = _make(names, Site(folder, [upstream.port for upstream in upstreams]))
-        results = Bench(
+        bench = Bench(
             targets=[one for one in made if isinstance(one, Target)],
             upstreams=upstreams,
             load=Load(programs, pinning.load),
@@ -104,7 +119,10 @@ def measure(names: Sequence[str], effort: Effort) -> tuple[Results, Run]:
             effort=effort,
             say=_say,
             results=Results(),
-        ).run()
+        )
+        if recorder is not None:
+            bench.draw(bench.targets[0], recorder)
+        results = bench.results if recorder is not None else bench.run()
     run = Run(
         date=today(),
         machine=describe_machine(),
@@ -119,7 +137,7 @@ def measure(names: Sequence[str], effort: Effort) -> tuple[Results, Run]:
 
 
 def _make(names: Sequence[str], site: Site) -> list[Target | Missing]:
-    if {ROUTER, ROUTER_LARGE} & set(names):
+    if {ROUTER, *VARIANTS} & set(names):
         # A first import writes the bytecode: what is measured is not the compiler.
         subprocess.run(
             [sys.executable, "-c", "import local_agent.app, router.app"],

@@ -9,6 +9,8 @@ from statistics import median
 DIRECT = "direct"
 ROUTER = "router"
 ROUTER_LARGE = "router, 10,000 models"
+ROUTER_PAIR = "router, 2 processes"
+VARIANTS = (ROUTER_LARGE, ROUTER_PAIR)
 AGENT = "agent"
 REFERENCE = "vllm-router"
 LITELLM = "litellm"
@@ -30,6 +32,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(key="cpu_small", label="CPU per request, c16", unit="µs"),
     Figure(key="cpu_big", label="CPU per request, 100 KB prompt, c16", unit="µs"),
     Figure(key="cpu_chunk", label="CPU per chunk, 300 streams", unit="µs"),
+    Figure(key="late", label="event loop late by over 10 ms, 300 streams", unit="%", digits=1),
     Figure(key="lost", label="of 1,000 streams lost", unit="streams"),
     Figure(key="rate", label="their chunk rate against direct", unit="%", digits=1),
     Figure(key="lag_p99", label="their lag p99", unit="ms", digits=1),
@@ -71,6 +74,8 @@ BUDGETS: tuple[Budget, ...] = (
     Budget(key="cpu_small", final_ratio=0.01, against=LITELLM),
     Budget(key="cpu_big", first=450, first_ratio=1.44, final_ratio=1.05),
     Budget(key="cpu_chunk", first=80, first_ratio=1.6, final_ratio=1.2),
+    # Looks at the loop, ten a second; a machine that is shared is late now and then by itself.
+    Budget(key="late", final=1.0),
     Budget(key="lost", first=0, final=0),
     Budget(key="rate", final=99, is_least=True),
     Budget(key="lag_p99", final_ratio=2.0),
@@ -79,6 +84,8 @@ BUDGETS: tuple[Budget, ...] = (
     Budget(key="start", first=1.0, final=0.6),
     # Flat, with what the measurement itself varies by.
     Budget(key="cpu_small", final_ratio=1.1, of=ROUTER_LARGE, against=ROUTER),
+    # 0.85 of the throughput per core that one process has.
+    Budget(key="cpu_small", final_ratio=1.18, of=ROUTER_PAIR, against=ROUTER),
 )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import DIRECT, Results
+from benchmarks.flame import Recorder
+from benchmarks.lateness import looks
 from benchmarks.machine import Pinning
 from benchmarks.native import Load, Upstream
 from benchmarks.processes import BenchError, Program, await_answer, cpu_seconds, rss_mb
@@ -20,6 +22,9 @@ from benchmarks.targets import Target
 
 _START_S = 90.0
 _SETTLE_S = 1.0
+# A flame graph needs some thousand looks; while they are written, the load goes on for a moment.
+_FLAME_S = 10.0
+_FLAME_TAIL_S = 1.0
 _WARM_UP_S = 0.5  # what is loaded or built on first use is no cost of a request
 # Far enough apart that no two chunks of a stream fall into one write.
 _CHUNK_DELAY_US = 50_000
@@ -105,6 +110,24 @@ class Bench:
                 self._measure(up, number)
         return self.results
 
+    def draw(self, target: Target, recorder: Recorder) -> None:
+        """Record a flame graph of a target under small requests; none of its figures are kept.
+
+        Raises:
+            BenchError: there is none.
+        """
+        seconds = max(self.effort.seconds, _FLAME_S)
+        with contextlib.ExitStack() as stack:
+            for running in self._start(target, 0, stack):
+                if running.program is None:
+                    raise BenchError(f"{target.name} is no gateway")
+                stacks = target.folder / "stacks.txt"
+                looking = recorder.begin(running.program.pid, seconds, stacks)
+                self._load_requests(target, self.bodies.small, 16, seconds + _FLAME_TAIL_S)
+                recorder.finish(looking, stacks, within_s=_START_S)
+                return
+        raise BenchError(f"{target.name} did not start")
+
     def _start(self, target: Target, number: int, stack: contextlib.ExitStack) -> Iterator[Running]:
         if not target.command:
             yield Running(target, None)
@@ -125,7 +148,7 @@ class Bench:
             self._note(target, "start", number, str(error))
             return
         time.sleep(_SETTLE_S)
-        if not target.only_small:
+        if number and not target.only_small:
             self.results.add(target.name, "start", number, took)
             self.results.add(target.name, "rss_idle", number, rss_mb(program.pid))
         self._load_requests(target, self.bodies.small, 16, _WARM_UP_S)
@@ -202,10 +225,15 @@ class Bench:
     def _chunks(self, running: Running, number: int) -> None:
         if running.program is None:
             return
+        name, address = running.target.name, (running.target.port, running.target.metrics)
+        looked = looks(*address)
         before = cpu_seconds(running.program.pid)
         answer = self._stream(running, MANY, number)
         spent = cpu_seconds(running.program.pid) - before
-        self.results.add(running.target.name, "cpu_chunk", number, spent * 1e6 / answer["chunks"])
+        self.results.add(name, "cpu_chunk", number, spent * 1e6 / answer["chunks"])
+        share = looks(*address).late_since(looked)
+        if share is not None:
+            self.results.add(name, "late", number, 100 * share)
 
     def _many_streams(self, running: Running, number: int) -> None:
         name = running.target.name

@@ -11,6 +11,8 @@ from benchmarks.figures import (
     FIGURES,
     ROUTER,
     ROUTER_LARGE,
+    ROUTER_PAIR,
+    VARIANTS,
     Figure,
     Results,
     Spread,
@@ -54,6 +56,7 @@ def render(results: Results, run: Run, *, plot: str | None = None) -> str:
         preface,
         figure_table(results, run.names),
         "Registry size: " + _registry(results),
+        "Processes: " + _processes(results),
         budget_table(judge(results)),
     ]
     if plot:
@@ -68,7 +71,7 @@ def render(results: Results, run: Run, *, plot: str | None = None) -> str:
 
 def figure_table(results: Results, names: Sequence[str]) -> str:
     """Return the table of all targets: a row per figure, for targets are fewer."""
-    shown = [name for name in results.targets(names) if name != ROUTER_LARGE]
+    shown = [name for name in results.targets(names) if name not in VARIANTS]
     lines = ["| " + " | ".join(["figure", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
     for figure in FIGURES:
         cells = [cell(figure, results.spread(name, figure.key)) for name in shown]
@@ -144,6 +147,17 @@ def _registry(results: Results) -> str:
     return (
         f"CPU per request with 1 model {cell(figure, one)} µs, with 10,000 models on 1,000 endpoints "
         f"{cell(figure, many)} µs."
+    )
+
+
+def _processes(results: Results) -> str:
+    one, two = (results.spread(name, "cpu_small") for name in (ROUTER, ROUTER_PAIR))
+    if one is None or two is None:
+        return "not measured."
+    figure = BY_KEY["cpu_small"]
+    return (
+        f"CPU per request of one process {cell(figure, one)} µs, of two that share the port (on the same core) "
+        f"{cell(figure, two)} µs."
     )
 
 

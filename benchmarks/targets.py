@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.figures import AGENT, DIRECT, LITELLM, REFERENCE, ROUTER, ROUTER_LARGE
+from benchmarks.figures import AGENT, DIRECT, LITELLM, REFERENCE, ROUTER, ROUTER_LARGE, ROUTER_PAIR
 from benchmarks.machine import ROOT
 from benchmarks.processes import free_port, plain_environment
 from benchmarks.registry import MODEL, fill_registry, make_registry
 
 NGINX = "nginx"
-NAMES = (DIRECT, ROUTER, ROUTER_LARGE, AGENT, NGINX, REFERENCE, LITELLM)
+NAMES = (DIRECT, ROUTER, ROUTER_LARGE, ROUTER_PAIR, AGENT, NGINX, REFERENCE, LITELLM)
 LARGE_MODELS, LARGE_ENDPOINTS = 10_000, 1_000
 
 
@@ -36,6 +36,8 @@ class Target:
     """One round is enough, and takes long enough."""
     only_small: bool = False
     """Only the small requests are measured."""
+    metrics: str = ""
+    """Where it shows Prometheus' text, how late its event loop is among it; empty if nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def direct(site: Site) -> Target:
 
 def router(site: Site) -> Target:
     """Return the router with everything on: key, registry, routing, metrics, ledger, logs."""
-    return _router(site, ROUTER, is_large=False)
+    return _router(site, ROUTER)
 
 
 def router_large(site: Site) -> Target:
@@ -75,11 +77,23 @@ def router_large(site: Site) -> Target:
     return _router(site, ROUTER_LARGE, is_large=True)
 
 
-def _router(site: Site, name: str, *, is_large: bool) -> Target:
+def router_pair(site: Site) -> Target:
+    """Return the router as two processes that share the port."""
+    return _router(site, ROUTER_PAIR, processes=2)
+
+
+def _router(site: Site, name: str, *, is_large: bool = False, processes: int = 1) -> Target:
     folder = site.subfolder(name)
     # PYTHONPATH, for the folder is not the checkout: its `.env` must not be read.
     env = plain_environment(
-        {"IIR_HOME": str(folder), "PYTHONPATH": str(ROOT), "LOG_JSON": "true", "LOG_LEVEL": "info"}
+        {
+            "IIR_HOME": str(folder),
+            "LOG_JSON": "true",
+            "LOG_LEVEL": "info",
+            "PYTHONPATH": str(ROOT),
+            "ROUTER_PUBLIC_ROUTES": "metrics",
+            "WEB_CONCURRENCY": str(processes),
+        }
     )
     key = make_registry(folder, env, site.upstreams)
     if is_large:
@@ -98,7 +112,8 @@ def _router(site: Site, name: str, *, is_large: bool) -> Target:
         command=[*command, "--port", str(port)],
         env=env,
         key=key,
-        only_small=is_large,
+        only_small=name != ROUTER,
+        metrics="/metrics",
     )
 
 
@@ -218,6 +233,7 @@ MAKERS: dict[str, Callable[[Site], Target | Missing]] = {
     DIRECT: direct,
     ROUTER: router,
     ROUTER_LARGE: router_large,
+    ROUTER_PAIR: router_pair,
     AGENT: agent,
     NGINX: nginx,
     REFERENCE: vllm_router,

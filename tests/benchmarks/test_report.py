@@ -7,13 +7,22 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.figures import BUDGETS, REFERENCE, ROUTER, ROUTER_LARGE, Budget, Results, judge
+from benchmarks.figures import (
+    BUDGETS,
+    REFERENCE,
+    ROUTER,
+    ROUTER_LARGE,
+    ROUTER_PAIR,
+    Budget,
+    Results,
+    judge,
+)
 from benchmarks.plot import draw
 from benchmarks.processes import BenchError
 from benchmarks.report import BEGIN, END, Run, budget_table, figure_table, render, write_page
 from benchmarks.targets import Missing
 
-NAMES = ("direct", ROUTER, ROUTER_LARGE, REFERENCE)
+NAMES = ("direct", ROUTER, ROUTER_LARGE, ROUTER_PAIR, REFERENCE)
 RUN = Run(
     date="2026-01-02",
     machine="a machine",
@@ -96,6 +105,16 @@ def test_a_large_registry_is_held_against_the_small_one() -> None:
     (verdict,) = (v for v in judge(results) if v.budget.of == ROUTER_LARGE)
     assert verdict.ratio == 1.05
     assert verdict.is_final_met is True
+
+
+def test_two_processes_are_held_against_one_and_have_no_column() -> None:
+    results = make_results(cpu_small=(100, 100))
+    for number, value in enumerate((119.0, 133.0, 238.0), 1):
+        results.add(ROUTER_PAIR, "cpu_small", number, value)
+    (verdict,) = (v for v in judge(results) if v.budget.of == ROUTER_PAIR)
+    assert verdict.is_final_met is False
+    assert "Processes: CPU per request of one process 110 [100–200] µs" in render(results, RUN)
+    assert "| figure | router | vllm-router |" in figure_table(results, NAMES)
 
 
 def test_the_report_names_what_is_missing_and_what_went_wrong() -> None:
