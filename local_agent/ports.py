@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -348,6 +348,33 @@ class KeepAwake(Protocol):
 
     async def release(self) -> None:
         """Let it sleep again."""
+        ...
+
+
+class SleepNews(Protocol):
+    """The system's own word that the host will sleep, given before it does."""
+
+    async def listen(
+        self, going: Callable[[float], Awaitable[None]], back: Callable[[], Awaitable[None]]
+    ) -> str | None:
+        """Listen until cancelled, or until nothing more is heard.
+
+        `going` is awaited with the seconds that it may take, and the host sleeps no earlier than it has
+        returned or these are over; `back` once the host is awake again. Return why nothing is announced
+        to this agent; None if something was, and no longer is.
+        """
+        ...
+
+
+class Presence(Protocol):
+    """The agent's place with its router. Neither call raises; each may come any number of times."""
+
+    async def leave(self) -> None:
+        """Give it up until `rejoin`; it takes some 2 s at most."""
+        ...
+
+    def rejoin(self) -> None:
+        """Take it again, if it was given up."""
         ...
 
 
