@@ -275,7 +275,8 @@ class HostFacts:
     images that the operator allows beside the known ones; `container_problem` says why no container
     can run, whatever the engine: None if one may. `machine` tells it from others in what was `measured`
     on it. `accelerator_mb` is what its accelerator lets programs have of its memory, as the device says;
-    None: it has none of its own, or can't be asked.
+    None: it has none of its own, or can't be asked. `has_metal` tells whether Metal has a device for programs
+    of this host; None: nobody could tell.
     """
 
     platform: str
@@ -288,6 +289,7 @@ class HostFacts:
     machine: str = ""
     measured: tuple[Measured, ...] = ()
     accelerator_mb: int | None = None
+    has_metal: bool | None = None
 
     @property
     def is_apple_silicon(self) -> bool:

@@ -234,14 +234,23 @@ def test_a_folder_of_the_users_is_found_under_auto(tmp_path: Path) -> None:
 
 
 REPO = {"repo": "org/name"}
+METAL_MAC = replace(MAC, has_metal=True)
 
 
 @pytest.mark.parametrize(
     ("engine", "host", "options", "where"),
     [
         ("llama_cpp", HOST, {}, CPU_ONLY),
-        ("llama_cpp", MAC, {}, METAL),
-        ("llama_cpp", MAC, {"gpu_layers": "0"}, CPU_ONLY),
+        ("llama_cpp", METAL_MAC, {}, METAL),
+        ("mlx_lm", METAL_MAC, REPO, METAL),
+        ("llama_cpp", METAL_MAC, {"gpu_layers": "0"}, CPU_ONLY),
+        ("llama_cpp", replace(MAC, has_metal=False), {}, CPU_ONLY),  # a virtual machine
+        ("llama_cpp", MAC, {}, None),  # it could not be asked
+        ("torch_mps", METAL_MAC, {}, None),  # torch itself decides
+        ("torch_mps", METAL_MAC, {"device": "mps"}, METAL),
+        ("torch_mps", METAL_MAC, {"device": "cpu"}, CPU_ONLY),
+        ("torch_mps", replace(MAC, has_metal=False), {}, CPU_ONLY),
+        ("torch_mps", HOST, {}, CPU_ONLY),
         ("llama_cpp", replace(MAC, arch="x86_64"), {}, CPU_ONLY),
         ("vllm_docker", MAC, REPO, CPU_ONLY),
         ("vllm_docker", MAC, {**REPO, "image": "vllm/vllm-openai:v0.32.0"}, CPU_ONLY),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from local_agent.domain import ModelId, WorkerState
 from local_agent.errors import ModelOnItsWay
 from local_agent.host.facts import machine_name, processor_of
-from local_agent.host.metal import chosen_limit_mb
+from local_agent.host.metal import Metal, ask_metal, chosen_limit_mb
 from local_agent.memory.ledger import Ledger
 from local_agent.memory.leftovers import WiredReturn
 from local_agent.memory.machine import MachineMemory, MachineRoom, of_linux, of_macos
@@ -90,6 +90,17 @@ def test_the_limit_of_metal_is_read_and_never_assumed(
     device: str, wired: str, mb: int | None
 ) -> None:
     assert chosen_limit_mb(device, wired) == mb
+
+
+@pytest.mark.parametrize(
+    ("said", "mb", "has_device"),
+    [("12713115648\n", 12_124, True), ("", None, False), (None, None, None)],
+    ids=["a Mac", "a virtual machine", "no answer"],
+)
+def test_whether_metal_has_a_device(
+    said: str | None, mb: int | None, has_device: bool | None
+) -> None:
+    assert ask_metal(lambda _: said) == Metal(limit_mb=mb, has_device=has_device)
 
 
 def room(guard: str, reserve_mb: int = 0, **memory: int | bool) -> MachineRoom:
