@@ -267,6 +267,15 @@ class Measured:
     is_old: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unended:
+    """What is left of a worker of an earlier agent that nobody could end, and the memory that it held then."""
+
+    model: str
+    config_hash: str
+    memory_mb: int
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What engines need to know of the host.

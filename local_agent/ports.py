@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from local_agent.domain import Deployment, EngineLoad, HostFacts
+from local_agent.domain import Deployment, EngineLoad, HostFacts, Unended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +225,10 @@ class ProcessLauncher(Protocol):
         """
         ...
 
+    async def unended(self) -> Mapping[str, Unended]:
+        """Return what `reap_orphans` could not end and still lives, by a name of its own."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerView:
@@ -359,9 +363,8 @@ class SleepNews(Protocol):
     ) -> str | None:
         """Listen until cancelled, or until nothing more is heard.
 
-        `going` is awaited with the seconds that it may take, and the host sleeps no earlier than it has
-        returned or these are over; `back` once the host is awake again. Return why nothing is announced
-        to this agent; None if something was, and no longer is.
+        `going` is awaited with the seconds that it may take, before the host sleeps; `back` once it is awake
+        again. Return why nothing is announced to this agent; None if something was, and no longer is.
         """
         ...
 
