@@ -10,7 +10,7 @@ from dbus_fast.service import ServiceInterface, dbus_property, method, signal
 Inhibit = Callable[[str, str, str], int]
 
 
-class Manager(ServiceInterface):
+class Manager(ServiceInterface):  # type: ignore[misc] # untyped where it is not installed
     """Logind's manager: inhibitors, the word before and after sleep, and how long it waits."""
 
     def __init__(self, most_us: int, inhibit: Inhibit) -> None:
@@ -18,14 +18,14 @@ class Manager(ServiceInterface):
         self._most_us = most_us
         self._inhibit = inhibit
 
-    @method()
+    @method()  # type: ignore[untyped-decorator]
     def Inhibit(self, what: "s", who: "s", why: "s", mode: "s") -> "h":  # type: ignore[name-defined] # noqa: F821, N802
         return self._inhibit(what, who, mode)
 
-    @signal()
+    @signal()  # type: ignore[untyped-decorator]
     def PrepareForSleep(self, is_going: Any) -> "b":  # type: ignore[name-defined] # noqa: F821, N802
         return is_going
 
-    @dbus_property(access=PropertyAccess.READ)
+    @dbus_property(access=PropertyAccess.READ)  # type: ignore[untyped-decorator]
     def InhibitDelayMaxUSec(self) -> "t":  # type: ignore[name-defined] # noqa: F821, N802
         return self._most_us

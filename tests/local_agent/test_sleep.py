@@ -82,7 +82,8 @@ class FakeMac:
 
 
 def test_addresses_and_numbers_cross_the_border_whole() -> None:
-    mac, heard = FakeMac(), []
+    mac = FakeMac()
+    heard: list[tuple[int, int]] = []
     power = SystemPower(mac.iokit, mac.foundation, POINTER(MODE))
     assert power.register(lambda message, number: heard.append((message, number)))
     assert mac.calls == [("source of", NOTIFY), ("add", LOOP, SOURCE, MODE)]
@@ -120,7 +121,8 @@ class FakeDomain:
     ],
 )
 def test_what_macos_is_answered(message: int, said: list[str], allowed: list[int]) -> None:
-    domain, heard = FakeDomain(), []
+    domain = FakeDomain()
+    heard: list[str] = []
     hearing(domain, heard.append)(message, 7)
     assert (heard, domain.allowed) == (said, allowed)
 
