@@ -97,24 +97,23 @@ class LogindSleep:
 
     def __init__(self, env: Mapping[str, str]) -> None:
         """Take the agent's environment: where programs lie, and where the bus is."""
-        path, bus = env.get("PATH"), env.get("DBUS_SYSTEM_BUS_ADDRESS")
-        self._gdbus, self._inhibit = (
-            shutil.which(name, path=path) for name in ("gdbus", "systemd-inhibit")
-        )
-        self._has_bus = bus is not None or Path(_BUS).exists()
-        self._env = {"LC_ALL": "C", "PATH": path or "/usr/bin:/bin"}
-        if bus is not None:
-            self._env["DBUS_SYSTEM_BUS_ADDRESS"] = bus
+        self._path, self._bus = env.get("PATH"), env.get("DBUS_SYSTEM_BUS_ADDRESS")
+        self._env = {"LC_ALL": "C", "PATH": self._path or "/usr/bin:/bin"}
+        if self._bus is not None:
+            self._env["DBUS_SYSTEM_BUS_ADDRESS"] = self._bus
 
     async def listen(self, going: Going, back: Back) -> str | None:
         """See `SleepNews.listen`."""
-        if not self._has_bus:
+        if self._bus is None and not await anyio.Path(_BUS).exists():
             return "there is no system bus (D-Bus)"
-        if self._gdbus is None or self._inhibit is None:
+        gdbus, inhibit = (
+            shutil.which(name, path=self._path) for name in ("gdbus", "systemd-inhibit")
+        )
+        if gdbus is None or inhibit is None:
             return "gdbus (of GLib) and systemd-inhibit are needed, and one of them is not there"
-        delay = _Delay(self._inhibit, self._env)
+        delay = _Delay(inhibit, self._env)
         try:
-            is_known = await self._follow(self._gdbus, delay, going, back)
+            is_known = await self._follow(gdbus, delay, going, back)
         finally:
             await delay.release()
         return None if is_known else "logind is not on the system bus"
