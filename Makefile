@@ -97,7 +97,7 @@ format: setup-dev ## let black and ruff rewrite what they can
 	@"$(BIN)/python" -m black --quiet .
 	@"$(BIN)/python" -m ruff check --fix .
 
-lock: ## write requirements/*.txt, which the images install (UPGRADE=1 takes the newest versions)
+lock: setup ## write requirements/*.txt and local_agent/constraints/*.txt: what images and engines install (UPGRADE=1: newest versions)
 	@sh scripts/lock.sh
 
 migrate: setup ## bring the registry to the newest schema

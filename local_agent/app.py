@@ -111,9 +111,6 @@ class Agent:
         self._host = this_host(settings)
         self.supervisor = self._build_supervisor(limits, rule, rng)
         self.intake = Intake(self.supervisor.notify)
-        self._power = care_for(
-            self._host, self.intake, self.supervisor, lambda: self._taken.config.power.policy
-        )
         self._puller = model_puller(settings, self.identity.agent_id)
         self.pulls = PullJobs(self._pull, self.supervisor.pull_marks, self._look_again)
         self._unasked = UnaskedPulls(settings.pulled, self.supervisor, self.pulls)
@@ -132,6 +129,14 @@ class Agent:
             credential=self._credential,
             subject=self._subject,
             rng=rng,
+        )
+        self._power = care_for(
+            self._host,
+            self.intake,
+            self.supervisor,
+            lambda: self._taken.config.power.policy,
+            router=self.lease,
+            env=settings.environment(),
         )
         self._is_ready = False
 
@@ -209,8 +214,7 @@ class Agent:
 
     def _standing(self) -> dict[str, str]:
         """Return how the agent stands with its router and its file, and what is in the way."""
-        config = self._reloader.problem or "ok"
-        standing = {"lease": self.lease.status.value, "config": config}
+        standing = {"lease": self.lease.status.value, "config": self._reloader.problem or "ok"}
         if self.lease.problem is not None:
             standing["lease_problem"] = self.lease.problem
         return standing
@@ -253,9 +257,8 @@ class Agent:
         before, self._taken = self._taken, Taken(config, to_deployments(config, self._weights))
         self._use_taken()
         is_set = "agent_drain_s" in self.settings.model_fields_set
-        return compare(
-            before, self._taken, overridden={"drain_s": "AGENT_DRAIN_S"} if is_set else {}
-        )
+        overridden = {"drain_s": "AGENT_DRAIN_S"} if is_set else {}
+        return compare(before, self._taken, overridden=overridden)
 
     def _use_taken(self) -> None:
         config, residency = self._taken.config, self.supervisor.residency

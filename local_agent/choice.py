@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from local_agent.bench.versions import engine_version
 from local_agent.domain import Deployment, HostFacts, Measured
 from local_agent.engines import AUTO, ENGINES, choose_engine
 from local_agent.ports import Engine
 from shared.contracts.agents import Bench
 from shared.kit.plugins import Plugins
 
-_NEVER_AUTO = frozenset({"simulated", "external"})
+_IN_CONTAINER = "vllm_docker"
+_NEVER_AUTO = frozenset({"simulated", "external", _IN_CONTAINER})
 _FOLDERS_ON_A_MAC = ("mlx_lm", "vllm_metal", "vllm_mlx", "vllm", "torch_mps")
 _FOLDERS_ELSEWHERE = ("vllm", "mlx_lm", "torch_mps")
 """Engines that load a folder with a Hugging Face model; the first is named where none can run here."""
@@ -31,8 +33,9 @@ class Choice:
 def choose(deployment: Deployment, host: HostFacts, engines: Plugins[Engine] = ENGINES) -> Choice:
     """Return the configured engine; for `auto` the fastest measured one that can serve these weights.
 
-    Where nothing was measured of them, the kind of weights decides. Only what was measured on this
-    machine, with this configuration and with the engine's present version counts.
+    A measurement beats what was measured too, and nothing else: as long as the engine that the kind of
+    weights means was not measured, that one is taken. Only what was measured on this machine, with this
+    configuration and with the engine's present version counts.
 
     Args:
         deployment: with its weights, and its engine as configured.
@@ -44,20 +47,27 @@ def choose(deployment: Deployment, host: HostFacts, engines: Plugins[Engine] = E
     if deployment.external_url is not None:
         return Choice(choose_engine(deployment), "it has a `url`")
     found = sorted(_measured(deployment, host, engines), key=lambda pair: answer_s(pair[1]))
-    if not found:
+    usual, names = _by_kind(deployment, host, engines), [name for name, _ in found]
+    is_usual_able = usual in engines and _can_serve(
+        replace(deployment, engine=usual), engines[usual], host
+    )
+    if not found or (usual not in names and is_usual_able):
+        others = f" {', '.join(names)} was, which alone decides nothing;" if names else ""
         return Choice(
-            _by_kind(deployment, host, engines),
-            "by the kind of its weights; nothing of it was measured here"
-            f" (`iir-agent bench {deployment.model}`)",
+            usual,
+            f"by the kind of its weights; it was not measured here,{others} run"
+            f" `iir-agent bench {deployment.model}`",
         )
-    (name, best), others = found[0], found[1:]
-    slower = "".join(f", {other} {answer_s(row):.1f} s" for other, row in others)
-    rank = "the fastest" if others else "the only one"
+    (name, best), slower = found[0], found[1:]
+    than = "".join(f", {other} {answer_s(row):.1f} s" for other, row in slower)
+    rank = "the fastest" if slower else "the only one"
     marks = "; something disturbed it" if best.is_disturbed else ""
+    unknown = [each for each in _able(deployment, host, engines) if each not in names]
+    left = f"; not measured: {', '.join(unknown)}" if unknown else ""
     return Choice(
         name,
         f"{rank} measured here: {answer_s(best):.1f} s for an answer of"
-        f" {_ANSWER_TOKENS} tokens{slower}{marks}",
+        f" {_ANSWER_TOKENS} tokens{than}{marks}{left}",
     )
 
 
@@ -116,13 +126,21 @@ def _measured(
 ) -> Iterator[tuple[str, Bench]]:
     """Yield the engines that can serve it and were measured doing so, each with its newest figures."""
     rows = [row for row in host.measured if row.model == deployment.model and not row.is_old]
-    for name in engines:
-        if name in _NEVER_AUTO:
-            continue
+    for name in _able(deployment, host, engines):
         as_it = replace(deployment, engine=name)
         mine = [row for row in rows if row.figures.engine == name and _is_current(row, as_it)]
-        if mine and _can_serve(as_it, engines[name], host):
+        if mine:
             yield name, max(mine, key=lambda row: row.figures.measured_at).figures
+
+
+def _able(deployment: Deployment, host: HostFacts, engines: Plugins[Engine]) -> list[str]:
+    """Return the engines that could serve it here."""
+    return [
+        name
+        for name in engines
+        if name not in _NEVER_AUTO
+        and _can_serve(replace(deployment, engine=name), engines[name], host)
+    ]
 
 
 def _can_serve(deployment: Deployment, engine: Engine, host: HostFacts) -> bool:
@@ -134,4 +152,15 @@ def _can_serve(deployment: Deployment, engine: Engine, host: HostFacts) -> bool:
 def _is_current(row: Measured, deployment: Deployment) -> bool:
     """Tell whether it was measured as the model would run under the engine that measured it."""
     as_it = replace(deployment, engine=row.figures.engine)
-    return not row.is_old and row.config_hash == as_it.config_hash
+    is_same = not row.is_old and row.config_hash == as_it.config_hash
+    return is_same and row.figures.engine_version in {None, _version_now(as_it, row)}
+
+
+def _version_now(deployment: Deployment, row: Measured) -> str | None:
+    """Return the version that would run: of an engine in a container its image's; others are told apart before."""
+    if deployment.engine != _IN_CONTAINER:
+        return row.figures.engine_version
+    launch = ENGINES[_IN_CONTAINER].launch(deployment, 0)
+    container = None if launch is None else launch.container
+    image = None if container is None else container.image
+    return engine_version(_IN_CONTAINER, {}, image)

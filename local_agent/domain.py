@@ -267,6 +267,15 @@ class Measured:
     is_old: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unended:
+    """What is left of a worker of an earlier agent that nobody could end, and the memory that it held then."""
+
+    model: str
+    config_hash: str
+    memory_mb: int
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What engines need to know of the host.
@@ -275,7 +284,8 @@ class HostFacts:
     images that the operator allows beside the known ones; `container_problem` says why no container
     can run, whatever the engine: None if one may. `machine` tells it from others in what was `measured`
     on it. `accelerator_mb` is what its accelerator lets programs have of its memory, as the device says;
-    None: it has none of its own, or can't be asked.
+    None: it has none of its own, or can't be asked. `has_metal` tells whether Metal has a device for programs
+    of this host; None: nobody could tell.
     """
 
     platform: str
@@ -288,6 +298,7 @@ class HostFacts:
     machine: str = ""
     measured: tuple[Measured, ...] = ()
     accelerator_mb: int | None = None
+    has_metal: bool | None = None
 
     @property
     def is_apple_silicon(self) -> bool:

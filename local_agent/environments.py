@@ -8,6 +8,7 @@ its pip, with the user's own configuration of pip.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -30,6 +31,8 @@ from local_agent.weights.pip import reason
 from local_agent.weights.progress import gigabytes
 
 _STAMP = "iir-engine.json"
+_CONSTRAINTS = Path(__file__).with_name("constraints")
+"""By engine: the versions of all that its requirements bring along, which `make lock` writes."""
 _MADE = ".made"
 _PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "--no-input")
 _INSTALL = ("install", "--only-binary=:all:", "--progress-bar=off")
@@ -48,26 +51,36 @@ class InstallFailed(Exception):
 class Installed:
     """An environment that is there.
 
-    `is_ours`: it was made here, from `requirements`; else somebody put it there by hand.
+    `is_ours`: it was made here, from `requirements`, held to `constraints` (their digest; empty: none);
+    else somebody put it there by hand.
     """
 
     is_ours: bool
     requirements: tuple[str, ...] = ()
     python: str = ""
+    constraints: str = ""
 
 
 class Environments:
     """The environments below one folder, usually `$IIR_HOME/engines`. Holds nothing in memory."""
 
-    def __init__(self, root: Path, env: Mapping[str, str], python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        root: Path,
+        env: Mapping[str, str],
+        python: str = sys.executable,
+        constraints: Path = _CONSTRAINTS,
+    ) -> None:
         """Work below `root`, which need not exist.
 
         Args:
             root: the folder.
             env: what pip gets of it: all but secrets, and what belongs to a Python.
             python: the interpreter that is tried first.
+            constraints: the folder with a file `NAME.txt` for each engine that has one.
         """
         self._root = root
+        self._constraints = constraints
         self._python = python
         self._env = {
             name: value
@@ -83,9 +96,15 @@ class Environments:
             return None
         try:
             stamp = json.loads((place / _STAMP).read_text(encoding="utf-8"))
-            return Installed(True, tuple(stamp["requirements"]), str(stamp["python"]))
+            held_to = str(stamp.get("constraints", ""))
+            return Installed(True, tuple(stamp["requirements"]), str(stamp["python"]), held_to)
         except (OSError, ValueError, KeyError, TypeError):
             return Installed(False)
+
+    def is_outdated(self, name: str, found: Installed, recipe: Recipe) -> bool:
+        """Tell whether an environment of ours would be made of other packages now."""
+        now = recipe.requirements, _digest(self._held_to(name))
+        return (found.requirements, found.constraints) != now
 
     def install(self, name: str, recipe: Recipe, host: HostFacts, report: Report) -> None:
         """Make an environment, and then put it in the place of an older one.
@@ -106,7 +125,9 @@ class Environments:
             self._require_space(recipe)
             folder = self._root / _MADE / f"{name}-{uuid.uuid4().hex[:8]}"
             try:
-                self._make(folder, python, recipe, report, lock)
+                self._make(
+                    folder, python, recipe, held_to=self._held_to(name), report=report, lock=lock
+                )
                 self._refuse_in_use(name)  # somebody may have loaded a model in these minutes
                 self._put(name, folder)
             except BaseException:
@@ -131,7 +152,20 @@ class Environments:
             self._sweep(name)
         return is_there
 
-    def _make(self, folder: Path, python: str, recipe: Recipe, report: Report, lock: int) -> None:
+    def _held_to(self, name: str) -> Path | None:
+        path = self._constraints / f"{name}.txt"
+        return path if path.exists() else None
+
+    def _make(
+        self,
+        folder: Path,
+        python: str,
+        recipe: Recipe,
+        *,
+        held_to: Path | None,
+        report: Report,
+        lock: int,
+    ) -> None:
         scratch = folder / ".scratch"
         scratch.mkdir(parents=True)
         env = {
@@ -146,17 +180,22 @@ class Environments:
             run_watched(command, folder=folder, env=env, what=what, report=report, pass_fds=(lock,))
 
         own = str(folder / "bin" / "python")
-        pages = [word for place in recipe.places for word in ("--find-links", place)]
+        more = [word for place in recipe.places for word in ("--find-links", place)]
+        more += [] if held_to is None else ["--constraint", str(held_to)]
         try:
             run("making the environment", python, "-I", "-m", "venv", str(folder))
-            run("installing", own, *_PIP, *_INSTALL, *pages, *recipe.requirements)
+            run("installing", own, *_PIP, *_INSTALL, *more, *recipe.requirements)
             run("checking", own, "-I", "-c", f"import {', '.join(recipe.modules)}")
         except CommandFailed as failed:
             raise InstallFailed(_cause(failed)) from None
         except OSError as error:
             raise InstallFailed(f"it can't be installed: {error.strerror or error}") from None
         shutil.rmtree(scratch, ignore_errors=True)
-        stamp = {"requirements": list(recipe.requirements), "python": self._about(own)[0]}
+        stamp = {
+            "requirements": list(recipe.requirements),
+            "python": self._about(own)[0],
+            "constraints": _digest(held_to),
+        }
         (folder / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
 
     def _put(self, name: str, folder: Path) -> None:
@@ -234,6 +273,10 @@ class Environments:
 def recipe_of(engine: object, host: HostFacts) -> Recipe | str | None:
     """Return what an engine's environment is made of, why it can't run here, or None if it has none."""
     return engine.recipe(host) if isinstance(engine, Installable) else None
+
+
+def _digest(path: Path | None) -> str:
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cause(failed: CommandFailed) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
+import anyio
+
 from local_agent import refusals
 from local_agent.errors import AgentDraining
 from shared.http.errors import QueueFull
@@ -35,6 +37,7 @@ class Intake:
         self._in_hand = 0
         self._is_on = False
         self._limit: int | None = None
+        self._ended: anyio.Event | None = None
         self.reason: str | None = None
         self.is_ending = False
 
@@ -49,6 +52,12 @@ class Intake:
     def in_hand(self) -> int:
         """Return how many requests were let in and have not ended, those that wait included."""
         return self._in_hand
+
+    async def finished(self) -> None:
+        """Return when nothing is in hand."""
+        while self._in_hand:
+            self._ended = self._ended or anyio.Event()
+            await self._ended.wait()
 
     def drain(self) -> None:
         """Take nothing new."""
@@ -103,5 +112,8 @@ class Intake:
             yield
         finally:
             self._in_hand -= 1
+            if not self._in_hand and self._ended is not None:
+                self._ended.set()
+                self._ended = None
             if self.state is IntakeState.DRAINED:
                 self._notify()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from local_agent.domain import Deployment, EngineLoad, HostFacts
+from local_agent.domain import Deployment, EngineLoad, HostFacts, Unended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +225,10 @@ class ProcessLauncher(Protocol):
         """
         ...
 
+    async def unended(self) -> Mapping[str, Unended]:
+        """Return what `reap_orphans` could not end and still lives, by a name of its own."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerView:
@@ -348,6 +352,32 @@ class KeepAwake(Protocol):
 
     async def release(self) -> None:
         """Let it sleep again."""
+        ...
+
+
+class SleepNews(Protocol):
+    """The system's own word that the host will sleep, given before it does."""
+
+    async def listen(
+        self, going: Callable[[float], Awaitable[None]], back: Callable[[], Awaitable[None]]
+    ) -> str | None:
+        """Listen until cancelled, or until nothing more is heard.
+
+        `going` is awaited with the seconds that it may take, before the host sleeps; `back` once it is awake
+        again. Return why nothing is announced to this agent; None if something was, and no longer is.
+        """
+        ...
+
+
+class Presence(Protocol):
+    """The agent's place with its router. Neither call raises; each may come any number of times."""
+
+    async def leave(self) -> None:
+        """Give it up until `rejoin`; it takes some 2 s at most."""
+        ...
+
+    def rejoin(self) -> None:
+        """Take it again, if it was given up."""
         ...
 
 

@@ -30,7 +30,8 @@ class PowerConfig(BaseModel):
     )
     drain_before_sleep: bool = Field(
         default=True,
-        description="Whether nothing new is taken once a lid is closed that will make it sleep.",
+        description="Whether nothing new is taken once the system says that it will sleep, or "
+        "a lid is closed that will make it sleep; what runs is finished, as far as the system waits.",
     )
     keep_awake: bool = Field(
         default=True,

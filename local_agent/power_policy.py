@@ -13,6 +13,10 @@ from shared.contracts.agents import Power, Thermal
 OnBattery = Literal["serve", "limit", "drain"]
 
 BATTERY_FLOOR = 10
+GOING_TO_SLEEP = "the machine is about to sleep"
+AWAKE_AGAIN_S = 60.0
+"""So long after the word that the host sleeps, by a clock that stands still in sleep, it is awake again,
+whether or not that was announced too."""
 COOL_S = 60.0
 """For how long it has to be cool enough again: a machine that stopped working cools within seconds."""
 
@@ -55,6 +59,20 @@ class PowerCore:
         """Begin with a host of which nothing is known."""
         self._is_low = False
         self._hot_until: float | None = None
+        self._going_since: float | None = None
+
+    def is_going(self, now: float) -> bool:
+        """Tell whether the host was said to go to sleep, and is not awake again."""
+        since = self._going_since
+        return since is not None and now - since < AWAKE_AGAIN_S
+
+    def go(self, now: float) -> None:
+        """Take the word that the host goes to sleep."""
+        self._going_since = now
+
+    def wake(self) -> None:
+        """Take the word that it is awake."""
+        self._going_since = None
 
     def advance(self, policy: PowerPolicy, seen: HostPower, now: float) -> Verdict:
         """Return what follows from a reading.
@@ -68,6 +86,8 @@ class PowerCore:
         is_on_battery = power.source == "battery"
         self._note_charge(policy, power)
         is_hot = self._is_hot(policy, power.thermal, now)
+        if policy.drain_before_sleep and self.is_going(now):
+            return Verdict(reason=GOING_TO_SLEEP)
         if policy.drain_before_sleep and power.lid == "closed" and seen.sleeps_by_lid:
             return Verdict(reason="the lid is closed")
         if self._is_low:

@@ -269,6 +269,8 @@ class Supervisor:
         for model in kept:
             self._start(self._catalog.entries[model].deployment, group)
         await launcher.reap_orphans(kept)
+        peak_mb = self.residency.remembered.peak_mb
+        await self.residency.leftovers.inherit(launcher.unended, peak_mb)
 
     def _is_kept(self, model: ModelId, wanted: Wanted) -> bool:
         """Tell whether it is still wanted as it was when it was looked for, and there is room for it."""

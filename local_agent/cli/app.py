@@ -25,6 +25,7 @@ from local_agent.cli.joining import join, rotate
 from local_agent.cli.progress import shown
 from local_agent.cli.running import AgentUnreachable, RunningAgent
 from local_agent.domain import ModelId
+from local_agent.service.own_log import bounded
 from local_agent.this_host import this_host
 from local_agent.weights.progress import gigabytes
 from shared.kit.clock import monotonic
@@ -61,7 +62,8 @@ def serve(
         settings = read_settings(agent_host=host, agent_port=port)
         from local_agent.app import serve as run  # noqa: PLC0415 - other commands start faster
 
-        run(settings)
+        with bounded(settings.iir_home / "logs" / "agent.log"):
+            run(settings)
 
 
 @app.command()

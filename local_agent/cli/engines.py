@@ -94,7 +94,7 @@ def _rows(context: Context) -> list[dict[str, str]]:
             state, what = "not installed", f"iir-agent engines install {name} ({size})"
         elif not found.is_ours:
             state, what = "installed", "an environment of yours"
-        elif found.requirements != recipe.requirements:
+        elif environments.is_outdated(name, found, recipe):
             state, what = "outdated", f"iir-agent engines install {name}"
         else:
             shown = ", ".join(each.split(" @ ")[0] for each in found.requirements)

@@ -154,7 +154,10 @@ def bench_table(rows: Iterable[tuple[str, Bench]]) -> Table:
 
 
 def _marks(one: Bench) -> tuple[tuple[str, bool], ...]:
-    return ("disturbed", one.is_disturbed), ("another configuration", not one.is_current)
+    return ("disturbed", one.is_disturbed), (
+        "of another configuration or version: does not count",
+        not one.is_current,
+    )
 
 
 def worker_table(workers: list[WorkerRow]) -> Table:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ def install(
         _refuse_second(context, host)
         _refuse_loss(files.read(host.path) or b"", content)
         files.make_room(service.log)
-        with files.replaced(host.path, content) as is_new:
+        with _taken_back(host), files.replaced(host.path, content) as is_new:
             host.manager.start(host.path)
         typer.echo(f"{'wrote' if is_new else 'kept'} {host.path}")
         typer.echo(f"started; its log: {host.log}")
@@ -84,6 +84,8 @@ def uninstall() -> None:
                 host.manager.stop()
         finally:
             host.path.unlink(missing_ok=True)  # whatever else happens, no login starts it again
+            if is_there:
+                host.manager.forget()
         typer.echo(f"removed {host.path}" if is_there else "there was no service")
 
 
@@ -109,6 +111,20 @@ def status(as_json: Json = False) -> None:
         typer.echo(json.dumps(found) if as_json else _shown(found))
     if pid is None:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _taken_back(host: Host) -> Iterator[None]:
+    """Have what ran before run again, if what is done meanwhile fails and its file is there again."""
+    try:
+        yield
+    except BaseException:
+        if host.path.exists():
+            with suppress(ServiceProblem):
+                host.manager.start(host.path)
+        else:
+            host.manager.forget()
+        raise
 
 
 def _refuse_loss(before: bytes, content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from local_agent.domain import Unended
 from local_agent.ports import Launch, Left, Process, ProcessLauncher, Wanted
 
 
@@ -28,3 +29,7 @@ class EitherLauncher:
         """See `ProcessLauncher.reap_orphans`."""
         processes = await self._processes.reap_orphans(keep)
         return [*processes, *await self._containers.reap_orphans(keep)]
+
+    async def unended(self) -> dict[str, Unended]:
+        """See `ProcessLauncher.unended`."""
+        return {**await self._processes.unended(), **await self._containers.unended()}

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from local_agent.containers.causes import exit_cause, exit_number
-from local_agent.domain import ModelId
+from local_agent.domain import ModelId, Unended
 from local_agent.ports import (
     ContainerClient,
     ContainerError,
@@ -265,6 +265,10 @@ class ContainerLauncher:
                 await off_loop(partial(client.stop, view.id, 0), self._limit_s)
                 ended.append(name)
         return sorted(ended)
+
+    async def unended(self) -> dict[str, Unended]:
+        """See `ProcessLauncher.unended`: what a container holds, its engine's machine holds."""
+        return {}
 
     async def _own(self) -> list[ContainerView]:
         """Return this agent's containers; none where the engine can't be asked now."""

@@ -31,6 +31,7 @@ from shared.kit.logs import get_logger
 
 _LOOK_S = 2.0
 _GOODBYE_S = 2.0
+_ENDED = frozenset({LeaseStatus.RELEASED, LeaseStatus.SUPERSEDED})
 
 
 class Subject(Protocol):
@@ -127,6 +128,8 @@ class LeaseClient:
         self._sleep = sleep
         # made by `run`: anyio makes scopes inside an event loop only
         self._scope: anyio.CancelScope | None = None
+        self._talking = anyio.Lock()
+        self._away: anyio.Event | None = None
         self._said = LeaseStatus.STARTING
         self._epoch = ""
         self._labels: dict[str, str] = {}
@@ -144,7 +147,7 @@ class LeaseClient:
 
     async def run(self) -> None:
         """Hold the lease until it is released, or until a newer start of this agent took over."""
-        if self.status is LeaseStatus.RELEASED:
+        if self.status is LeaseStatus.RELEASED and self._away is None:
             return
         with anyio.CancelScope() as self._scope:
             await self._hold()
@@ -153,32 +156,63 @@ class LeaseClient:
         """Give the lease back; a router that does not answer finds out by itself."""
         if self._scope is not None:
             self._scope.cancel()  # one more heartbeat would take the agent in again
-        credential = self._credential()
-        if self.status is LeaseStatus.HELD and credential is not None:
-            goodbye = {
-                "incarnation": self._subject.registration().incarnation,
-                "seq": self._core.next_seq(),
-            }
-            with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(httpx.HTTPError):
-                await self._client.delete(
-                    f"{self._path}/lease", params=goodbye, headers=_headers(credential)
-                )
+        with anyio.move_on_after(_GOODBYE_S, shield=True):
+            await self._say_goodbye()
         self._core.status = LeaseStatus.RELEASED
         self._tell()
 
+    async def leave(self) -> None:
+        """See `Presence.leave`: the host goes to sleep."""
+        if self._away is not None or self.status in _ENDED:
+            return
+        self._away = anyio.Event()
+        with anyio.move_on_after(_GOODBYE_S):
+            async with self._talking:  # what is on its way would take the agent in again
+                await self._say_goodbye()
+                self._core.status = LeaseStatus.RELEASED
+                self._tell()
+
+    def rejoin(self) -> None:
+        """See `Presence.rejoin`."""
+        away, self._away = self._away, None
+        if away is not None:
+            self._core.rejoin(self._clock())
+            away.set()
+
+    async def _say_goodbye(self) -> None:
+        credential = self._credential()
+        if self.status is not LeaseStatus.HELD or credential is None:
+            return
+        goodbye = {
+            "incarnation": self._subject.registration().incarnation,
+            "seq": self._core.next_seq(),
+        }
+        with suppress(httpx.HTTPError):
+            await self._client.delete(
+                f"{self._path}/lease", params=goodbye, headers=_headers(credential)
+            )
+
     async def _hold(self) -> None:
         while self.status is not LeaseStatus.SUPERSEDED:
+            if self._away is not None:
+                await self._away.wait()
             credential = self._credential()
             wait_s = self._core.look(credential, self._clock())
             self._tell()
             if wait_s > 0:
                 await self._wait(wait_s)
             elif credential is not None:
-                self._meet_labels()
-                due = self._core.send(self._clock())
-                answer = await self._ask(due, credential)
-                self._core.hear(answer, self._clock())
-                self._tell(answer)
+                await self._talk(credential)
+
+    async def _talk(self, credential: str) -> None:
+        async with self._talking:
+            if self._away is not None:
+                return
+            self._meet_labels()
+            due = self._core.send(self._clock())
+            answer = await self._ask(due, credential)
+            self._core.hear(answer, self._clock())
+            self._tell(answer)
 
     def _meet_labels(self) -> None:
         """Register again where labels have changed: heartbeats do not tell them."""

@@ -112,6 +112,11 @@ class LeaseCore:
         """Let the next message be a registration, and those after it until one is granted."""
         self._grant = None
 
+    def rejoin(self, now: float) -> None:
+        """Register at once: the lease was given back."""
+        self._grant, self._failures = None, 0
+        self.status, self._due_at = LeaseStatus.STARTING, now
+
     def next_seq(self) -> int:
         """Return the number of a message that is sent beside those that are due: the goodbye."""
         self._seq += 1

@@ -17,7 +17,7 @@ Options = Mapping[str, tuple[re.Pattern[str], str]]
 LOOPBACK = "127.0.0.1"
 REPO: Options = {"repo": (REPOSITORY, "a repository of the hub, like ORG/NAME")}
 COUNT = (re.compile(r"[1-9]\d{0,6}"), "a whole number over 0")
-PYTHONS = ("3.12", "3.13", "3.11", "3.10")
+PYTHONS = ("3.12", "3.13", "3.11")
 APPLE_ONLY = "{engine} runs on Apple Silicon only; {instead}"
 
 # all that it needs is there, and nobody is told that it runs

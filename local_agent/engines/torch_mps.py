@@ -45,7 +45,7 @@ class TorchMps(NativeEngine):
             return _INTEL_MAC
         return Recipe(
             requirements=("torch==2.13.0", "transformers==5.19.0", "uvicorn==0.54.0"),
-            pythons=PYTHONS,
+            pythons=(*PYTHONS, "3.10"),
             modules=("torch", "transformers", "uvicorn"),
             size_mb=1200 if is_mac else 6000,
         )

@@ -16,7 +16,7 @@ import psutil
 
 from local_agent.domain import HostFacts
 from local_agent.host.macos import parse_sysctl
-from local_agent.host.metal import metal_limit_mb
+from local_agent.host.metal import ask_metal
 from local_agent.host.tools import sysctl
 
 ENGINE_MODULES = ("xllamacpp",)
@@ -38,11 +38,14 @@ def host_facts(modules: Iterable[str] = ENGINE_MODULES) -> HostFacts:
         modules=frozenset(name for name in modules if importlib.util.find_spec(name)),
         machine=machine_name(_processor(), psutil.cpu_count() or 0, memory_mb),
     )
-    return replace(facts, accelerator_mb=_metal_limit_mb()) if facts.is_apple_silicon else facts
+    if not facts.is_apple_silicon:
+        return facts
+    metal = _ask_metal()
+    return replace(facts, accelerator_mb=metal.limit_mb, has_metal=metal.has_device)
 
 
 # a process and some ten milliseconds each: a reload of the agent's file must not wait for them
-_metal_limit_mb = cache(metal_limit_mb)
+_ask_metal = cache(ask_metal)
 
 
 def machine_name(processor: str, cores: int, memory_mb: int) -> str:

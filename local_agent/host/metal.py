@@ -9,21 +9,37 @@ Mac to Mac (11.84 GiB of 16 on an M3, 107.52 of 128 on an M5 Max, 14.3 GB of 18)
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 from local_agent.host.macos import parse_sysctl, sysctl_int
-from local_agent.host.tools import ask, sysctl
+from local_agent.host.tools import Ask, ask, sysctl
 
 WIRED_LIMIT = "iogpu.wired_limit_mb"
 _MIB = 2**20
 
 
-def metal_limit_mb() -> int | None:
-    """Return the limit in MiB; None if neither the device nor the system tells. Blocks for a moment.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metal:
+    """What Metal tells; None: it does not.
+
+    `limit_mb` is its limit in MiB, `has_device` whether there is a device at all
+    (`MTLCreateSystemDefaultDevice`).
+    """
+
+    limit_mb: int | None
+    has_device: bool | None
+
+
+def ask_metal(ask: Ask = ask) -> Metal:
+    """Ask Metal. Blocks for a moment.
 
     The device is asked in a process of its own: what goes wrong in Metal must not end the agent.
     """
-    said = ask((sys.executable, "-I", "-c", _ASK)) or ""
-    return chosen_limit_mb(said, sysctl(WIRED_LIMIT))
+    said = ask((sys.executable, "-I", "-c", _ASK))
+    return Metal(
+        limit_mb=chosen_limit_mb(said or "", sysctl(WIRED_LIMIT)),
+        has_device=None if said is None else bool(said.strip()),
+    )
 
 
 def chosen_limit_mb(device: str, wired: str) -> int | None:

@@ -79,6 +79,11 @@ class Ledger:
         if kept > 0:
             self._left[name] = self._left.get(name, 0) + kept
 
+    def inherit(self, name: str, mb: int) -> None:
+        """Keep `mb` for what an earlier agent left, even where that is more than there is."""
+        if mb > 0:
+            self._left[name] = mb
+
     def recover(self, name: str) -> None:
         """Give back what was left under this name."""
         self._left.pop(name, None)

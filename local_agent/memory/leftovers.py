@@ -7,11 +7,11 @@ on it before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from local_agent.domain import ModelId, WorkerState
+from local_agent.domain import ModelId, Unended, WorkerState
 from local_agent.memory.ledger import Ledger
 from local_agent.memory.machine import MachineMemory
 from local_agent.ports import Process
@@ -83,19 +83,40 @@ class Leftovers:
         self.wired = WiredReturn()
         self._ledger = ledger
         self._leaked: dict[str, Process] = {}
+        self._inherited: set[str] = set()
+        self._living: Callable[[], Awaitable[Mapping[str, Unended]]] | None = None
         self._numbers = count(1)
         self._log = get_logger("agent")
 
     @property
     def is_any(self) -> bool:
         """Tell whether something is kept."""
-        return bool(self._leaked) or self.wired.is_waiting
+        return bool(self._leaked or self._inherited) or self.wired.is_waiting
 
     def leaked(self, model: ModelId, process: Process) -> None:
         """Keep the memory of a process that could not be ended."""
         name = f"{model} (leaked {next(self._numbers)})"
         self._ledger.leave(model, name)
         self._leaked[name] = process
+
+    async def inherit(
+        self,
+        living: Callable[[], Awaitable[Mapping[str, Unended]]],
+        peak_mb: Callable[[ModelId, str], int | None],
+    ) -> None:
+        """Keep the memory of processes that earlier agents could not end.
+
+        Args:
+            living: returns those that still live.
+            peak_mb: returns the most that was seen of a model in one configuration. What its process
+                shows now may be less: on a Mac the memory of Metal is not in it.
+        """
+        self._living = living
+        for name, left in (await living()).items():
+            mb = max(left.memory_mb, peak_mb(ModelId(left.model), left.config_hash) or 0)
+            self._ledger.inherit(name, mb)
+            self._inherited.add(name)
+            self._log.warning("leaked_worker_inherited", worker=name, memory_mb=mb)
 
     def ended(self, model: ModelId, memory: MachineMemory | None, now: float) -> int:
         """Give back the memory of a worker that has ended, but for what is not seen back yet.
@@ -118,8 +139,11 @@ class Leftovers:
             if not is_back:
                 self._log.warning("wired_memory_not_back", worker=name)
         gone = [name for name, process in self._leaked.items() if await process.is_gone()]
+        if self._inherited and self._living is not None:
+            gone += self._inherited - set(await self._living())
         for name in gone:
-            del self._leaked[name]
+            self._leaked.pop(name, None)
+            self._inherited.discard(name)
             self._ledger.recover(name)
             self._log.info("leaked_worker_gone", worker=name)
         if found or gone:

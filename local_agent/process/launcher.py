@@ -19,6 +19,7 @@ import anyio.to_thread
 import msgspec
 import psutil
 
+from local_agent.domain import Unended
 from local_agent.ports import Launch, Left, Wanted
 from local_agent.process import tree
 from local_agent.process.adoption import Seen, digest, why_not
@@ -27,6 +28,7 @@ from local_agent.process.exits import Watch
 from local_agent.process.log import TAIL_LINES, WorkerLog, cause_of, log_file
 from local_agent.process.mask import Mask
 from local_agent.process.records import Record, Records
+from local_agent.process.remains import Remains, model_of, set_aside
 from shared.kit.logs import get_logger
 
 _POLL_S = 0.02
@@ -55,7 +57,7 @@ class LocalProcess:
         kill_wait_s: float,
         is_adopted: bool = False,
     ) -> None:
-        self._name = record.name
+        self._record = record
         self._marker = record.marker
         self._log = log
         self._records = records
@@ -114,8 +116,10 @@ class LocalProcess:
             self._signal(number)
             with anyio.move_on_after(limit_s):
                 await self._gone()
-                self._records.remove(self._name)
+                self._records.remove(self._record.name)
                 return None
+        with contextlib.suppress(OSError):  # a full disk: the model's next worker takes its place
+            self._record = set_aside(self._records, self._record)
         return "leaked: its processes can't be ended and keep their memory"
 
     async def is_gone(self) -> bool:
@@ -185,6 +189,7 @@ class LocalProcessLauncher:
         self._kill_wait_s = kill_wait_s
         self._reap_grace_s = reap_grace_s
         self._left: dict[str, Record] = {}
+        self._remains = Remains(self._records)
 
     async def launch(
         self, name: str, launch: Launch, *, config_hash: str, port: int
@@ -223,12 +228,11 @@ class LocalProcessLauncher:
             self._records.remove(name)
             raise
         pid = process.pid
+        record = msgspec.structs.replace(
+            record, pid=pid, create_time=tree.create_time(pid), birth=tree.birth(pid)
+        )
         with contextlib.suppress(OSError):  # a full disk: the marker still finds the child
-            self._records.write(
-                msgspec.structs.replace(
-                    record, pid=pid, create_time=tree.create_time(pid), birth=tree.birth(pid)
-                )
-            )
+            self._records.write(record)
         return self._process(pid, process.wait(), record, log)
 
     async def left_running(self, wanted: Mapping[str, Wanted]) -> dict[str, Left]:
@@ -243,6 +247,10 @@ class LocalProcessLauncher:
         self._left = {name: record for name, record in self._left.items() if name in keep}
         # chosen here and not in the thread: meanwhile they are taken over one by one
         return await anyio.to_thread.run_sync(self._reap, frozenset(self._left))
+
+    async def unended(self) -> dict[str, Unended]:
+        """See `ProcessLauncher.unended`."""
+        return await anyio.to_thread.run_sync(self._remains.living)
 
     def _adopted(self, record: Record) -> LocalProcess | None:
         """Take over a process; None if it has ended meanwhile, or can't be recorded as ours."""
@@ -357,12 +365,14 @@ class LocalProcessLauncher:
 
     def _end(self, orphans: Sequence[Record]) -> list[str]:
         left = tree.left_behind(orphans)
-        processes = [process for group in left.values() for process in group]
-        are_gone = tree.end(processes, self._reap_grace_s)
+        tree.end([process for group in left.values() for process in group], self._reap_grace_s)
         for record in orphans:
-            if are_gone or record.name not in left:
+            alive = [one for one in left.get(record.name, ()) if tree.lives(one)]
+            if alive:
+                self._remains.note(record, alive)
+            else:
                 self._records.remove(record.name)
-        return sorted(left)
+        return sorted({model_of(name) for name in left})
 
 
 async def _unknown(watch: Watch) -> int:

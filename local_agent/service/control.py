@@ -62,6 +62,10 @@ class ServiceManager(Protocol):
         """End the agent and forget it; nothing is said if it was not known."""
         ...
 
+    def forget(self) -> None:
+        """Take note that the file is gone. Never raises: nothing is left that could start it."""
+        ...
+
     def state(self) -> ServiceState:
         """Return how it is."""
         ...
@@ -120,6 +124,9 @@ class Launchd:
             self._sleep(_GONE_POLL_S)
         raise ServiceProblem("the agent does not end; see its log, and try again")
 
+    def forget(self) -> None:
+        """See `ServiceManager.forget`: launchd reads the file once, in `start`."""
+
     def state(self) -> ServiceState:
         """See `ServiceManager.state`.
 
@@ -161,6 +168,11 @@ class Systemd:
         """See `ServiceManager.stop`."""
         if self.state().is_known:
             self._do("disable", "--now", UNIT)
+
+    def forget(self) -> None:
+        """See `ServiceManager.forget`: systemd keeps what it has read, its link to it, and that it failed."""
+        for words in (("disable", UNIT), ("daemon-reload",), ("reset-failed", UNIT)):
+            self._run(("systemctl", "--user", *words))
 
     def state(self) -> ServiceState:
         """See `ServiceManager.state`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_MOST_LOG_BYTES = 20_000_000
+from local_agent.service.own_log import MOST_BYTES
 
 
 def write(path: Path, content: bytes) -> bool:
@@ -54,8 +54,8 @@ def read(path: Path) -> bytes | None:
         return None
 
 
-def make_room(log: Path, most_bytes: int = _MOST_LOG_BYTES) -> None:
-    """Begin a new log if the old one has grown large: launchd appends, and never begins one.
+def make_room(log: Path, most_bytes: int = MOST_BYTES) -> None:
+    """Begin a new log if the old one has grown large, as an agent that runs does by itself.
 
     Raises:
         OSError: the folder of logs can't be made.

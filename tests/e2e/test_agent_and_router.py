@@ -112,6 +112,19 @@ async def test_a_killed_worker_is_503_with_a_time_until_it_is_back(site: Site) -
         await until_served(router, model="sim")
 
 
+async def test_a_router_asks_no_agent_that_sleeps_and_takes_it_back_at_once(site: Site) -> None:
+    async with site.router(**NEVER) as router, site.agent() as agent:
+        await agent.until_lease(LeaseStatus.HELD)
+        await until_served(router)
+        care = agent.agent._power
+        await care.before_sleep(30.0)
+        answer = await ask(router)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "agent_unavailable")
+        assert [seen.path for seen in agent.engine.requests].count(CHAT) == 1
+        await care.after_sleep()
+        await until_served(router)
+
+
 async def test_a_stopped_agent_is_gone_at_once_and_welcome_back(site: Site) -> None:
     async with site.router(**NEVER) as router:
         for _ in range(2):

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from local_agent.cli.app import app
-from local_agent.domain import Deployment, HostFacts, ModelId
+from local_agent.domain import Deployment, HostFacts, ModelId, Unended
 from local_agent.engines import ENGINES
 from local_agent.lifecycle import FailureRule
 from local_agent.ports import Launch, Left, Wanted
@@ -79,6 +79,7 @@ class FakeLauncher:
         self.reaped = 0
         self.left: dict[str, Left] = {}
         self.kept: list[str] = []
+        self.leaked: dict[str, Unended] = {}
 
     async def launch(
         self, name: str, launch: Launch, *, config_hash: str, port: int
@@ -101,6 +102,9 @@ class FakeLauncher:
         self.kept = list(keep)
         self.left = {name: one for name, one in self.left.items() if name in keep}
         return []
+
+    async def unended(self) -> dict[str, Unended]:
+        return self.leaked
 
     def alive(self) -> list[FakeProcess]:
         return [process for process in self.processes if process.code is None]

@@ -136,8 +136,44 @@ def test_a_configured_engine_and_a_url_beat_any_measure() -> None:
 
 
 def test_a_disturbed_measure_is_said_to_be_one() -> None:
-    disturbed = figures("other", 40).model_copy(update={"is_disturbed": True})
+    disturbed = figures("llama_cpp", 40).model_copy(update={"is_disturbed": True})
     assert "disturbed" in choose(AUTO, measured(row(disturbed)), engines()).reason
+
+
+def test_a_measured_engine_does_not_beat_the_usual_one_that_was_not_measured() -> None:
+    choice = choose(AUTO, measured(row(figures("other", 4))), engines())
+    assert choice.engine == "llama_cpp"
+    assert "other was, which alone decides nothing" in choice.reason
+    assert choice.reason.endswith("run `iir-agent bench m`")
+    old = row(figures("llama_cpp", 40), is_old=True)
+    assert choose(AUTO, measured(old, row(figures("other", 4))), engines()).engine == "llama_cpp"
+
+
+def test_a_measured_engine_beats_a_usual_one_that_can_t_run_here() -> None:
+    host = replace(measured(row(figures("other", 4))), modules=frozenset())
+    choice = choose(AUTO, host, engines())
+    assert choice.engine == "other"
+    assert choice.reason.startswith("the only one measured here")
+
+
+def test_what_was_not_measured_is_named() -> None:
+    host = measured(row(figures("llama_cpp", 20)))
+    assert choose(AUTO, host, engines()).reason.endswith("; not measured: other")
+    assert "not measured" not in choose(AUTO, host, engines("it is not installed")).reason
+
+
+def test_figures_of_another_image_are_those_of_another_version() -> None:
+    docker = replace(AUTO, engine="vllm_docker", weights=None, options={"repo": "org/name"})
+    launch = ENGINES["vllm_docker"].launch(docker, 0)
+    assert launch is not None
+    assert launch.container is not None
+    version = launch.container.image.rpartition(":")[2]
+    rows = [
+        row(figures("vllm_docker", 3, at=at).model_copy(update={"engine_version": tag}), docker)
+        for at, tag in ((2, version), (1, "v0.1.0"))
+    ]
+    shown = shown_bench(docker, measured(*rows))
+    assert [one.is_current for one in shown] == [True, False]
 
 
 def test_an_engine_that_never_got_to_a_token_is_the_slowest() -> None:
@@ -198,14 +234,23 @@ def test_a_folder_of_the_users_is_found_under_auto(tmp_path: Path) -> None:
 
 
 REPO = {"repo": "org/name"}
+METAL_MAC = replace(MAC, has_metal=True)
 
 
 @pytest.mark.parametrize(
     ("engine", "host", "options", "where"),
     [
         ("llama_cpp", HOST, {}, CPU_ONLY),
-        ("llama_cpp", MAC, {}, METAL),
-        ("llama_cpp", MAC, {"gpu_layers": "0"}, CPU_ONLY),
+        ("llama_cpp", METAL_MAC, {}, METAL),
+        ("mlx_lm", METAL_MAC, REPO, METAL),
+        ("llama_cpp", METAL_MAC, {"gpu_layers": "0"}, CPU_ONLY),
+        ("llama_cpp", replace(MAC, has_metal=False), {}, CPU_ONLY),  # a virtual machine
+        ("llama_cpp", MAC, {}, None),  # it could not be asked
+        ("torch_mps", METAL_MAC, {}, None),  # torch itself decides
+        ("torch_mps", METAL_MAC, {"device": "mps"}, METAL),
+        ("torch_mps", METAL_MAC, {"device": "cpu"}, CPU_ONLY),
+        ("torch_mps", replace(MAC, has_metal=False), {}, CPU_ONLY),
+        ("torch_mps", HOST, {}, CPU_ONLY),
         ("llama_cpp", replace(MAC, arch="x86_64"), {}, CPU_ONLY),
         ("vllm_docker", MAC, REPO, CPU_ONLY),
         ("vllm_docker", MAC, {**REPO, "image": "vllm/vllm-openai:v0.32.0"}, CPU_ONLY),

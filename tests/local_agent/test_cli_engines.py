@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import local_agent.cli.engines
 from local_agent.domain import HostFacts
 from local_agent.environments import Environments
 from tests.local_agent.command_line import Run, StandInAgent, write_config
+from tests.local_agent.harness import ROOT
 
 LINUX = HostFacts(platform="linux", arch="x86_64", memory_mb=8_000)
 MAC = HostFacts(platform="darwin", arch="arm64", memory_mb=8_000)
@@ -59,7 +61,9 @@ def test_all_are_listed_with_what_to_do(run: Run, home: Path, host: Any) -> None
 
 def test_the_table_keeps_square_brackets(run: Run, home: Path, host: Any) -> None:
     exact = ["mlx-lm==0.32.2", "mlx[cpu]==0.32.4", "transformers==5.24.0"]
-    put(home, "mlx_lm", {**STAMP, "requirements": exact})
+    held_to = (ROOT / "local_agent" / "constraints" / "mlx_lm.txt").read_bytes()
+    digest = hashlib.sha256(held_to).hexdigest()
+    put(home, "mlx_lm", {**STAMP, "requirements": exact, "constraints": digest})
     assert "mlx[cpu]==0.32.4" in run("engines", "list").output
 
 

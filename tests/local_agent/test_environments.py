@@ -56,7 +56,8 @@ class Place:
     @property
     def environments(self) -> Environments:
         env = {"PATH": os.defpath, "HF_TOKEN": "hf_secret", "PYTHONPATH": "/somewhere"}
-        return Environments(self.root, env, python=str(self.folder / "python3.12"))
+        python = str(self.folder / "python3.12")
+        return Environments(self.root, env, python=python, constraints=self.folder / "held to")
 
     def install(self, recipe: Recipe = RECIPE) -> None:
         self.environments.install("toy", recipe, HOST, lambda step: self.steps.append(step.what))
@@ -86,6 +87,25 @@ def test_it_is_installed_with_what_is_pinned_and_without_secrets(place: Place) -
     assert said.endswith("PYTHONPATH=\n")
     assert {"making the environment", "installing", "checking"} <= set(place.steps)
     assert not (place.root / "toy" / ".scratch").exists()
+
+
+def test_what_comes_along_is_held_to_versions_and_other_ones_make_it_outdated(place: Place) -> None:
+    def is_outdated(recipe: Recipe = RECIPE) -> bool:
+        found = place.environments.find("toy")
+        assert found is not None
+        return place.environments.is_outdated("toy", found, recipe)
+
+    place.install()
+    assert "--constraint" not in place.log.read_text()
+    assert not is_outdated()
+    held_to = place.folder / "held to" / "toy.txt"
+    held_to.parent.mkdir()
+    held_to.write_text("numpy==2.2.6\n")
+    assert is_outdated()
+    place.install()
+    assert f"--constraint {held_to} some-engine==1.0" in place.log.read_text()
+    assert not is_outdated()
+    assert is_outdated(replace(RECIPE, requirements=("some-engine==1.1",)))
 
 
 @pytest.mark.parametrize(
@@ -238,4 +258,4 @@ def test_a_stall_is_counted_from_the_last_move() -> None:
 def test_the_stamp_holds_no_path(place: Place) -> None:
     place.install()
     stamp = (place.root / "toy" / "iir-engine.json").read_text()
-    assert set(json.loads(stamp)) == {"requirements", "python"}
+    assert set(json.loads(stamp)) == {"requirements", "python", "constraints"}

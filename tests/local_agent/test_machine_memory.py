@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_agent.domain import ModelId, WorkerState
+from local_agent.domain import ModelId, Unended, WorkerState
 from local_agent.errors import ModelOnItsWay
 from local_agent.host.facts import machine_name, processor_of
-from local_agent.host.metal import chosen_limit_mb
 from local_agent.memory.ledger import Ledger
 from local_agent.memory.leftovers import WiredReturn
 from local_agent.memory.machine import MachineMemory, MachineRoom, of_linux, of_macos
 from local_agent.memory.outlook import Verdict
 from local_agent.memory.reading import MachineWatch, machine_memory
 from local_agent.memory.remembered import Memo, Remembered
-from tests.local_agent.macos_outputs import SYSCTL_WIRED_LIMIT_SET, VM_STAT_M1
+from tests.local_agent.harness import until
+from tests.local_agent.macos_outputs import VM_STAT_M1
 from tests.local_agent.residency import A, B, look, running, settled, sized, states, supervised
 
 if TYPE_CHECKING:
@@ -73,23 +73,6 @@ def test_a_mac_that_tells_less_is_believed_less() -> None:
     found = of_macos(16_384, VM_STAT_M1, "")
     assert found is not None
     assert found.available_mb == found.idle_mb == 9043
-
-
-@pytest.mark.parametrize(
-    ("device", "wired", "mb"),
-    [
-        # https://github.com/AlexsJones/llmfit/pull/754: 11.84 GiB of 16 on an M3
-        ("12713115648\n", "iogpu.wired_limit_mb: 0\n", 12_124),
-        ("", SYSCTL_WIRED_LIMIT_SET.partition(" ->")[0], 26_000),
-        ("", "iogpu.wired_limit_mb: 0\n", None),
-        ("Traceback", "", None),
-        ("0", "", None),
-    ],
-)
-def test_the_limit_of_metal_is_read_and_never_assumed(
-    device: str, wired: str, mb: int | None
-) -> None:
-    assert chosen_limit_mb(device, wired) == mb
 
 
 def room(guard: str, reserve_mb: int = 0, **memory: int | bool) -> MachineRoom:
@@ -215,6 +198,32 @@ async def test_a_leaked_workers_memory_stays_reserved_while_it_lives(stage: Stag
         await supervisor.told_memory(None)
         assert ledger.left_mb == 0
         await settled(supervisor, A, S.READY)
+        assert not supervisor.awaits_memory()
+
+
+async def test_memory_that_an_earlier_agent_leaked_is_nobodys_until_its_process_is_gone(
+    stage: Stage,
+) -> None:
+    supervisor = supervised(stage, sized(stage, A, 60))
+    ledger = supervisor.residency.ledger
+    supervisor.residency.remembered.saw(B, "h", 70)  # on a Mac its process shows less
+    stage.launcher.leaked = {
+        "b (leaked 1)": Unended(model=B, config_hash="h", memory_mb=5),
+        "c (leaked 2)": Unended(model="c", config_hash="h", memory_mb=25),
+    }
+    async with running(supervisor):
+        await until(lambda: ledger.left_mb == 95)
+        with pytest.raises(ModelOnItsWay, match="workers that have ended still hold 95 of the 100"):
+            await supervisor.ensure_ready(A, 0.1)
+        assert supervisor.awaits_memory()
+        await supervisor.told_memory(None)
+        assert ledger.left_mb == 95
+        del stage.launcher.leaked["b (leaked 1)"]
+        await supervisor.told_memory(None)
+        assert ledger.left_mb == 25
+        await settled(supervisor, A, S.READY)
+        stage.launcher.leaked.clear()
+        await supervisor.told_memory(None)
         assert not supervisor.awaits_memory()
 
 

@@ -17,12 +17,12 @@ from local_agent.host.awake import Caffeinate, asleep_clock
 from local_agent.host.power import power_reader, read_linux, read_mac
 from local_agent.host.tools import MAC_TOOLS
 from local_agent.intake import Intake
-from local_agent.power_care import PowerCare
 from local_agent.power_policy import HostPower, PowerPolicy
 from shared.contracts.agents import Heartbeat, Power
 from shared.http.errors import QueueFull
 from tests.local_agent import macos_outputs as outputs
 from tests.local_agent.harness import CHAT, MESSAGES, StartAgent, cli, until
+from tests.local_agent.laptop import Laptop
 from tests.local_agent.test_power_policy import seen
 
 # -- what is read --------------------------------------------------------------------------------
@@ -153,67 +153,8 @@ def test_one_request_at_a_time() -> None:
 # -- the care ------------------------------------------------------------------------------------
 
 
-class Awake:
-    """A host that can be kept awake."""
-
-    def __init__(self) -> None:
-        self.is_held = False
-
-    async def hold(self) -> None:
-        self.is_held = True
-
-    async def release(self) -> None:
-        self.is_held = False
-
-
 def pid_of(awake: Caffeinate) -> int | None:
     return awake.pid
-
-
-class Laptop:
-    """A laptop and its agent's care, both moved by a test."""
-
-    def __init__(self) -> None:
-        self.reading = seen()
-        self.policy = PowerPolicy()
-        self.slept_s = 0.0
-        self.is_busy = False
-        self.told = 0
-        self.awake = Awake()
-        self.intake = Intake(self._notify)
-        self.care = PowerCare(
-            read=lambda: self.reading,
-            policy=lambda: self.policy,
-            intake=self.intake,
-            is_busy=lambda: self.is_busy,
-            awake=self.awake,
-            asleep=lambda: self.slept_s,
-            clock=lambda: 0.0,
-            notify=self._notify,
-            sleep=self._sleep,
-        )
-        self.looks = anyio.Event()
-
-    def _notify(self) -> None:
-        self.told += 1
-
-    async def _sleep(self, _: float) -> None:
-        self.looks.set()
-        await anyio.sleep_forever()
-
-    def reason(self) -> str | None:
-        """Return why nothing new is taken."""
-        return self.intake.reason
-
-    def is_held(self) -> bool:
-        """Tell whether it is kept awake."""
-        return self.awake.is_held
-
-    async def news(self) -> bool:
-        """Look once; tell whether the router heard of it at once."""
-        before = self.told
-        await self.care.look()
-        return self.told > before
 
 
 async def test_the_router_hears_at_once_of_what_matters() -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from local_agent.config_file import ConfigError, parse_config
-from local_agent.power_policy import COOL_S, HostPower, PowerCore, PowerPolicy, Verdict
+from local_agent.power_policy import (
+    AWAKE_AGAIN_S,
+    COOL_S,
+    GOING_TO_SLEEP,
+    HostPower,
+    PowerCore,
+    PowerPolicy,
+    Verdict,
+)
 from shared.contracts.agents import LidState, Power, PowerSource, Thermal
 
 
@@ -95,6 +103,23 @@ def test_a_closed_lid(reading: HostPower, is_drained: bool) -> None:
     expected = "the lid is closed" if is_drained else None
     assert reasons(PowerPolicy(), reading) == [expected]
     assert reasons(PowerPolicy(drain_before_sleep=False), reading) == [None]
+
+
+def test_a_host_that_was_said_to_sleep_is_drained_until_it_is_said_to_be_awake() -> None:
+    core, policy = PowerCore(), PowerPolicy()
+    core.go(100.0)
+    assert core.advance(policy, seen(), 100.0).reason == GOING_TO_SLEEP
+    assert core.advance(PowerPolicy(drain_before_sleep=False), seen(), 101.0).reason is None
+    core.wake()
+    assert core.advance(policy, seen(), 102.0).reason is None
+
+
+def test_a_wake_that_nobody_announced_is_seen_by_the_time_awake() -> None:
+    core = PowerCore()
+    core.go(100.0)
+    almost = core.advance(PowerPolicy(), seen(), 100.0 + AWAKE_AGAIN_S - 1)
+    assert almost.reason == GOING_TO_SLEEP
+    assert core.advance(PowerPolicy(), seen(), 100.0 + AWAKE_AGAIN_S).reason is None
 
 
 @given(

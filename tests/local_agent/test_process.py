@@ -21,6 +21,7 @@ from local_agent.ports import Launch
 from local_agent.process import LocalProcess, LocalProcessLauncher, free_port, tree
 from local_agent.process.environment import MARKER
 from local_agent.process.records import Record, Records
+from tests.local_agent.harness import until
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 STUBBORN = (
@@ -173,7 +174,8 @@ async def test_what_outlives_even_sigkill_is_left_to_the_next_agent(
         # a process that hangs in the kernel can't be had here: nobody hears the signals instead
         deaf.setattr(os, "killpg", lambda *_: None)
         await process.stop(0.01)
-    assert len(recorded(run_dir)) == 1
+    (record,) = recorded(run_dir)
+    assert record["name"].startswith("org/m (leaked "), "the next worker has a record of its own"
     assert not await process.is_gone(), "it keeps its memory"
     os.kill(process.pid, signal.SIGKILL)
     await process.stop(5)
@@ -187,10 +189,37 @@ async def test_orphans_that_can_not_be_ended_stay_recorded(
     killed_agent(run_dir, SLEEPER)
     with monkeypatch.context() as deaf:
         deaf.setattr(psutil.Process, "send_signal", lambda *_: None)
-        assert await launcher(run_dir, reap_grace_s=0.01).reap_orphans() == ["m0"]
+        for _ in range(2):  # agents that start one after the other
+            agent = launcher(run_dir, reap_grace_s=0.01)
+            assert await agent.reap_orphans() == ["m0"]
+            ((name, left),) = (await agent.unended()).items()
+            assert name.startswith("m0 (leaked ")
+            assert (left.model, left.config_hash) == ("m0", "h")
+            assert left.memory_mb > 0
     assert len(recorded(run_dir)) == 1
-    assert await launcher(run_dir).reap_orphans() == ["m0"]
+    last = launcher(run_dir)
+    assert await last.reap_orphans() == ["m0"]
+    assert await last.unended() == {}
     assert recorded(run_dir) == []
+
+
+async def test_what_is_left_is_forgotten_once_it_is_gone(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (record,) = killed_agent(run_dir, SLEEPER)
+    agent = launcher(run_dir, reap_grace_s=0.01)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(psutil.Process, "send_signal", lambda *_: None)
+        await agent.reap_orphans()
+    process = await agent.launch("m0", script(SLEEPER), config_hash="h", port=7)
+    assert len(await agent.unended()) == 1
+    assert len(recorded(run_dir)) == 2
+    assert record.pid is not None
+    os.kill(record.pid, signal.SIGKILL)
+    await until(lambda: not is_alive(record.pid or 0))
+    assert await agent.unended() == {}
+    assert [found["name"] for found in recorded(run_dir)] == ["m0"]
+    await process.stop(1)
 
 
 def test_questions_about_processes_that_are_gone_or_foreign() -> None:

@@ -201,6 +201,12 @@ def test_a_session_without_systemd_is_named() -> None:
         Systemd(FakeManager(daemon_reload=Outcome(1, err=told))).start(Path("/a"))
 
 
+def test_systemd_forgets_a_unit_whose_file_is_gone_whatever_it_answers() -> None:
+    run = FakeManager(disable=Outcome(1), daemon_reload=Outcome(1), reset_failed=Outcome(1))
+    Systemd(run).forget()
+    assert run.verbs == ["disable", "daemon-reload", "reset-failed"]
+
+
 def test_what_systemd_does_not_know_is_not_stopped() -> None:
     run = FakeManager(show=Outcome(0, ABSENT))
     Systemd(run).stop()
@@ -245,8 +251,9 @@ def run_linux(
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     monkeypatch.setenv("AGENT_PORT", "0")
 
-    def run(*words: str, **answers: Outcome) -> Result:
-        fake = FakeManager(**{"show": Outcome(0, ABSENT), **answers})
+    def run(*words: str, fake: FakeManager | None = None, **answers: Outcome) -> Result:
+        fake = fake or FakeManager()
+        fake.answers = {"show": Outcome(0, ABSENT), **fake.answers, **answers}
         monkeypatch.setattr(local_agent.cli.service, "run_command", fake)
         return CliRunner().invoke(app, ["service", *words])
 
@@ -326,6 +333,37 @@ def test_an_upgrade_from_another_shell_loses_no_setting(
     assert refused.exit_code == 1
     assert "has AGENT_CONFIG, which is not set here" in refused.output
     assert unit_file(tmp_path).read_text() == text
+
+
+def test_systemd_is_told_of_a_file_that_is_gone_or_is_the_old_one_again(
+    tmp_path: Path, run_linux: Callable[..., Result]
+) -> None:
+    fails = Outcome(1, err="Job failed")
+    first = FakeManager(restart=fails)
+    assert run_linux("install", fake=first).exit_code == 1
+    assert first.verbs[-3:] == ["disable", "daemon-reload", "reset-failed"]
+    assert run_linux("install").exit_code == 0
+    text = unit_file(tmp_path).read_text()
+    unit_file(tmp_path).write_text("an older one")
+    seen: list[str] = []
+
+    class Refuses(FakeManager):
+        """Starts the older one only."""
+
+        def __call__(self, argv: Sequence[str], stop_s: float = 0.0) -> Outcome:
+            done = super().__call__(argv, stop_s)
+            if "restart" in argv:
+                seen.append(unit_file(tmp_path).read_text())
+                return done if seen[-1] == "an older one" else fails
+            return done
+
+    second = Refuses()
+    assert run_linux("install", fake=second).exit_code == 1
+    assert seen == [text, "an older one"]
+    assert second.verbs[-3:] == ["daemon-reload", "enable", "restart"]
+    third = FakeManager(show=Outcome(0, RUNNING))
+    assert run_linux("uninstall", fake=third).exit_code == 0
+    assert third.verbs == ["show", "disable", "disable", "daemon-reload", "reset-failed"]
 
 
 def test_an_install_that_fails_leaves_what_was_there(
