@@ -52,11 +52,11 @@ def choose(deployment: Deployment, host: HostFacts, engines: Plugins[Engine] = E
         replace(deployment, engine=usual), engines[usual], host
     )
     if not found or (usual not in names and is_usual_able):
+        seen = "it was not measured here," if names else "nothing of it was measured here,"
         others = f" {', '.join(names)} was, which alone decides nothing;" if names else ""
         return Choice(
             usual,
-            f"by the kind of its weights; it was not measured here,{others} run"
-            f" `iir-agent bench {deployment.model}`",
+            f"by the kind of its weights; {seen}{others} run `iir-agent bench {deployment.model}`",
         )
     (name, best), slower = found[0], found[1:]
     than = "".join(f", {other} {answer_s(row):.1f} s" for other, row in slower)
