@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -41,18 +42,12 @@ def stamp_now() -> Stamp | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _stamp_at_load() -> Stamp | None:
-    try:
-        return stamp_now()
-    except OSError:
-        return None
-
-
 class Settings(BaseServiceSettings):
     """Everything that can be set. `.env` and the environment use the names in upper case."""
 
     _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _stamp: Stamp | None = PrivateAttr(default_factory=_stamp_at_load)
+    _stamp: Stamp | None = PrivateAttr(default=None)
+    _written: dict[str, str | None] = PrivateAttr(default_factory=dict)
 
     router_host: str = Field(
         default="127.0.0.1",
@@ -255,8 +250,11 @@ class Settings(BaseServiceSettings):
     @classmethod
     def by(cls, flags: dict[str, Any]) -> Settings:
         """Read the settings; flags beat every other source, now and when one is read again."""
+        stamp = None
+        with suppress(OSError):
+            stamp = stamp_now()  # before: what is written from here on is another state
         found = cls(**flags)
-        found._flags = flags
+        found._flags, found._stamp = flags, stamp
         return found
 
     @property
@@ -296,9 +294,13 @@ class Settings(BaseServiceSettings):
         return self.by(self._flags).llmd_endpoint
 
     def credential(self, variable: str) -> str | None:
-        """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
-        file = env_file(os.environ.get("IIR_HOME"))
-        value = os.environ.get(variable) or dotenv_values(file).get(variable)
+        """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`.
+
+        While `.env` can't be read, what it said before counts.
+        """
+        with suppress(OSError, ValueError):
+            self._written = dotenv_values(env_file(os.environ.get("IIR_HOME")))
+        value = os.environ.get(variable) or self._written.get(variable)
         return value.strip() or None if value else None
 
 
