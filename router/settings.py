@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from router.domain import HeaderStyle
 from shared.http.base_url import normalise
@@ -291,7 +291,10 @@ class Settings(BaseServiceSettings):
             ValueError: one of the settings has a form that is not taken.
             OSError: `.env` can't be read.
         """
-        return self.by(self._flags).llmd_endpoint
+        try:
+            return self.by(self._flags).llmd_endpoint
+        except ValidationError as error:
+            raise ValueError(explained(error)) from None
 
     def credential(self, variable: str) -> str | None:
         """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`.
@@ -317,6 +320,14 @@ def _bare_url(value: str, ending: str) -> str:
             f"the address must end after host and port, or with {ending}; write it as http://HOST:PORT"
         )
     return bare
+
+
+def explained(error: ValidationError) -> str:
+    """Return in one line which setting has a form that is not taken, and why."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = "_".join(str(part) for part in first["loc"]).upper()
+    message = first["msg"].removeprefix("Value error, ")
+    return f"the setting {name} is not valid: {message}"
 
 
 def load_settings(**overrides: Any) -> Settings:
