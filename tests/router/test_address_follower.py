@@ -94,11 +94,12 @@ async def test_another_address_takes_the_requests_and_none_keeps_the_names(
         write(old_url)
         async with start_router(**QUIET) as router:
             await router.client.post(CHAT, json=chat("org/tiny"))
-            write(new_url)
+            write(new_url, "LLMD_API_KEY=other")
             await notice(router)
             answer = await router.client.post(CHAT, json=chat("org/tiny"))
             assert answer.status_code == 200, answer.text
             assert (len(old.requests), len(new.requests)) == (1, 1)
+            assert new.requests[0].header("authorization") == "Bearer other"
             assert await models(router) == ["new", "org/tiny"]
             write(None)
             await notice(router)
