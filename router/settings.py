@@ -47,7 +47,7 @@ class Settings(BaseServiceSettings):
 
     _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
     _stamp: Stamp | None = PrivateAttr(default=None)
-    _written: dict[str, str | None] = PrivateAttr(default_factory=dict)
+    _written: tuple[Stamp | None, dict[str, str | None]] = PrivateAttr(default=(None, {}))
 
     router_host: str = Field(
         default="127.0.0.1",
@@ -297,14 +297,20 @@ class Settings(BaseServiceSettings):
             raise ValueError(explained(error)) from None
 
     def credential(self, variable: str) -> str | None:
-        """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`.
+        """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
+        value = os.environ.get(variable) or self._in_file(variable)
+        return value.strip() or None if value else None
 
-        While `.env` can't be read, what it said before counts.
+    def _in_file(self, variable: str) -> str | None:
+        """Return what `.env` says; while it can't be read, what it said before.
+
+        It is parsed once per change: that takes milliseconds, and each catalog asks for each credential.
         """
         with suppress(OSError, ValueError):
-            self._written = dotenv_values(env_file(os.environ.get("IIR_HOME")))
-        value = os.environ.get(variable) or self._written.get(variable)
-        return value.strip() or None if value else None
+            stamp = stamp_now()
+            if stamp != self._written[0]:
+                self._written = stamp, dotenv_values(env_file(os.environ.get("IIR_HOME")))
+        return self._written[1].get(variable)
 
 
 def _bare_url(value: str, ending: str) -> str:
