@@ -170,6 +170,7 @@ class Router:
                 f"remove the provider {LLMD!r}, which speaks another dialect: iir providers remove"
             )
             self._log.warning("llmd_endpoint_ignored", next_step=text)
+        await self.address.catch_up()
         await self.sync.load()
         await self.memory.load()
         if self.settings.router_probe_s:
@@ -181,6 +182,7 @@ class Router:
             async with anyio.create_task_group() as tasks:
                 poll_s = self.settings.router_catalog_poll_s
                 tasks.start_soon(self._repeat, poll_s, self._follow)
+                tasks.start_soon(self._repeat, poll_s, self.address.look)
                 tasks.start_soon(self._repeat, _FLUSH_S, self._flush)
                 tasks.start_soon(self._watch_loop)
                 tasks.start_soon(self._repeat, _PROBE_SPARED_S, self.prober.look_at_silent)
@@ -214,7 +216,6 @@ class Router:
 
     async def _follow(self) -> None:
         before = self.sync.failures
-        await self.address.look()
         await self.sync.look()
         self.fleet.forget_gone()
         self.fleet.waits.cut_lost()

@@ -211,11 +211,12 @@ class ForgottenName(NamedTuple):
 
 
 class ModelsChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What changed of the models that are known of one cluster; `gone` are names."""
+    """What changed of the models that are known of one cluster; `gone` are names, `heard` what was let go by then."""
 
     cluster: str
     known: tuple[KnownModel, ...] = ()
     gone: tuple[str, ...] = ()
+    heard: frozenset[ForgottenName] = frozenset()
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from router.domain import HeaderStyle
 from shared.http.base_url import normalise
@@ -41,18 +42,12 @@ def stamp_now() -> Stamp | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _stamp_at_load() -> Stamp | None:
-    try:
-        return stamp_now()
-    except OSError:
-        return None
-
-
 class Settings(BaseServiceSettings):
     """Everything that can be set. `.env` and the environment use the names in upper case."""
 
     _flags: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _stamp: Stamp | None = PrivateAttr(default_factory=_stamp_at_load)
+    _stamp: Stamp | None = PrivateAttr(default=None)
+    _written: tuple[Stamp | None, dict[str, str | None]] = PrivateAttr(default=(None, {}))
 
     router_host: str = Field(
         default="127.0.0.1",
@@ -255,8 +250,11 @@ class Settings(BaseServiceSettings):
     @classmethod
     def by(cls, flags: dict[str, Any]) -> Settings:
         """Read the settings; flags beat every other source, now and when one is read again."""
+        stamp = None
+        with suppress(OSError):
+            stamp = stamp_now()  # before: what is written from here on is another state
         found = cls(**flags)
-        found._flags = flags
+        found._flags, found._stamp = flags, stamp
         return found
 
     @property
@@ -293,13 +291,26 @@ class Settings(BaseServiceSettings):
             ValueError: one of the settings has a form that is not taken.
             OSError: `.env` can't be read.
         """
-        return self.by(self._flags).llmd_endpoint
+        try:
+            return self.by(self._flags).llmd_endpoint
+        except ValidationError as error:
+            raise ValueError(explained(error)) from None
 
     def credential(self, variable: str) -> str | None:
         """Return the value of `variable` (`EXTERNAL_OPENAI_KEY`) from environment or `.env`."""
-        file = env_file(os.environ.get("IIR_HOME"))
-        value = os.environ.get(variable) or dotenv_values(file).get(variable)
+        value = os.environ.get(variable) or self._in_file(variable)
         return value.strip() or None if value else None
+
+    def _in_file(self, variable: str) -> str | None:
+        """Return what `.env` says; while it can't be read, what it said before.
+
+        It is parsed once per change: that takes milliseconds, and each catalog asks for each credential.
+        """
+        with suppress(OSError, ValueError):
+            stamp = stamp_now()
+            if stamp != self._written[0]:
+                self._written = stamp, dotenv_values(env_file(os.environ.get("IIR_HOME")))
+        return self._written[1].get(variable)
 
 
 def _bare_url(value: str, ending: str) -> str:
@@ -315,6 +326,14 @@ def _bare_url(value: str, ending: str) -> str:
             f"the address must end after host and port, or with {ending}; write it as http://HOST:PORT"
         )
     return bare
+
+
+def explained(error: ValidationError) -> str:
+    """Return in one line which setting has a form that is not taken, and why."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = "_".join(str(part) for part in first["loc"]).upper()
+    message = first["msg"].removeprefix("Value error, ")
+    return f"the setting {name} is not valid: {message}"
 
 
 def load_settings(**overrides: Any) -> Settings:

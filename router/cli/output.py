@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from router.settings import explained
 from router.store.errors import Refusal, StoreError
 
 # Piped output has no width of its own; a table that is cut off there loses names.
@@ -32,7 +33,7 @@ class PoliteGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValidationError as error:
-            code, text = 2, _setting_error(error)
+            code, text = 2, explained(error)
         except Refusal as error:
             code, text = 2, str(error)
         except (StoreError, CommandFailed) as error:
@@ -70,10 +71,3 @@ def date(seconds: int | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
-
-
-def _setting_error(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    name = "_".join(str(part) for part in first["loc"]).upper()
-    message = first["msg"].removeprefix("Value error, ")
-    return f"the setting {name} is not valid: {message}"

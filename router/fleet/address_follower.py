@@ -57,13 +57,19 @@ class AddressFollower:
         self._log = get_logger("clusters")
         self._is_failing = False
 
+    async def catch_up(self) -> None:
+        """Take the address of now before anything is served: a worker has settings that its parent loaded."""
+        await self.look()
+        await self.look()  # it has come to rest
+
     async def look(self) -> None:
         """Take the address if `.env` has changed and come to rest: who writes it may not be done."""
         try:
             await self._look()
         except OSError as error:  # the next look tries again
             if not self._is_failing:  # once per outage
-                self._log.warning("llmd_endpoint_not_taken", reason=str(error))
+                # without its path
+                self._log.warning("llmd_endpoint_not_taken", reason=error.strerror or str(error))
             self._is_failing = True
         else:
             self._is_failing = False
@@ -76,6 +82,8 @@ class AddressFollower:
             return
         try:
             address = await loop.run_in_executor(None, self._source.llmd_endpoint_now)
+            if await loop.run_in_executor(None, self._source.stamp_now) != stamp:
+                return  # it was written meanwhile, and may have been away: the next look reads it
         except ValueError as error:
             # a router that starts now refuses it; this one goes on as it was
             self._log.warning("settings_not_taken", reason=str(error))

@@ -114,7 +114,7 @@ class _Cluster:
         }
         return {name: found.model for name, found in self.known.items()} != before
 
-    def change(self, now: float) -> ModelsChange | None:
+    def change(self, now: float, heard: frozenset[ForgottenName]) -> ModelsChange | None:
         """Return what of it the registry may not have."""
         if self.written_at is None or now - self.written_at >= _WRITTEN_ANEW_S:
             self.saved = {
@@ -128,7 +128,9 @@ class _Cluster:
             for name, (model, missing_s) in records.items()
             if self.saved.get(name) != (model, missing_s)
         )
-        return ModelsChange(cluster=self.name, known=new, gone=gone) if new or gone else None
+        if not (new or gone):
+            return None
+        return ModelsChange(cluster=self.name, known=new, gone=gone, heard=heard)
 
 
 class Clusters:
@@ -241,7 +243,8 @@ class Clusters:
             return []
         changed, self._changed = self._changed, set()
         now = self._clock()
-        found = [self._clusters[name].change(now) for name in changed if name in self._clusters]
+        there = [self._clusters[name] for name in changed if name in self._clusters]
+        found = [each.change(now, self._forgotten) for each in there]
         return [change for change in found if change is not None]
 
     def mark_saved(self, change: ModelsChange, *, is_saved: bool) -> None:

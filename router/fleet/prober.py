@@ -99,12 +99,17 @@ class Prober:
 
     async def _ask(self, limiter: anyio.CapacityLimiter, endpoint: Endpoint) -> None:
         async with limiter:
+            told: Probed | ApiError
             try:
                 told = await self._backends[endpoint.backend].probe(endpoint)
             except ApiError as error:
-                self._note_silence(endpoint, error)
-            else:
-                self._note_answer(endpoint, told)
+                told = error
+        if endpoint not in self._fleet.endpoints():
+            return  # it has moved or is gone meanwhile: of what is there now that tells nothing
+        if isinstance(told, ApiError):
+            self._note_silence(endpoint, told)
+        else:
+            self._note_answer(endpoint, told)
 
     def _note_silence(self, endpoint: Endpoint, error: ApiError) -> None:
         if isinstance(error, PodUnreachable):

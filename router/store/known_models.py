@@ -77,17 +77,25 @@ def list_forgotten(connection: Connection) -> list[ForgottenName]:
 
 
 def change_known_models(connection: Connection, change: ModelsChange) -> None:
-    """Write a change. A cluster that was removed meanwhile took its models with it, and stays away."""
+    """Write a change.
+
+    A cluster that was removed meanwhile took its models with it, and stays away. So does a name that was
+    let go, of which the writer has not heard yet.
+    """
     if not has_provider(connection, change.cluster):
         return
-    names = [*change.gone, *(each.model.id for each in change.known)]
+    unheard = set(list_forgotten(connection)) - change.heard
+    away = {each.model for each in unheard if each.cluster == change.cluster}
+    known = [each for each in change.known if each.model.id not in away]
+    names = [name for name in change.gone if name not in away]
+    names += [each.model.id for each in known]
     if names:
         old = delete(known_models).where(
             known_models.c.cluster == change.cluster, known_models.c.model == bindparam("name")
         )
         connection.execute(old, [{"name": name} for name in names])
-    if change.known:
-        connection.execute(insert(known_models), [_row(each) for each in change.known])
+    if known:
+        connection.execute(insert(known_models), [_row(each) for each in known])
 
 
 def _row(known: KnownModel) -> dict[str, object]:

@@ -10,11 +10,10 @@ from dotenv import dotenv_values, set_key, unset_key
 from scripts.devstack.text import say
 from scripts.k3s.choice import Choice
 from scripts.k3s.pins import NODE_PORT
-from scripts.k3s.routers import Routers, container_of, has_cluster, state_of
+from scripts.k3s.routers import AWAY, Routers, container_of, has_cluster, state_of
 from scripts.k3s.tools import Tools
 
 SETTING = "LLMD_ENDPOINT"
-_AWAY = "unreachable"
 
 
 def register(tools: Tools, choice: Choice, routers: Routers) -> None:
@@ -137,7 +136,7 @@ def _tell_container(choice: Choice, url: str, name: str) -> None:
         return
     network = _network(choice)
     state = state_of(url, network)
-    if state is not None and state != _AWAY:
+    if state is not None and state != AWAY:
         say(f"The router at {url} has the cluster: {network} is {state}")
         return
     words = [f"docker network connect {network} {name}"]

@@ -22,7 +22,8 @@ from shared.kit.run_file import read_run_file
 
 _PAUSE_S = 0.1
 _USUAL_PORT = "8000"
-_UNASKED = "unknown"
+AWAY = "unreachable"
+_UNANSWERED = {None, "unknown", AWAY}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,11 @@ class Routers:
 
 
 def has_cluster(state: str | None) -> bool:
-    """Tell whether a router has a cluster `llmd`, and has asked it."""
-    return state is not None and state != _UNASKED
+    """Tell whether a router has a cluster `llmd` that answered it.
+
+    A worker that has not taken our address yet says of the old one that it is away.
+    """
+    return state not in _UNANSWERED
 
 
 def state_of(url: str, cluster: str = LLMD) -> str | None:

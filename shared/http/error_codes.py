@@ -188,7 +188,8 @@ _TABLE: dict[str, Explanation] = {
     "provider_not_configured": Explanation(
         "The model's provider needs a credential or an address, and the router has none.",
         _OPERATOR,
-        "Set the variable that the message names, in the environment or `.env`, and restart the router.",
+        "Set the variable that the message names, in `.env` or the environment, and restart the router. "
+        "It takes `LLMD_ENDPOINT` from `.env` at once.",
     ),
     # a cluster
     "cluster_contended": Explanation(

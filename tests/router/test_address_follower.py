@@ -61,6 +61,10 @@ async def models(router: RunningRouter) -> list[str]:
     return [each["id"] for each in (await router.client.get("/v1/models")).json()["data"]]
 
 
+def log_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return "".join(capsys.readouterr()).splitlines()
+
+
 QUIET = {"router_catalog_poll_s": 3600.0, "router_probe_s": 3600.0}
 
 
@@ -90,11 +94,12 @@ async def test_another_address_takes_the_requests_and_none_keeps_the_names(
         write(old_url)
         async with start_router(**QUIET) as router:
             await router.client.post(CHAT, json=chat("org/tiny"))
-            write(new_url)
+            write(new_url, "LLMD_API_KEY=other")
             await notice(router)
             answer = await router.client.post(CHAT, json=chat("org/tiny"))
             assert answer.status_code == 200, answer.text
             assert (len(old.requests), len(new.requests)) == (1, 1)
+            assert new.requests[0].header("authorization") == "Bearer other"
             assert await models(router) == ["new", "org/tiny"]
             write(None)
             await notice(router)
@@ -166,8 +171,9 @@ async def test_an_address_that_is_none_leaves_the_router_as_it_was(
             await notice(router)
             await notice(router)
             assert (await router.client.post(CHAT, json=chat())).status_code == 200
-            captured = capsys.readouterr()
-            assert (captured.out + captured.err).count("settings_not_taken") == 1
+            [said] = [line for line in log_of(capsys) if "settings_not_taken" in line]
+            assert "the setting LLMD_ENDPOINT is not valid: the address" in said
+            assert "write it as http://HOST:PORT" in said
             write(None)
             await notice(router)
             assert await clusters(router) == {}

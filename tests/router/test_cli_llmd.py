@@ -16,7 +16,8 @@ from router.cli.router_probe import Answer
 from router.cli.session import write
 from router.domain import KnownModel, ModelsChange, ServedModel
 from router.settings import load_settings
-from router.store.known_models import change_known_models
+from router.store.database import Connection
+from router.store.known_models import change_known_models, list_forgotten
 from router.store.prepare import prepare
 from tests.router.command_line import Iir, from_json
 from tests.threaded import served_by
@@ -293,12 +294,17 @@ def test_a_bad_address_is_one_line_that_says_how_to_write_it(
 
 
 def know(*names: str, cluster: str = "llmd", missing_s: int = 0) -> None:
-    """Write what a router writes that has seen them."""
+    """Write what a router writes that has seen them, and heard of what was let go before."""
     known = tuple(
         KnownModel(cluster=cluster, model=ServedModel(id=name), missing_s=missing_s)
         for name in names
     )
-    write(lambda c: change_known_models(c, ModelsChange(cluster=cluster, known=known)))
+
+    def seen(connection: Connection) -> None:
+        heard = frozenset(list_forgotten(connection))
+        change_known_models(connection, ModelsChange(cluster=cluster, known=known, heard=heard))
+
+    write(seen)
 
 
 def kept(iir: Iir) -> list[tuple[str, int]]:

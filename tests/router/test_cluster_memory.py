@@ -202,6 +202,27 @@ def test_what_could_not_be_written_is_written_later(clusters: Clusters) -> None:
 # ── names that are let go ────────────────────────────────────────────────────────────────────
 
 
+async def test_names_that_are_let_go_one_after_the_other_all_stay_away(
+    start_router: StartRouter,
+) -> None:
+    """Whatever a router writes that has not heard of the last one yet."""
+    llmd, quiet = EndpointId("llmd"), {"router_probe_s": 3600.0, "router_catalog_poll_s": 3600.0}
+    async with cluster(start_router, "base", **quiet) as (router, _):
+        router.router.fleet.learn(llmd, told("base", "one", "two"))
+        await router.router.memory.flush()
+        router.write(lambda c: forget_models(c, "llmd", ["one"]))
+        await router.catch_up()
+        router.write(lambda c: forget_models(c, "llmd", ["two"]))
+        await router.router.memory.flush()
+        await router.catch_up()
+        await router.router.memory.flush()
+        assert [each.model.id for each in router.write(list_known_models)] == ["base"]
+        assert router.router.fleet.clusters.entry("two") is None
+        router.router.fleet.learn(llmd, told("base", "two"))
+        await router.router.memory.flush()
+        assert [each.model.id for each in router.write(list_known_models)] == ["base", "two"]
+
+
 async def test_a_name_that_is_let_go_falls_to_the_prefix_rules_and_stays_away(
     start_router: StartRouter,
 ) -> None:

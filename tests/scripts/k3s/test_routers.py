@@ -103,6 +103,41 @@ def test_an_old_address_goes_before_ours_comes(
     assert follows.seen == [old, None, ours]
 
 
+def test_what_a_worker_still_says_of_the_old_address_is_not_told_of_ours(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A router's workers do not take an address at the same moment, and any of them may answer."""
+    env(stage).write_text("LLMD_ENDPOINT=http://127.0.0.1:9\n")
+    said_so_far: list[str] = []
+
+    def tell() -> Clusters:
+        address = dotenv_values(env(stage)).get("LLMD_ENDPOINT")
+        if address is None:
+            return {}
+        is_late = address.endswith(f":{stage.port}") and len(said_so_far) < 3
+        said_so_far.extend(["late"] if is_late else [])
+        return {"llmd": "unreachable" if is_late or address.endswith(":9") else "ready"}
+
+    with router(tell) as url:
+        serves(stage, url)
+        assert stage.up() == 0
+        assert f"The router at {url} has the cluster now: llmd is ready" in said(capsys)[0]
+
+
+def test_a_router_that_does_not_reach_ours_is_said_so(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.router_s = 0.5
+    with router(lambda: {"llmd": "unreachable"} if "LLMD" in _text(env(stage)) else {}) as url:
+        serves(stage, url)
+        assert stage.up() == 0
+        assert "has the cluster now: llmd is unreachable" in said(capsys)[0]
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
 def test_every_router_is_told_of_once(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     follows = Following(env(stage))
     with router(follows) as of_make_up, router(follows) as of_settings:
