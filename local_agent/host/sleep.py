@@ -45,6 +45,8 @@ _MICROSECONDS = re.compile(r"\(<(?:uint64 )?(\d+)>,\)")
 _END_WITH_INPUT = 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
 _USUAL_DELAY_S = 5.0
 _MARGIN_S = 0.5
+_MOST_S = 30.0
+"""As macOS: somebody may let logind wait for minutes, or for ever, and a machine in a bag must not."""
 
 
 def sleep_news(platform: str, env: Mapping[str, str]) -> SleepNews:
@@ -127,7 +129,8 @@ class LogindSleep:
                 if _OWNED.match(line):
                     is_known = True
                     await delay.take()
-                    limit_s = max(0.0, await self._delay_s(gdbus) - _MARGIN_S)
+                    delay_s = min(await self._delay_s(gdbus), _MOST_S)
+                    limit_s = max(0.0, delay_s - _MARGIN_S)
                 elif _GOING.match(line):
                     await _within(limit_s, going)
                     await delay.release()
@@ -187,8 +190,11 @@ async def _start(argv: Sequence[str], env: Mapping[str, str] | None) -> Process:
 
 async def _end(process: Process) -> None:
     """End it, and whatever it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    process.stdin.close()
+    if process.returncode is None:  # else its id may be another one's by now
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
     with anyio.CancelScope(shield=True):
         await process.wait()
 
