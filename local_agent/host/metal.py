@@ -58,9 +58,11 @@ def chosen_limit_mb(device: str, wired: str) -> int | None:
 
 
 # Objective-C's runtime by ctypes: two messages, and no package that only a Mac has. Apple's arm64 wants
-# `objc_msgSend` called with the types of the method, so the prototype is set.
+# `objc_msgSend` called with the types of the method, so the prototype is set. Without CoreGraphics there is no
+# default device, says https://developer.apple.com/documentation/metal/mtlcreatesystemdefaultdevice().
 _ASK = """
 import ctypes
+ctypes.CDLL("/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics")
 metal = ctypes.CDLL("/System/Library/Frameworks/Metal.framework/Metal")
 objc = ctypes.CDLL("/usr/lib/libobjc.dylib")
 metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p

@@ -40,9 +40,12 @@ _OWNED = re.compile(r"The name org\.freedesktop\.login1 is owned by ")
 _SIGNAL = re.escape(f"/org/freedesktop/login1: {_MANAGER}.PrepareForSleep ")
 _GOING, _BACK = re.compile(_SIGNAL + r"\(true,\)"), re.compile(_SIGNAL + r"\(false,\)")
 _MICROSECONDS = re.compile(r"\(<(?:uint64 )?(\d+)>,\)")
-# `gdbus` takes no notice of its input: who reads it instead ends it when the agent is gone. What a shell
-# starts in the background has no input of its own, hence the 3.
-_END_WITH_INPUT = 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
+# `gdbus` takes no notice of its input: who reads it instead ends all when the agent is gone, and is ended with
+# it, since uvloop lets it inherit gdbus's output, whose end would not be seen. The group is this session's own.
+# What a shell starts in the background has no input of its own, hence the 3.
+_END_WITH_INPUT = (
+    'exec 3<&0; (cat <&3; kill -9 0) >/dev/null 2>&1 & "$@" 3<&- </dev/null; kill -9 0'
+)
 _USUAL_DELAY_S = 5.0
 _MARGIN_S = 0.5
 _MOST_S = 30.0

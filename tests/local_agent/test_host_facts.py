@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from local_agent.host import host_facts
@@ -45,3 +50,32 @@ def test_whether_metal_has_a_device(
     said: str | None, mb: int | None, has_device: bool | None
 ) -> None:
     assert ask_metal(lambda _: said) == Metal(limit_mb=mb, has_device=has_device)
+
+
+def function(result: int) -> Any:
+    """Return a C function that has no prototype yet."""
+    return ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: result)
+
+
+def test_metal_is_asked_with_what_it_needs_for_a_default_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: set[str] = set()
+
+    def load(path: str) -> SimpleNamespace:
+        loaded.add(path.rpartition("/")[2])
+        return SimpleNamespace(
+            # a program that is not linked with CoreGraphics gets none
+            MTLCreateSystemDefaultDevice=ctypes.CFUNCTYPE(ctypes.c_uint64)(
+                lambda: 7 if "CoreGraphics" in loaded else 0
+            ),
+            sel_registerName=function(8),
+            objc_msgSend=function(12_713_115_648),
+        )
+
+    def run(argv: Sequence[str]) -> str:
+        exec(argv[-1])
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert ask_metal(run) == Metal(limit_mb=12_124, has_device=True)

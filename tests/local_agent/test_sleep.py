@@ -288,6 +288,18 @@ async def test_a_machine_in_a_bag_does_not_wait_for_ever(tmp_path: Path) -> None
     assert heard.limits == [29.5]
 
 
+def test_the_end_of_the_bus_is_heard_on_the_loop_that_agents_run_on(tmp_path: Path) -> None:
+    linux, heard = Linux(tmp_path), Heard()
+    linux.gdbus(RECORDED)
+
+    async def listen() -> str | None:
+        with anyio.fail_after(30):
+            return await LogindSleep(linux.env).listen(heard.going, heard.back)
+
+    assert anyio.run(listen, backend_options={"use_uvloop": True}) is None
+    assert heard.told == ["going", "back"]
+
+
 async def test_the_id_of_a_child_that_has_ended_is_not_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
