@@ -3,7 +3,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -52,30 +51,53 @@ def test_whether_metal_has_a_device(
     assert ask_metal(lambda _: said) == Metal(limit_mb=mb, has_device=has_device)
 
 
-def function(result: int) -> Any:
-    """Return a C function that has no prototype yet."""
-    return ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: result)
+DEVICE, LIST = 0x7F0012345678, 0x7F0112345678
+SELECTORS = {b"firstObject": 0x7F0212345678, b"recommendedMaxWorkingSetSize": 0x7F0312345678}
+WORD, TEXT = ctypes.c_uint64, ctypes.c_char_p
 
 
-def test_metal_is_asked_with_what_it_needs_for_a_default_device(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def fake_metal(loaded: set[str], default: int, others: int) -> SimpleNamespace:
+    """Return Metal and Objective-C's runtime: C functions that have no prototype yet."""
+    answers = {
+        (LIST, SELECTORS[b"firstObject"]): others,
+        (DEVICE, SELECTORS[b"recommendedMaxWorkingSetSize"]): 12_713_115_648,
+    }
+    return SimpleNamespace(
+        # a program that has not loaded CoreGraphics gets no default device
+        MTLCreateSystemDefaultDevice=ctypes.CFUNCTYPE(WORD)(
+            lambda: default if "CoreGraphics" in loaded else 0
+        ),
+        MTLCopyAllDevices=ctypes.CFUNCTYPE(WORD)(lambda: LIST),
+        sel_registerName=ctypes.CFUNCTYPE(WORD, TEXT)(SELECTORS.__getitem__),
+        objc_msgSend=ctypes.CFUNCTYPE(WORD, WORD, WORD)(lambda *asked: answers[asked]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("default", "others", "found"),
+    [
+        (DEVICE, DEVICE, Metal(limit_mb=12_124, has_device=True)),
+        (0, DEVICE, Metal(limit_mb=12_124, has_device=True)),
+        (0, 0, Metal(limit_mb=None, has_device=False)),
+    ],
+    ids=["a default device", "another one only", "none"],
+)
+def test_metal_is_asked_with_what_it_needs_for_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    default: int,
+    others: int,
+    found: Metal,
 ) -> None:
     loaded: set[str] = set()
 
     def load(path: str) -> SimpleNamespace:
         loaded.add(path.rpartition("/")[2])
-        return SimpleNamespace(
-            # a program that is not linked with CoreGraphics gets none
-            MTLCreateSystemDefaultDevice=ctypes.CFUNCTYPE(ctypes.c_uint64)(
-                lambda: 7 if "CoreGraphics" in loaded else 0
-            ),
-            sel_registerName=function(8),
-            objc_msgSend=function(12_713_115_648),
-        )
+        return fake_metal(loaded, default, others)
 
     def run(argv: Sequence[str]) -> str:
-        exec(argv[-1])
+        exec(argv[-1], {})
         return capsys.readouterr().out
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert ask_metal(run) == Metal(limit_mb=12_124, has_device=True)
+    assert ask_metal(run) == found
