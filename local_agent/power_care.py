@@ -101,17 +101,17 @@ class PowerCare:
                 await self._awake.release()
 
     async def _listen(self) -> None:
-        """Listen for the word that the host sleeps; a defect there leaves the looks at the lid."""
+        """Listen for the word that the host sleeps; while that fails the looks at the lid are left."""
         while True:
             try:
                 unheard = await self._news.listen(self.before_sleep, self.after_sleep)
-            except Exception:  # noqa: BLE001 - whatever it is, it must not end what clients use
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged and tried again
                 self._log.exception("sleep_news_failed")
-                return
-            if unheard is not None:
-                self._log.info("sleep_is_not_announced", reason=unheard)
-                return
-            self._log.warning("sleep_news_ended")
+            else:
+                if unheard is not None:
+                    self._log.info("sleep_is_not_announced", reason=unheard)
+                    return
+                self._log.warning("sleep_news_ended")
             await self._sleep(_LISTEN_AGAIN_S)
 
     async def before_sleep(self, limit_s: float) -> None:

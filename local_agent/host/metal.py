@@ -57,18 +57,23 @@ def chosen_limit_mb(device: str, wired: str) -> int | None:
     return limit if limit is not None and limit > 0 else None
 
 
-# Objective-C's runtime by ctypes: two messages, and no package that only a Mac has. Apple's arm64 wants
-# `objc_msgSend` called with the types of the method, so the prototype is set.
+# Objective-C's runtime by ctypes: a few messages, and no package that only a Mac has. Apple's arm64 wants
+# `objc_msgSend` called with the types of the method, so the prototype is set. Without CoreGraphics there is no
+# default device, says https://developer.apple.com/documentation/metal/mtlcreatesystemdefaultdevice(); where there is
+# none at all, MLX still finds the first one of the list.
 _ASK = """
 import ctypes
+ctypes.CDLL("/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics")
 metal = ctypes.CDLL("/System/Library/Frameworks/Metal.framework/Metal")
 objc = ctypes.CDLL("/usr/lib/libobjc.dylib")
 metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p
+metal.MTLCopyAllDevices.restype = ctypes.c_void_p
 objc.sel_registerName.restype = ctypes.c_void_p
 objc.sel_registerName.argtypes = [ctypes.c_char_p]
 objc.objc_msgSend.restype = ctypes.c_uint64
 objc.objc_msgSend.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-device = metal.MTLCreateSystemDefaultDevice()
+first, limit = map(objc.sel_registerName, (b"firstObject", b"recommendedMaxWorkingSetSize"))
+device = metal.MTLCreateSystemDefaultDevice() or objc.objc_msgSend(metal.MTLCopyAllDevices(), first)
 if device:
-    print(objc.objc_msgSend(device, objc.sel_registerName(b"recommendedMaxWorkingSetSize")))
+    print(objc.objc_msgSend(device, limit))
 """

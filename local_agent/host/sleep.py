@@ -40,11 +40,16 @@ _OWNED = re.compile(r"The name org\.freedesktop\.login1 is owned by ")
 _SIGNAL = re.escape(f"/org/freedesktop/login1: {_MANAGER}.PrepareForSleep ")
 _GOING, _BACK = re.compile(_SIGNAL + r"\(true,\)"), re.compile(_SIGNAL + r"\(false,\)")
 _MICROSECONDS = re.compile(r"\(<(?:uint64 )?(\d+)>,\)")
-# `gdbus` takes no notice of its input: who reads it instead ends it when the agent is gone. What a shell
-# starts in the background has no input of its own, hence the 3.
-_END_WITH_INPUT = 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
+# `gdbus` takes no notice of its input: who reads it instead ends all when the agent is gone, and is ended with
+# it, since uvloop lets it inherit gdbus's output, whose end would not be seen. The group is this session's own.
+# What a shell starts in the background has no input of its own, hence the 3.
+_END_WITH_INPUT = (
+    'exec 3<&0; (cat <&3; kill -9 0) >/dev/null 2>&1 & "$@" 3<&- </dev/null; kill -9 0'
+)
 _USUAL_DELAY_S = 5.0
 _MARGIN_S = 0.5
+_MOST_S = 30.0
+"""As macOS: somebody may let logind wait for minutes, or for ever, and a machine in a bag must not."""
 
 
 def sleep_news(platform: str, env: Mapping[str, str]) -> SleepNews:
@@ -127,7 +132,8 @@ class LogindSleep:
                 if _OWNED.match(line):
                     is_known = True
                     await delay.take()
-                    limit_s = max(0.0, await self._delay_s(gdbus) - _MARGIN_S)
+                    delay_s = min(await self._delay_s(gdbus), _MOST_S)
+                    limit_s = max(0.0, delay_s - _MARGIN_S)
                 elif _GOING.match(line):
                     await _within(limit_s, going)
                     await delay.release()
@@ -187,8 +193,11 @@ async def _start(argv: Sequence[str], env: Mapping[str, str] | None) -> Process:
 
 async def _end(process: Process) -> None:
     """End it, and whatever it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    process.stdin.close()
+    if process.returncode is None:  # else its id may be another one's by now
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
     with anyio.CancelScope(shield=True):
         await process.wait()
 

@@ -263,14 +263,15 @@ class LocalProcessLauncher:
         try:
             if not tree.is_leader(record):
                 raise ProcessLookupError
-            self._records.write(self._owned(record))
+            owned = self._owned(record)
+            self._records.write(owned)
         except OSError:
             watch.close()
             return None
         log = self._log(record.name)
         log.resume()
         get_logger("agent").info("process_adopted", worker=record.name)
-        return self._process(record.pid, _unknown(watch), record, log, is_adopted=True)
+        return self._process(record.pid, _unknown(watch), owned, log, is_adopted=True)
 
     def _process(
         self,

@@ -13,6 +13,7 @@ from local_agent.process.log import WorkerLog
 
 MOST_BYTES = 20_000_000
 _EVERY_S = 60.0
+_END_S = 5.0
 _OUTPUTS = (1, 2)
 
 
@@ -37,11 +38,13 @@ def bounded(
             if is_over.wait(every_s):
                 return
 
-    threading.Thread(target=look, name="own log", daemon=True).start()
+    thread = threading.Thread(target=look, name="own log", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         is_over.set()
+        thread.join(_END_S)  # half a copy would have taken the place of the older part
 
 
 def trim(log: Path, most_bytes: int, outputs: Collection[int] = _OUTPUTS) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import pytest
 
 from local_agent.host import host_facts
@@ -45,3 +49,55 @@ def test_whether_metal_has_a_device(
     said: str | None, mb: int | None, has_device: bool | None
 ) -> None:
     assert ask_metal(lambda _: said) == Metal(limit_mb=mb, has_device=has_device)
+
+
+DEVICE, LIST = 0x7F0012345678, 0x7F0112345678
+SELECTORS = {b"firstObject": 0x7F0212345678, b"recommendedMaxWorkingSetSize": 0x7F0312345678}
+WORD, TEXT = ctypes.c_uint64, ctypes.c_char_p
+
+
+def fake_metal(loaded: set[str], default: int, others: int) -> SimpleNamespace:
+    """Return Metal and Objective-C's runtime: C functions that have no prototype yet."""
+    answers = {
+        (LIST, SELECTORS[b"firstObject"]): others,
+        (DEVICE, SELECTORS[b"recommendedMaxWorkingSetSize"]): 12_713_115_648,
+    }
+    return SimpleNamespace(
+        # a program that has not loaded CoreGraphics gets no default device
+        MTLCreateSystemDefaultDevice=ctypes.CFUNCTYPE(WORD)(
+            lambda: default if "CoreGraphics" in loaded else 0
+        ),
+        MTLCopyAllDevices=ctypes.CFUNCTYPE(WORD)(lambda: LIST),
+        sel_registerName=ctypes.CFUNCTYPE(WORD, TEXT)(SELECTORS.__getitem__),
+        objc_msgSend=ctypes.CFUNCTYPE(WORD, WORD, WORD)(lambda *asked: answers[asked]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("default", "others", "found"),
+    [
+        (DEVICE, DEVICE, Metal(limit_mb=12_124, has_device=True)),
+        (0, DEVICE, Metal(limit_mb=12_124, has_device=True)),
+        (0, 0, Metal(limit_mb=None, has_device=False)),
+    ],
+    ids=["a default device", "another one only", "none"],
+)
+def test_metal_is_asked_with_what_it_needs_for_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    default: int,
+    others: int,
+    found: Metal,
+) -> None:
+    loaded: set[str] = set()
+
+    def load(path: str) -> SimpleNamespace:
+        loaded.add(path.rpartition("/")[2])
+        return fake_metal(loaded, default, others)
+
+    def run(argv: Sequence[str]) -> str:
+        exec(argv[-1], {})
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert ask_metal(run) == found

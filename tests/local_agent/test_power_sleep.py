@@ -82,6 +82,22 @@ async def test_without_announcements_the_lid_still_counts(
     assert laptop.system.listened == 1
 
 
+async def test_a_defect_in_listening_is_not_for_ever() -> None:
+    laptop = Laptop()
+    laptop.system.is_defect = True
+
+    async def wait(limit_s: float) -> None:
+        if limit_s < 60:
+            await anyio.sleep_forever()
+        laptop.system.is_defect = False
+
+    laptop.care._sleep = wait
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(laptop.care.run)
+        await until(lambda: laptop.system.listened == 2)
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_defect_in_reading_does_not_end_a_drain_before_sleep() -> None:
     laptop = Laptop()
     await laptop.care.before_sleep(30.0)

@@ -164,6 +164,20 @@ async def test_a_model_that_runs_in_a_container_now_has_no_use_for_its_process(
     assert await later.reap_orphans() == ["m0"]
 
 
+async def test_one_that_was_taken_over_and_can_t_be_ended_is_recorded_as_this_agent_s(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_agent(run_dir, SLEEPER)
+    process = await adopted(launcher(run_dir, kill_wait_s=0.01), SLEEPER)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(os, "killpg", lambda *_: None)
+        await process.stop(0.01)
+    (record,) = Records(run_dir).all()
+    assert (record.name.partition(" ")[0], record.owner_pid) == ("m0", os.getpid())
+    os.kill(process.pid, signal.SIGKILL)
+    await process.stop(5)
+
+
 async def test_what_was_found_and_is_not_kept_is_ended(run_dir: Path) -> None:
     (record,) = killed_agent(run_dir, SLEEPER)
     assert record.pid is not None

@@ -19,7 +19,7 @@ import anyio
 import psutil
 import pytest
 
-from local_agent.host import mac_sleep
+from local_agent.host import mac_sleep, sleep
 from local_agent.host.mac_sleep import SystemPower, hearing, obey
 from local_agent.host.sleep import LogindSleep, MacSleep, sleep_news
 from local_agent.process.tree import lives
@@ -279,6 +279,36 @@ async def test_an_unknown_delay_is_the_usual_one(tmp_path: Path) -> None:
     linux.gdbus(RECORDED, delay="Error: GDBus.Error: no such property")
     await LogindSleep(linux.env).listen(heard.going, heard.back)
     assert heard.limits == [4.5]
+
+
+async def test_a_machine_in_a_bag_does_not_wait_for_ever(tmp_path: Path) -> None:
+    linux, heard = Linux(tmp_path), Heard()
+    linux.gdbus(RECORDED, delay="(<uint64 18446744073709551615>,)")  # InhibitDelayMaxSec=infinity
+    await LogindSleep(linux.env).listen(heard.going, heard.back)
+    assert heard.limits == [29.5]
+
+
+def test_the_end_of_the_bus_is_heard_on_the_loop_that_agents_run_on(tmp_path: Path) -> None:
+    linux, heard = Linux(tmp_path), Heard()
+    linux.gdbus(RECORDED)
+
+    async def listen() -> str | None:
+        with anyio.fail_after(30):
+            return await LogindSleep(linux.env).listen(heard.going, heard.back)
+
+    assert anyio.run(listen, backend_options={"use_uvloop": True}) is None
+    assert heard.told == ["going", "back"]
+
+
+async def test_the_id_of_a_child_that_has_ended_is_not_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+    process = await sleep._start((sys.executable, "-c", ""), None)
+    await process.wait()
+    monkeypatch.setattr(os, "killpg", lambda group, _number: killed.append(group))
+    await sleep._end(process)
+    assert killed == []
 
 
 async def test_linuxes_that_announce_nothing_say_why(tmp_path: Path) -> None:
