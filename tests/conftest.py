@@ -7,10 +7,15 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import structlog
+import typer.main
+import typer.testing
+
+from local_agent.control import trust
 
 _OURS = ("IIR_", "ROUTER_", "AGENT_", "EXTERNAL_", "OPENAI_", "SQLITE_", "DATABASE_", "HF_", "LOG_")
 
@@ -23,6 +28,22 @@ def no_environment() -> Iterator[None]:
         for name in variables:
             if name.startswith(_OURS):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def authorities_read_once() -> Iterator[None]:
+    """Let all agents share what trusts this machine's authorities: reading them takes 50 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "public_trust", cache(trust.public_trust))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """Let typer's runner build an application's commands once, as a program does, not for each run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         yield
 
 
