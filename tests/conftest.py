@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import os
@@ -18,6 +19,34 @@ import typer.testing
 from local_agent.control import trust
 
 _OURS = ("IIR_", "ROUTER_", "AGENT_", "EXTERNAL_", "OPENAI_", "SQLITE_", "DATABASE_", "HF_", "LOG_")
+
+_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 2 * 1024**3
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let unit tests write into memory, where Linux has room there: each makes a folder, many a database.
+
+    Who names a folder (`--basetemp`, `PYTEST_DEBUG_TEMPROOT`) has it there.
+    """
+    is_worker = hasattr(config, "workerinput")  # xdist's: its folder lies in that of all
+    if not is_worker and "not integration" in config.option.markexpr and _has_room(_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))  # noqa: TID251 - pytest's own
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    can_run = not found.f_flag & getattr(os, "ST_NOEXEC", 0)  # tests write programs
+    return can_run and os.access(folder, os.W_OK) and found.f_bavail * found.f_frsize > _ROOM_BYTES
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives as long as the tests do: modules, and thousands of test items."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,6 @@ from starlette.types import ASGIApp
 
 from shared.http.serve import bind, server_options
 
-
 _TURNS = 20
 """How often a loop turns, at most, until it has told idle connections' owners that they are closed."""
 
