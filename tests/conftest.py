@@ -7,10 +7,13 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import certifi
 import pytest
 import structlog
 import typer.main
@@ -62,9 +65,22 @@ def no_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def authorities_read_once() -> Iterator[None]:
-    """Let all agents share what trusts this machine's authorities: reading them takes 50 ms."""
+    """Let all agents and all clients share what trusts the public authorities: each would read them anew.
+
+    That takes longer than most tests. What trusts others, or is told files by the environment, is its own.
+    """
+    for_agents = trust.public_trust()
+    make = ssl.create_default_context
+    for_clients = make(cafile=certifi.where())
+
+    def context(*args: Any, **options: Any) -> ssl.SSLContext:
+        if not args and options == {"cafile": certifi.where()}:
+            return for_clients
+        return make(*args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trust, "public_trust", cache(trust.public_trust))
+        patch.setattr(trust, "public_trust", lambda: for_agents)
+        patch.setattr(ssl, "create_default_context", context)
         yield
 
 
