@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -77,3 +78,5 @@ async def serving(
         server.stop()
         await asyncio.wait_for(task, 10)
         listener.close()
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # as the end of a program does: lines may wait for more
