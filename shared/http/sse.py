@@ -42,8 +42,8 @@ class SseFramer:
             return [chunk]  # nearly every chunk of an engine
         # a line end may be cut in two, so search from just before the new bytes
         search_from = max(0, len(self._pending) - 3)
-        if self._pending:
-            self._pending += chunk  # in place: an event of many pieces is not copied with each of them
+        if self._pending:  # grows in place: an event of many pieces is not copied with each of them
+            self._pending += chunk
         buffer = self._pending or chunk
         events: list[bytes] = []
         start = 0
