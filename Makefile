@@ -12,6 +12,8 @@ BENCH_ARGS ?=
 SOAK_ARGS ?=
 K3S_ARGS ?=
 BIN := $(VENV)/bin
+# Images set it; pytest and each program that a test starts would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The pure cores: every branch is tested.
 PURE := */local_agent/lifecycle.py,*/local_agent/planner.py,*/router/fleet/address.py,*/router/fleet/membership.py,*/router/policies/*,*/shared/http/headers.py,*/shared/http/origin.py,*/shared/http/sse.py,*/shared/http/wire.py,*/shared/kit/backoff.py,*/shared/kit/plugins.py
 K3S = "$(BIN)/python" -m scripts.k3s

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import certifi
 import pytest
 import structlog
+import typer.main
+import typer.testing
+
+from local_agent.control import trust
 
 _OURS = ("IIR_", "ROUTER_", "AGENT_", "EXTERNAL_", "OPENAI_", "SQLITE_", "DATABASE_", "HF_", "LOG_")
+
+_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 2 * 1024**3
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let unit tests write into memory, where Linux has room there: each makes a folder, many a database.
+
+    Who names a folder (`--basetemp`, `PYTEST_DEBUG_TEMPROOT`) has it there.
+    """
+    is_worker = hasattr(config, "workerinput")  # xdist's: its folder lies in that of all
+    if not is_worker and "not integration" in config.option.markexpr and _has_room(_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))  # noqa: TID251 - pytest's own
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    can_run = not found.f_flag & getattr(os, "ST_NOEXEC", 0)  # tests write programs
+    return can_run and os.access(folder, os.W_OK) and found.f_bavail * found.f_frsize > _ROOM_BYTES
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the collector what lives as long as the tests do: modules, and thousands of test items."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +66,35 @@ def no_environment() -> Iterator[None]:
         for name in variables:
             if name.startswith(_OURS):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def authorities_read_once() -> Iterator[None]:
+    """Let all agents and all clients share what trusts the public authorities: each would read them anew.
+
+    That takes longer than most tests. What trusts others, or is told files by the environment, is its own.
+    """
+    for_agents = trust.public_trust()
+    make = ssl.create_default_context
+    for_clients = make(cafile=certifi.where())
+
+    def context(*args: Any, **options: Any) -> ssl.SSLContext:
+        if not args and options == {"cafile": certifi.where()}:
+            return for_clients
+        return make(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "public_trust", lambda: for_agents)
+        patch.setattr(ssl, "create_default_context", context)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once() -> Iterator[None]:
+    """Let typer's runner build an application's commands once, as a program does, not for each run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         yield
 
 

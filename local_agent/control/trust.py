@@ -27,15 +27,20 @@ def router_trust(ca_file: Path | None) -> ssl.SSLContext:
         CaFileUnusable: the file is not there or holds no certificate.
     """
     if ca_file is None:
-        context = httpx.create_ssl_context(trust_env=False)
-        context.load_default_certs()
-        return context
+        return public_trust()
     try:
         return ssl.create_default_context(cafile=str(ca_file.expanduser()))
     except ssl.SSLError:
         raise CaFileUnusable("ROUTER_CA_FILE holds no certificate in PEM form") from None
     except OSError as error:
         raise CaFileUnusable(f"ROUTER_CA_FILE can't be read: {error.strerror}") from None
+
+
+def public_trust() -> ssl.SSLContext:
+    """Return what trusts the public authorities and those that this machine's system trusts."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
 
 
 def failure_code(error: httpx.HTTPError) -> str:

@@ -14,6 +14,8 @@ from scripts.k3s.errors import ClusterError
 
 FOLDER = Path("worker_cluster/chart")
 SIMULATOR, ON_GPUS, ON_CPUS = "sim", "vllm", "vllm-cpu"
+# in C, where there is one: ten times as fast
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _GPU = "nvidia.com/gpu"
 _CRDS = (
     "gateways.gateway.networking.k8s.io",
@@ -94,7 +96,7 @@ def _runs(values: Values) -> Runs:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text()) or {})
+    return dict(yaml.load(path.read_text(), _LOADER) or {})  # noqa: S506 - a safe one
 
 
 def _merge(values: dict[str, Any], more: Values) -> None:

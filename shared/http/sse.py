@@ -19,13 +19,18 @@ class SseFramer:
     """Cuts a byte stream into events. What goes in comes out, byte for byte, cut elsewhere."""
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._pending = b""
+        self._pending = bytearray()
         self._max_event_bytes = max_event_bytes
 
     @property
     def pending(self) -> bytes:
         """Return the bytes of the event that has not ended yet."""
-        return self._pending
+        return bytes(self._pending)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Return how long that is by now."""
+        return len(self._pending)
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the events that end in `chunk`, each with the blank line that ends it.
@@ -35,15 +40,20 @@ class SseFramer:
         """
         if not self._pending and _is_one_event(chunk):
             return [chunk]  # nearly every chunk of an engine
-        buffer = self._pending + chunk if self._pending else chunk
         # a line end may be cut in two, so search from just before the new bytes
         search_from = max(0, len(self._pending) - 3)
+        if self._pending:  # grows in place: an event of many pieces is not copied with each of them
+            self._pending += chunk
+        buffer = self._pending or chunk
         events: list[bytes] = []
         start = 0
         for match in _BLANK_LINE.finditer(buffer, search_from):
-            events.append(buffer[start : match.end()])
+            events.append(bytes(buffer[start : match.end()]))
             start = match.end()
-        self._pending = buffer[start:] if start else buffer
+        if buffer is chunk:
+            self._pending += chunk[start:]
+        else:
+            del self._pending[:start]
         if len(self._pending) > self._max_event_bytes:
             raise UpstreamFailed("The upstream sent an event that is too long.")
         return events

@@ -234,7 +234,7 @@ class EventStream(AsyncIterator[bytes]):
             if self._failure is not None:
                 raise self._failure
             # what is dropped counts as well: it may go on for ever
-            if seen - len(self._framer.pending) > _HELD_BYTES:
+            if seen - self._framer.pending_bytes > _HELD_BYTES:
                 raise UpstreamFailed("The upstream's stream does not come to its first event.")
             chunk = await self._read()
             seen += len(chunk)

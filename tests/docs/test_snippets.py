@@ -89,6 +89,7 @@ WITH_KEYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*RUNNING} - {*WITH_KEYS}))
 def test_the_commands_of_a_page_run(name: str, shared_ground: Playground) -> None:
     assert follow(PAGES[name], shared_ground) > 0

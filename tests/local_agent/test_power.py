@@ -261,6 +261,7 @@ async def test_a_host_without_the_program_sleeps_when_it_wants() -> None:
 # -- the agent -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_agent_tells_its_router_its_owner_and_its_clients(start_agent: StartAgent) -> None:
     async with start_agent({"id": "sim", "engine": "simulated"}) as agent:
         care = agent.agent._power

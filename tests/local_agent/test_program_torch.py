@@ -25,6 +25,7 @@ class FakeModel:
     def __init__(self, text: str = "abc", *, lingers: bool = False, breaks: bool = False) -> None:
         self.text, self.lingers, self.breaks = text, lingers, breaks
         self.asks: list[Ask] = []
+        self.begun = threading.Event()
         self.stopped = threading.Event()
 
     def encode(self, text: str) -> list[int]:
@@ -39,6 +40,7 @@ class FakeModel:
             raise RuntimeError("MPS backend out of memory: /home/somebody")
         for each in self.text:
             job.put(each)
+        self.begun.set()
         if self.lingers and job.left.wait(WAIT_S):
             self.stopped.set()
         return Done("stop", len(self.text))
@@ -119,11 +121,9 @@ async def test_a_client_that_leaves_ends_its_generation(stream: bool) -> None:
     client = Client("/v1/completions", {"prompt": "hi", "stream": stream})
     async with anyio.create_task_group() as group:
         group.start_soon(client.ask, server)
-        with anyio.fail_after(WAIT_S):
-            if stream:
-                await client.got.wait()
-            client.has_left.set()
-    assert await asyncio.to_thread(model.stopped.wait, WAIT_S) or not model.asks
+        assert await asyncio.to_thread(model.begun.wait, WAIT_S)
+        client.has_left.set()
+    assert await asyncio.to_thread(model.stopped.wait, WAIT_S)
     model.lingers = False
     again = await Client("/v1/completions", {"prompt": "hi"}).ask(server)
     assert again.json["choices"][0]["text"] == "abc"

@@ -84,8 +84,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def iir(home: Path) -> Iir:
-    """Run a command, and return its standard output, or the error if it must fail."""
+def new_iir(home: Path) -> Iir:
+    """Run a command where nothing is yet; return its standard output, or the error if it must fail."""
 
     def run(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(app, arguments)
@@ -98,6 +98,13 @@ def iir(home: Path) -> Iir:
         return result.stderr
 
     return run
+
+
+@pytest.fixture
+def iir(new_iir: Iir, home: Path) -> Iir:
+    """Run a command where a registry is that holds what a fresh one does."""
+    install(home / "models.db")
+    return new_iir
 
 
 @pytest.fixture

@@ -208,6 +208,7 @@ VALID = {
 }
 
 
+@pytest.mark.slow
 async def test_odd_bodies_hold_nobody_up(tmp_path: Path) -> None:
     engine = SimulatedEngine(EngineOptions(models=("tiny",)))
     async with (
@@ -228,6 +229,7 @@ async def test_odd_bodies_hold_nobody_up(tmp_path: Path) -> None:
         assert router.rss_mb() - memory < 100
 
 
+@pytest.mark.slow
 async def test_the_model_that_was_checked_is_the_one_that_is_sent(tmp_path: Path) -> None:
     engine = SimulatedEngine(EngineOptions(models=("tiny",)))
     async with (

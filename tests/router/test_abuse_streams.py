@@ -25,7 +25,7 @@ from tests.router.upstreams import (
     for_ever,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 
 def huge(piece: bytes, times: int = 200, begin: bytes = EVENT) -> Answering:
@@ -53,7 +53,6 @@ STREAMS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", STREAMS)
 async def test_a_broken_stream_ends_with_one_error(hostile: SharedScene, case: str) -> None:
     hostile.upstream.cases = dict(STREAMS)

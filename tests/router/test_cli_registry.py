@@ -20,47 +20,47 @@ pytestmark = pytest.mark.usefixtures("home")
 # ── the registry as a whole ──────────────────────────────────────────────────────────────────
 
 
-def test_reading_needs_a_registry_and_says_how_to_make_it(iir: Iir, home: Path) -> None:
+def test_reading_needs_a_registry_and_says_how_to_make_it(new_iir: Iir, home: Path) -> None:
     for command in (("models", "list"), ("keys", "list"), ("providers", "list")):
-        assert "iir migrate" in iir(*command, code=1)
+        assert "iir migrate" in new_iir(*command, code=1)
     assert not home.exists()
 
 
-def test_first_write_makes_and_seeds_the_registry(iir: Iir, home: Path) -> None:
-    iir("keys", "create", "--name", "laptop")
+def test_first_write_makes_and_seeds_the_registry(new_iir: Iir, home: Path) -> None:
+    new_iir("keys", "create", "--name", "laptop")
     assert stat.S_IMODE((home / "models.db").stat().st_mode) == 0o600
-    names = [p["name"] for p in from_json(iir("providers", "list", "--json"))]
+    names = [p["name"] for p in from_json(new_iir("providers", "list", "--json"))]
     assert names == ["local", "openai"]
 
 
-def test_seed_makes_the_registry_too(iir: Iir) -> None:
-    assert iir("seed") == "9 entries added\n"
+def test_seed_makes_the_registry_too(new_iir: Iir) -> None:
+    assert new_iir("seed") == "9 entries added\n"
 
 
-def test_migrate_and_seed_again_and_again(iir: Iir) -> None:
+def test_migrate_and_seed_again_and_again(new_iir: Iir) -> None:
     for _ in range(2):
-        assert iir("migrate") == "the registry is up to date\n"
-    assert iir("seed") == "9 entries added\n"
-    assert iir("seed") == "nothing to add\n"
+        assert new_iir("migrate") == "the registry is up to date\n"
+    assert new_iir("seed") == "9 entries added\n"
+    assert new_iir("seed") == "nothing to add\n"
 
 
-def test_seed_takes_a_file(iir: Iir, tmp_path: Path) -> None:
+def test_seed_takes_a_file(new_iir: Iir, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("providers: [{name: acme, base_url: https://acme.example, zone: cluster}]")
-    iir("migrate")
-    assert iir("seed", str(path)) == "1 entries added\n"
-    [found] = from_json(iir("providers", "list", "--json"))
+    new_iir("migrate")
+    assert new_iir("seed", str(path)) == "1 entries added\n"
+    [found] = from_json(new_iir("providers", "list", "--json"))
     assert (found["name"], found["zone"], found["has_credential"]) == ("acme", "cluster", True)
     path.write_text("providers: [{name: acme, colour: red}]")
-    assert "colour" in iir("seed", str(path), code=2)
-    assert "can't be read" in iir("seed", "none.yaml", code=2)
+    assert "colour" in new_iir("seed", str(path), code=2)
+    assert "can't be read" in new_iir("seed", "none.yaml", code=2)
 
 
-def test_damaged_registry_is_one_line(iir: Iir, home: Path, tmp_path: Path) -> None:
+def test_damaged_registry_is_one_line(new_iir: Iir, home: Path, tmp_path: Path) -> None:
     home.mkdir()
     (home / "models.db").write_bytes(b"garbage " * 512)
     for command in (("migrate",), ("models", "list"), ("keys", "create", "--name", "x")):
-        error = iir(*command, code=1)
+        error = new_iir(*command, code=1)
         assert "SQLITE_DB_PATH" in error
         assert str(tmp_path) not in error
     assert (home / "models.db").read_bytes() == b"garbage " * 512
@@ -72,10 +72,10 @@ def test_wrong_setting_is_one_line(iir: Iir, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_paths_come_from_the_settings(
-    iir: Iir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+    new_iir: Iir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     monkeypatch.setenv("SQLITE_DB_PATH", "sub/other.db")
-    iir("migrate")
+    new_iir("migrate")
     assert (tmp_path / "sub" / "other.db").exists()
     assert not home.exists()
 

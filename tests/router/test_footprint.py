@@ -43,6 +43,7 @@ def loaded_by(log: str) -> set[str]:
     return {line.rpartition("|")[2].strip() for line in lines}
 
 
+@pytest.mark.slow
 async def test_a_start_loads_nothing_that_no_request_needs(tmp_path: Path) -> None:
     async with router_process(tmp_path, PYTHONPROFILEIMPORTTIME="1") as router:
         loaded = loaded_by(router.log())
@@ -50,6 +51,7 @@ async def test_a_start_loads_nothing_that_no_request_needs(tmp_path: Path) -> No
     assert loaded & _NEEDLESS == set()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other ways")
 async def test_an_idle_router_is_small(tmp_path: Path) -> None:
     async with router_process(tmp_path) as router:

@@ -293,6 +293,7 @@ def test_urls_that_cannot_work(url: str, message: str) -> None:
         migrate(url)
 
 
+@pytest.mark.slow
 def test_two_at_once_take_turns(tmp_path: Path) -> None:
     url = url_of(tmp_path / "models.db")
     code = f"from router.store.migrate import migrate; migrate({url!r})"
@@ -311,6 +312,7 @@ def test_killed_at_any_statement_it_restarts_whole(tmp_path: Path) -> None:
     assert int(output) >= 20
 
 
+@pytest.mark.slow
 def test_works_from_a_folder_without_the_source_tree(tmp_path: Path) -> None:
     # As an installed wheel does: only the packages, and no alembic.ini.
     for package in ("router", "shared"):

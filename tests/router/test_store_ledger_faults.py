@@ -173,6 +173,7 @@ async def test_rows_wait_while_the_file_is_read_only(tmp_path: Path) -> None:
     assert written(path) == ids(5)
 
 
+@pytest.mark.slow
 def test_kill_loses_no_row_that_was_reported_as_written(tmp_path: Path) -> None:
     path = tmp_path / "models.db"
     migrate(url_of(path))

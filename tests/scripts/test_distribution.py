@@ -61,6 +61,7 @@ def sources() -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_it_holds_every_file_of_the_packages_and_no_other(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == sources()
@@ -72,6 +73,7 @@ def test_it_holds_every_file_of_the_packages_and_no_other(wheel: zipfile.ZipFile
     }
 
 
+@pytest.mark.slow
 def test_it_brings_both_programs_and_says_what_they_need(wheel: zipfile.ZipFile) -> None:
     folder = f"intelligent_inference_router-{__version__}.dist-info"
     programs = ConfigParser()

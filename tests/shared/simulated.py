@@ -50,7 +50,12 @@ async def sdk_of(**options: object) -> AsyncIterator[openai.AsyncOpenAI]:
     made = EngineOptions(models=("tiny",), **options)  # type: ignore[arg-type]
     async with (
         running(SimulatedEngine(made)) as base_url,
-        openai.AsyncOpenAI(base_url=f"{base_url}/v1", api_key="k", max_retries=0) as sdk,
+        openai.AsyncOpenAI(
+            http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
+            base_url=f"{base_url}/v1",
+            api_key="k",
+            max_retries=0,
+        ) as sdk,
     ):
         yield sdk
 

@@ -30,6 +30,7 @@ async def openai_sdk(persona: Persona, fault: str = "") -> AsyncIterator[openai.
     async with (
         running(SimulatedEngine(EngineOptions(persona=persona))) as base_url,
         openai.AsyncOpenAI(
+            http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
             base_url=f"{base_url}/v1",
             api_key="k",
             max_retries=0,
@@ -48,6 +49,7 @@ async def anthropic_sdk(
     async with (
         running(SimulatedEngine(made)) as base_url,
         anthropic.AsyncAnthropic(
+            http_client=anthropic.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
             base_url=base_url,
             api_key="k",
             max_retries=0,
