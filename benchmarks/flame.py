@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -130,13 +130,9 @@ def _boxes(frame: Frame, all_looks: int, left: float, depth: int) -> Iterator[_B
     if share < _LEAST:
         return
     yield depth, left, share, frame.name
-    for each in _widest_first(list(frame.calls.values())):
+    for each in sorted(frame.calls.values(), key=lambda each: -each.looks):
         yield from _boxes(each, all_looks, left, depth + 1)
         left += each.looks / all_looks
-
-
-def _widest_first(frames: Sequence[Frame]) -> list[Frame]:
-    return sorted(frames, key=lambda each: -each.looks)
 
 
 def _box(depth: int, left: float, share: float, name: str) -> str:

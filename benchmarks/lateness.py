@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import urllib.request
 from dataclasses import dataclass
+
+from benchmarks.processes import BenchError, fetch
 
 _NAME = "iir_event_loop_delay_seconds"
 _LIMIT = "0.01"
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,14 @@ def looks(port: int, path: str) -> Looks:
     """Ask for the metrics at `path`; without one there are no looks.
 
     Raises:
-        OSError: it does not answer.
+        BenchError: it does not answer.
     """
     if not path:
         return Looks()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=_TIMEOUT_S) as answer:
-        return read_looks(answer.read().decode())
+    status, text = fetch(port, path)
+    if status != 200:
+        raise BenchError(f"its metrics answered {status or 'nothing'}")
+    return read_looks(text.decode())
 
 
 def read_looks(text: str) -> Looks:

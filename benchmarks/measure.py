@@ -111,22 +111,20 @@ class Bench:
         return self.results
 
     def draw(self, target: Target, recorder: Recorder) -> None:
-        """Record a flame graph of a target under small requests; none of its figures are kept.
+        """Record a flame graph of a target under small requests.
 
         Raises:
             BenchError: there is none.
         """
         seconds = max(self.effort.seconds, _FLAME_S)
         with contextlib.ExitStack() as stack:
-            for running in self._start(target, 0, stack):
-                if running.program is None:
-                    raise BenchError(f"{target.name} is no gateway")
-                stacks = target.folder / "stacks.txt"
-                looking = recorder.begin(running.program.pid, seconds, stacks)
-                self._load_requests(target, self.bodies.small, 16, seconds + _FLAME_TAIL_S)
-                recorder.finish(looking, stacks, within_s=_START_S)
-                return
-        raise BenchError(f"{target.name} did not start")
+            running = next(self._start(target, 0, stack), None)
+            if running is None or running.program is None:
+                raise BenchError(f"{target.name} is no gateway, or did not start")
+            stacks = target.folder / "stacks.txt"
+            looking = recorder.begin(running.program.pid, seconds, stacks)
+            self._load_requests(target, self.bodies.small, 16, seconds + _FLAME_TAIL_S)
+            recorder.finish(looking, stacks, within_s=_START_S)
 
     def _start(self, target: Target, number: int, stack: contextlib.ExitStack) -> Iterator[Running]:
         if not target.command:
@@ -148,7 +146,7 @@ class Bench:
             self._note(target, "start", number, str(error))
             return
         time.sleep(_SETTLE_S)
-        if number and not target.only_small:
+        if not target.only_small:
             self.results.add(target.name, "start", number, took)
             self.results.add(target.name, "rss_idle", number, rss_mb(program.pid))
         self._load_requests(target, self.bodies.small, 16, _WARM_UP_S)

@@ -101,16 +101,19 @@ def free_port() -> int:
 
 def ask(port: int, path: str, body: bytes | None = None, key: str = "") -> int:
     """Send one request (POST if there is a body) and return the status; 0: no answer."""
+    return fetch(port, path, body, key)[0]
+
+
+def fetch(port: int, path: str, body: bytes | None = None, key: str = "") -> tuple[int, bytes]:
+    """Send one request (POST if there is a body) and return status and body of the answer; 0: none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     try:
         connection.request("GET" if body is None else "POST", path, body, headers)
         response = connection.getresponse()
-        response.read()
+        return response.status, response.read()
     except (OSError, http.client.HTTPException):
-        return 0
-    else:
-        return response.status
+        return 0, b""
     finally:
         connection.close()
 

@@ -55,8 +55,12 @@ def render(results: Results, run: Run, *, plot: str | None = None) -> str:
     parts = [
         preface,
         figure_table(results, run.names),
-        "Registry size: " + _registry(results),
-        "Processes: " + _processes(results),
+        "Registry size: "
+        + _beside(results, ROUTER_LARGE, "with 1 model", "with 10,000 models on 1,000 endpoints"),
+        "Processes: "
+        + _beside(
+            results, ROUTER_PAIR, "of one process", "of two that share the port (on the same core)"
+        ),
         budget_table(judge(results)),
     ]
     if plot:
@@ -139,26 +143,12 @@ def _yes(is_met: bool | None) -> str:
     return _NOTHING if is_met is None else "yes" if is_met else "**no**"
 
 
-def _registry(results: Results) -> str:
-    one, many = (results.spread(name, "cpu_small") for name in (ROUTER, ROUTER_LARGE))
-    if one is None or many is None:
+def _beside(results: Results, variant: str, ours: str, theirs: str) -> str:
+    one, other = (results.spread(name, "cpu_small") for name in (ROUTER, variant))
+    if one is None or other is None:
         return "not measured."
     figure = BY_KEY["cpu_small"]
-    return (
-        f"CPU per request with 1 model {cell(figure, one)} µs, with 10,000 models on 1,000 endpoints "
-        f"{cell(figure, many)} µs."
-    )
-
-
-def _processes(results: Results) -> str:
-    one, two = (results.spread(name, "cpu_small") for name in (ROUTER, ROUTER_PAIR))
-    if one is None or two is None:
-        return "not measured."
-    figure = BY_KEY["cpu_small"]
-    return (
-        f"CPU per request of one process {cell(figure, one)} µs, of two that share the port (on the same core) "
-        f"{cell(figure, two)} µs."
-    )
+    return f"CPU per request {ours} {cell(figure, one)} µs, {theirs} {cell(figure, other)} µs."
 
 
 def _note(note: str) -> str:

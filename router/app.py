@@ -30,7 +30,7 @@ from router.dispatch.admission import Admission
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.dispatch.retry import RetryBudget
-from router.domain import LLMD, EndpointId, Zone
+from router.domain import EndpointId, Zone
 from router.fleet.address_follower import AddressFollower
 from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.endpoints import ProviderEndpoints
@@ -166,10 +166,7 @@ class Router:
             None, prepare_registry, self.settings
         )
         if not is_llmds:
-            text = (
-                f"remove the provider {LLMD!r}, which speaks another dialect: iir providers remove"
-            )
-            self._log.warning("llmd_endpoint_ignored", next_step=text)
+            self.address.warn_of_row()
         await self.address.catch_up()
         await self.sync.load()
         await self.memory.load()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 @contextmanager
@@ -20,3 +21,22 @@ def served_by(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def answering(
+    answer: Callable[[BaseHTTPRequestHandler], tuple[int, bytes]],
+) -> AbstractContextManager[int]:
+    """Yield the port on 127.0.0.1 on which each GET gets this status and body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answer(self)
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return served_by(Handler)

@@ -64,10 +64,10 @@ def add(
         max_in_flight=max_in_flight,
         apis=tuple(api) if api else None,
     )
-    write(lambda c: catalog.add_provider(c, provider))
+    settings = load_settings()
+    write(lambda c: catalog.add_provider(c, provider), settings)
     typer.echo(f"provider {name} added")
-    if key_env is not None and load_settings().credential(key_env) is None:
-        typer.echo(f"{key_env} is not set here: the router needs it to use {name}", err=True)
+    _note(provider, settings)
 
 
 @app.command("set")
@@ -180,7 +180,10 @@ def _note(provider: Provider, settings: Settings) -> None:
     """Say what of the settings beats a row, or lacks."""
     endpoint = ProviderEndpoints(settings)(provider)
     if endpoint is None and provider.key_env is not None:
-        typer.echo(f"{provider.key_env} is not set here: the router needs it", err=True)
+        typer.echo(
+            f"{provider.key_env} is not set here: the router needs it to use {provider.name}",
+            err=True,
+        )
     elif (
         endpoint is not None
         and provider.base_url

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from router.domain import LLMD
 from router.fleet.endpoints import ProviderEndpoints
 from router.fleet.registry import Fleet
 from router.ports import ClusterRow
@@ -74,6 +75,11 @@ class AddressFollower:
         else:
             self._is_failing = False
 
+    def warn_of_row(self) -> None:
+        """Say that the address is of no use, as the row `llmd` is another dialect's."""
+        text = f"remove the provider {LLMD!r}, which speaks another dialect: iir providers remove"
+        self._log.warning("llmd_endpoint_ignored", next_step=text)
+
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         stamp = await loop.run_in_executor(None, self._source.stamp_now)
@@ -94,10 +100,7 @@ class AddressFollower:
 
     async def _take(self, address: str | None) -> None:
         if address is not None and not await self._row.admit():
-            self._log.warning(
-                "llmd_endpoint_ignored",
-                next_step="remove the provider 'llmd', which speaks another dialect: iir providers remove",
-            )
+            self.warn_of_row()
         self._endpoints.llmd_endpoint = address
         self._fleet.swap(self._fleet.catalog)
         self._log.info("llmd_endpoint_changed", is_set=address is not None)

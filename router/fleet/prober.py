@@ -104,7 +104,7 @@ class Prober:
                 told = await self._backends[endpoint.backend].probe(endpoint)
             except ApiError as error:
                 told = error
-        if endpoint not in self._fleet.endpoints():
+        if not self._fleet.has(endpoint):
             return  # it has moved or is gone meanwhile: of what is there now that tells nothing
         if isinstance(told, ApiError):
             self._note_silence(endpoint, told)

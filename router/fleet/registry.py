@@ -247,6 +247,10 @@ class Fleet:
         """Return the endpoints without a lease: those of providers with a credential, if they need one."""
         return [endpoint for endpoint in self._endpoints.values() if endpoint is not None]
 
+    def has(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint without a lease is there, as it is."""
+        return self._endpoints.get(endpoint.id) == endpoint
+
     def in_flight(self) -> int:
         """Return how many attempts are under way."""
         return sum(self._in_flight.values())
@@ -331,8 +335,7 @@ class Fleet:
         row = DeploymentEntry(provider=rule.provider, upstream_name=name)
         entry = ModelEntry(id=ModelName(name), deployments=(row,))
         if len(self._prefixed) >= _MOST_PREFIXED:
-            self._built = {}
-            self._prefixed = {}
+            self._built, self._prefixed = {}, {}
         self._prefixed[name] = entry
         return entry
 

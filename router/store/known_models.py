@@ -16,7 +16,7 @@ from shared.kit.clock import Clock, wall_time
 
 def list_known_models(connection: Connection) -> list[KnownModel]:
     """Return what is known of all clusters, by name."""
-    rows = select(known_models).where(known_models.c.missing_s >= 0)
+    rows = select(known_models).where(known_models.c.forgotten_at.is_(None))
     return [
         KnownModel(
             cluster=row.cluster,
@@ -63,16 +63,17 @@ def forget_models(
                 f"{cluster!r} is not known for {model!r}; `iir providers names {cluster}` lists all"
             )
     is_one = (known_models.c.cluster == cluster, known_models.c.model.in_(models))
-    connection.execute(update(known_models).where(*is_one).values(missing_s=-int(now())))
+    connection.execute(update(known_models).where(*is_one).values(forgotten_at=int(now())))
     bump(connection, Version.CATALOG)
 
 
 def list_forgotten(connection: Connection) -> list[ForgottenName]:
     """Return the names that were let go and not seen since."""
     table = known_models.c
-    rows = select(table.cluster, table.model, table.missing_s).where(table.missing_s < 0)
+    rows = select(table.cluster, table.model, table.forgotten_at)
     return [
-        ForgottenName(row.cluster, row.model, -row.missing_s) for row in connection.execute(rows)
+        ForgottenName(row.cluster, row.model, row.forgotten_at)
+        for row in connection.execute(rows.where(table.forgotten_at.is_not(None)))
     ]
 
 

@@ -100,7 +100,7 @@ deployments = Table(
 )
 
 # What llm-d clusters were seen to serve, so that a restart does not forget it. `missing_s` is for how many
-# seconds their lists have lacked it; a negative one is when somebody let the name go, until it is seen again.
+# seconds their lists have lacked it; `forgotten_at`: when somebody let the name go, until it is seen again.
 known_models = Table(
     "known_models",
     metadata,
@@ -110,6 +110,7 @@ known_models = Table(
     Column("context_tokens", BigInteger),
     Column("base_model", String(256)),
     Column("missing_s", BigInteger, nullable=False),
+    Column("forgotten_at", BigInteger),
 )
 
 agents = Table(

@@ -113,7 +113,9 @@ def test_two_processes_are_held_against_one_and_have_no_column() -> None:
         results.add(ROUTER_PAIR, "cpu_small", number, value)
     (verdict,) = (v for v in judge(results) if v.budget.of == ROUTER_PAIR)
     assert verdict.is_final_met is False
-    assert "Processes: CPU per request of one process 110 [100–200] µs" in render(results, RUN)
+    assert "Processes: CPU per request of one process 110 [100–200] µs, of two" in render(
+        results, RUN
+    )
     assert "| figure | router | vllm-router |" in figure_table(results, NAMES)
 
 

@@ -35,14 +35,14 @@ class News:
         self.unheard: str | None = None
         self.is_defect = False
         self.listened = 0
-        self._care: tuple[Going, Back] | None = None
+        self.going: Going | None = None
 
     async def listen(self, going: Going, back: Back) -> str | None:
         self.listened += 1
         if self.is_defect:
             raise ZeroDivisionError
         if self.unheard is None:
-            self._care = going, back
+            self.going = going
             await anyio.sleep_forever()
         return self.unheard
 

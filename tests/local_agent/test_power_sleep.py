@@ -92,10 +92,15 @@ async def test_a_defect_in_listening_is_not_for_ever() -> None:
         laptop.system.is_defect = False
 
     laptop.care._sleep = wait
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(laptop.care.run)
-        await until(lambda: laptop.system.listened == 2)
-        tasks.cancel_scope.cancel()
+    with capture_logs() as logs:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(laptop.care.run)
+            await until(lambda: laptop.system.going is not None)
+            assert laptop.system.going is not None
+            await laptop.system.going(30.0)
+            assert laptop.reason() == GOING_TO_SLEEP
+            tasks.cancel_scope.cancel()
+    assert [line["event"] for line in logs].count("sleep_news_failed") == 1
 
 
 async def test_a_defect_in_reading_does_not_end_a_drain_before_sleep() -> None:

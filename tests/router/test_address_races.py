@@ -118,12 +118,15 @@ async def test_a_file_that_hangs_does_not_keep_the_registry_from_being_followed(
     writer = RegistryWriter(router.settings.store_url)
     more = Provider(name="more", dialect="openai", base_url=OLD, zone=Zone.LOCAL)
     async with router.running():
+        before = router.fleet.catalog.version
         try:
             with anyio.fail_after(30):
                 await anyio.to_thread.run_sync(is_asked.wait)
                 await writer.run(lambda c: add_provider(c, more))
-                while "more" not in router.fleet.catalog.providers:
+                while router.fleet.catalog.version == before:
                     await anyio.sleep(0.005)
+            assert "more" in router.fleet.catalog.providers
+            assert not answers.is_set(), "the file still hangs"
         finally:
             answers.set()
             writer.close()

@@ -15,6 +15,7 @@ from router.domain import DeploymentEntry
 from router.store.catalog import add_model
 from shared.testing.engine import SimulatedEngine, running
 from shared.testing.replay import load_cassette, replaying
+from tests.loopback_sdks import openai_at
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, MESSAGES, chat, error_event_of, error_of, usage_of
 
@@ -33,12 +34,7 @@ def cassette(name: str) -> Path:
 
 
 def sdk_for(router: RunningRouter) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(
-        http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-        base_url=f"{router.base_url}/v1",
-        api_key="sk-client-secret",
-        max_retries=0,
-    )
+    return openai_at(router.base_url, api_key="sk-client-secret")
 
 
 @pytest.mark.parametrize("path", sorted(CASSETTES.glob("*.yaml")), ids=lambda path: path.stem)

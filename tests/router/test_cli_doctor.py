@@ -7,7 +7,6 @@ import socket
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,7 +21,7 @@ from router.store.seed import read_seed, seed
 from router.store.writer import RegistryWriter
 from shared.contracts.agents import AgentModel, Registration
 from shared.kit.run_file import announced
-from tests.threaded import served_by
+from tests.threaded import answering
 
 NOW = 2_000_000_000.0
 
@@ -209,18 +208,11 @@ def test_command_exits_1_on_errors_only(writer: RegistryWriter, settings: Settin
     ],
 )
 def test_probe_tells_routers_from_strangers(status: int, body: bytes, answer: Answer) -> None:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path == "/readyz"
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def respond(asked: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        assert asked.path == "/readyz"
+        return status, body
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with served_by(Handler) as port:
+    with answering(respond) as port:
         assert probe_router("0.0.0.0", port) == answer
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from router.store.database import Connection
 from router.store.known_models import change_known_models, list_forgotten
 from router.store.prepare import prepare
 from tests.router.command_line import Iir, from_json
-from tests.threaded import served_by
+from tests.threaded import answering
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -40,19 +39,12 @@ def cluster(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Set LLMD_ENDPOINT to a cluster."""
     found = Cluster()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.seen.append((self.path, self.headers.get("authorization")))
-            body = json.dumps({"data": [{"id": name} for name in found.models]}).encode()
-            self.send_response(found.status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(asked: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        found.seen.append((asked.path, asked.headers.get("authorization")))
+        body = json.dumps({"data": [{"id": name} for name in found.models]}).encode()
+        return found.status, body
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with served_by(Handler) as port:
+    with answering(answer) as port:
         found.url = f"http://127.0.0.1:{port}"
         monkeypatch.setenv("LLMD_ENDPOINT", found.url)
         yield found

@@ -11,6 +11,7 @@ import openai
 
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.personas import VLLM, Persona
+from tests.loopback_sdks import openai_at
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello small world"}]}
 TOOLS = [
@@ -50,12 +51,7 @@ async def sdk_of(**options: object) -> AsyncIterator[openai.AsyncOpenAI]:
     made = EngineOptions(models=("tiny",), **options)  # type: ignore[arg-type]
     async with (
         running(SimulatedEngine(made)) as base_url,
-        openai.AsyncOpenAI(
-            http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-            base_url=f"{base_url}/v1",
-            api_key="k",
-            max_retries=0,
-        ) as sdk,
+        openai_at(base_url) as sdk,
     ):
         yield sdk
 

@@ -14,6 +14,7 @@ from anthropic.types import MessageParam
 
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.personas import ANTHROPIC, LLAMACPP, OPENAI, VLLM, Persona
+from tests.loopback_sdks import anthropic_at, openai_at
 
 TEXT = "Simulated answer 6d8a84: hello small world"
 WORDS = len(TEXT.split())
@@ -29,13 +30,7 @@ async def openai_sdk(persona: Persona, fault: str = "") -> AsyncIterator[openai.
     """Ask an engine with this persona; every request has this fault."""
     async with (
         running(SimulatedEngine(EngineOptions(persona=persona))) as base_url,
-        openai.AsyncOpenAI(
-            http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-            base_url=f"{base_url}/v1",
-            api_key="k",
-            max_retries=0,
-            default_headers={"x-sim-fault": fault},
-        ) as sdk,
+        openai_at(base_url, default_headers={"x-sim-fault": fault}) as sdk,
     ):
         yield sdk
 
@@ -48,13 +43,7 @@ async def anthropic_sdk(
     made = EngineOptions(persona=persona, **options)  # type: ignore[arg-type]
     async with (
         running(SimulatedEngine(made)) as base_url,
-        anthropic.AsyncAnthropic(
-            http_client=anthropic.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-            base_url=base_url,
-            api_key="k",
-            max_retries=0,
-            default_headers={"x-sim-fault": fault},
-        ) as sdk,
+        anthropic_at(base_url, default_headers={"x-sim-fault": fault}) as sdk,
     ):
         yield sdk
 

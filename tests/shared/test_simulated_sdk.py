@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from shared.testing.engine import SimulatedEngine, running
+from tests.loopback_sdks import openai_at
 
 EVENTS = 7
 """Chunks of an undisturbed answer: the role, five words, and the last of them ends it."""
@@ -20,12 +21,7 @@ async def contents(fault: str) -> list[str | None]:
     """Stream an answer with this fault; returns the content of each chunk that has a choice."""
     async with (
         running(SimulatedEngine()) as base_url,
-        openai.AsyncOpenAI(
-            http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-            base_url=f"{base_url}/v1",
-            api_key="k",
-            max_retries=0,
-        ) as sdk,
+        openai_at(base_url) as sdk,
     ):
         stream = await sdk.chat.completions.create(
             model="simulated",

@@ -27,6 +27,7 @@ from shared.testing.apis import answer_request
 from shared.testing.dialect import Speaker
 from shared.testing.personas import LLAMACPP, PERSONAS, persona_named
 from shared.testing.wire import Exchange, WireServer
+from tests.loopback_sdks import anthropic_at, openai_at
 
 SAMPLES = Path(__file__).parent / "samples"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -65,12 +66,7 @@ async def serving(*events: bytes, is_whole: bool = True) -> AsyncIterator[str]:
 
 async def response_types(base_url: str, *, strict: bool = False) -> list[str]:
     """Return the types of the events that the SDK of OpenAI yields."""
-    async with openai.AsyncOpenAI(
-        http_client=openai.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-        base_url=f"{base_url}/v1",
-        api_key="k",
-        max_retries=0,
-    ) as sdk:
+    async with openai_at(base_url) as sdk:
         if strict:
             async with sdk.responses.stream(model="m", input="hello") as helper:
                 found = [event.type async for event in helper]
@@ -82,12 +78,7 @@ async def response_types(base_url: str, *, strict: bool = False) -> list[str]:
 
 async def message_types(base_url: str, *, strict: bool = False) -> list[str]:
     """Return the types of the events that the SDK of Anthropic yields."""
-    async with anthropic.AsyncAnthropic(
-        http_client=anthropic.DefaultAsyncHttpxClient(verify=False),  # loads no certificates
-        base_url=base_url,
-        api_key="k",
-        max_retries=0,
-    ) as sdk:
+    async with anthropic_at(base_url) as sdk:
         if strict:
             async with sdk.messages.stream(
                 model="m", max_tokens=5, messages=[{"role": "user", "content": "hello"}]

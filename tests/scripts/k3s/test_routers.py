@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dotenv import dotenv_values
@@ -18,7 +17,7 @@ from dotenv import dotenv_values
 from scripts.devstack.plan import record_path
 from scripts.devstack.record import Identity, Record
 from tests.scripts.k3s.stage import Stage, said
-from tests.threaded import served_by
+from tests.threaded import answering
 
 Clusters = dict[str, str]
 
@@ -41,20 +40,12 @@ class Following:
 def router(tell: Callable[[], Clusters]) -> Iterator[str]:
     """Run a router that tells these clusters; yields its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = tell() if self.path == "/readyz" else {}
-            clusters = {"clusters": found} if found else {}
-            body = json.dumps({"status": "ready", "registry": "ok", **clusters}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(asked: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        found = tell() if asked.path == "/readyz" else {}
+        clusters = {"clusters": found} if found else {}
+        return 200, json.dumps({"status": "ready", "registry": "ok", **clusters}).encode()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with served_by(Handler) as port:
+    with answering(answer) as port:
         yield f"http://127.0.0.1:{port}"
 
 
