@@ -60,6 +60,7 @@ class LeanConnection(asyncio.Protocol):
         "is_heard",
         "is_idle",
         "is_reusable",
+        "listener",
         "pieces",
         "status",
     )
@@ -74,6 +75,8 @@ class LeanConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = _NEVER
         self._waiter: asyncio.Future[None] | None = None
+        # called instead of waking a task, which costs more than all else that a piece costs
+        self.listener: Callable[[], None] | None = None
         self._is_reading_paused = self._is_writing_paused = False
         self.is_closed = False
         self.is_idle = True  # nothing was asked yet
@@ -351,7 +354,10 @@ class LeanConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def wake(self) -> None:
-        """Let whoever waits for news look around."""
+        """Let whoever waits for news, or listens to it, look around."""
+        if self.listener is not None:
+            self.listener()
+            return
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
