@@ -22,6 +22,7 @@ from router.api.agents import agent_routes
 from router.api.cors import Pages
 from router.api.docs import docs_routes
 from router.api.errors import error_routes
+from router.api.express import RouterLane
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -60,6 +61,7 @@ from shared import __version__
 from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
+from shared.http.lean_transport import LeanTransport
 from shared.http.origin import OriginRules, is_loopback, split_list
 from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Transport
@@ -253,15 +255,21 @@ class Router:
             split_list(settings.router_cors_origins),
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
-        routes: ASGIApp = InferenceRoutes(
+        dispatcher = self.dispatcher()
+        most = settings.router_max_body_mb * 1024 * 1024
+        routes = InferenceRoutes(
             BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             access=access,
-            dispatcher=self.dispatcher(),
+            dispatcher=dispatcher,
             metrics=self.metrics,
             keep_alive_s=settings.router_keep_alive_s,
-            max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
+            max_body_bytes=most,
         )
         guarded = Guard(routes, rules=rules, clock=self.clock)
+        if isinstance(self.transport, LeanTransport):
+            guarded.lane = RouterLane(
+                guarded, routes, dispatcher, self.transport, max_body_bytes=most
+            )
         return Pages(guarded, rules) if rules.allowed_origins else guarded
 
     def control_app(self, access: Access) -> FastAPI:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from router.domain import (
     Call,
@@ -26,6 +26,7 @@ from router.domain import (
 )
 from shared.contracts.agents import Heartbeat, Registration
 from shared.http.exchange import Reply
+from shared.http.transport import InboundResponse, OutboundRequest
 
 TenantOf = Callable[[KeyId | None], str | None]
 """Returns what stands for a key's owner where an upstream shares fairly among tenants.
@@ -52,6 +53,27 @@ class Backend(Protocol):
         Raises:
             ApiError: it can't be reached, or is out of order.
         """
+        ...
+
+
+@runtime_checkable
+class PlainBackend(Backend, Protocol):
+    """A backend whose plain calls, those that ask for no stream, may be sent before `send` is entered.
+
+    What it makes of their answers goes for others only: a success passes as it is.
+    """
+
+    def plain_request(self, deployment: Deployment, call: Call) -> OutboundRequest:
+        """Return a plain call as it goes to its endpoint."""
+        ...
+
+    def resume(
+        self,
+        opening: AbstractAsyncContextManager[InboundResponse],
+        deployment: Deployment,
+        call: Call,
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Do as `send`, with a plain request that was sent: entering `opening` waits for its answer."""
         ...
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from shared.http.asgi import header
 from shared.http.errors import ApiError
+from shared.http.guard import Guard
 from shared.http.origin import OriginRules
 
 EXPOSED_HEADERS = (
@@ -36,9 +37,10 @@ class Pages:
     Preflights of other pages, or for other hosts, go to the guard and its errors.
     """
 
-    def __init__(self, guarded: ASGIApp, rules: OriginRules) -> None:
+    def __init__(self, guarded: Guard, rules: OriginRules) -> None:
         """Wrap the guarded application."""
         self._guarded = guarded
+        self.lane = guarded.lane
         self._rules = rules
         self._cors = CORSMiddleware(
             guarded,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from router.api.access import Access
-from router.dispatch.dispatcher import Dispatched, Dispatcher, header_safe
+from router.api.access import Access, Caller
+from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
-from router.domain import Call, ModelName, RequestFacts, Scope, Zone
+from router.dispatch.trip import Begun, header_safe
+from router.domain import Call, ModelName, Ranked, RequestFacts, Scope, Zone
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import BadRequest
+from shared.http.express import BEGUN
 from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream, wait_preference
 from shared.http.inference import InferenceFront
@@ -39,16 +41,29 @@ class InferenceRoutes(InferenceFront):
         self._max_body_bytes = max_body_bytes
 
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:
-        call = await self._call(scope, receive, path)
         context = request_context(scope)
+        begun: Begun | None = None
+        handed = scope.get(BEGUN)
+        if handed is None:
+            call = await self._call(scope, receive, path)
+        else:
+            call, begun = handed.call, handed.begun
+            begun.defect = handed.defect
         waiting = self._waiting(scope, send, path, is_stream=call.facts.stream)
         async with (
             while_connected(scope, receive) as stop_watching,
             waiting,
-            self._dispatcher.dispatch(call, context.notes) as dispatched,
+            self._dispatcher.dispatch(call, context.notes, begun) as dispatched,
         ):
             await waiting.stop()
-            headers = self._route_headers(dispatched, context)
+            headers = self.route_headers(
+                context,
+                dispatched.model,
+                dispatched.ranked,
+                dispatched.attempts,
+                dispatched.sent_at,
+                dispatched.queued_s,
+            )
             failure = await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
             stop_watching()
             context.note_error(failure)
@@ -57,9 +72,28 @@ class InferenceRoutes(InferenceFront):
         caller = self._access.require(scope, Scope.INFERENCE)
         if self._access.is_open(scope):
             require_json(scope)
-        body = decode_object(await read_body(scope, receive, limit=self._max_body_bytes))
+        body = await read_body(scope, receive, limit=self._max_body_bytes)
+        return self._made(scope, request_context(scope), caller, path, body)
+
+    def call_of(self, scope: AsgiScope, context: RequestContext, whole: bytes) -> Call:
+        """Return the call that a POST request with the body `whole` makes.
+
+        Raises:
+            ApiError: it makes none.
+        """
+        path = self.paths[scope["path"]]
+        caller = self._access.require(scope, Scope.INFERENCE)
+        if self._access.is_open(scope):
+            require_json(scope)
+        self.set_id_header(path, context)
+        return self._made(scope, context, caller, path, whole)
+
+    def _made(
+        self, scope: AsgiScope, context: RequestContext, caller: Caller, path: str, whole: bytes
+    ) -> Call:
+        body = decode_object(whole)
         facts = RequestFacts(
-            request_id=request_context(scope).request_id,
+            request_id=context.request_id,
             model=ModelName(model_name(body)),
             stream=wants_stream(body) and path in STREAM_RULES,
             path=path,
@@ -69,20 +103,27 @@ class InferenceRoutes(InferenceFront):
         wait_s = wait_preference(header(scope, b"prefer"))
         return Call(facts, body, pass_upstream(scope["headers"]), wait_s)
 
-    def _route_headers(
-        self, dispatched: Dispatched, context: RequestContext
+    def route_headers(
+        self,
+        context: RequestContext,
+        model: ModelName,
+        ranked: Ranked,
+        attempts: int,
+        sent_at: float,
+        queued_s: float,
     ) -> list[tuple[bytes, bytes]]:
-        endpoint = dispatched.ranked.candidate.deployment.endpoint
-        overhead_s = dispatched.sent_at - context.started - dispatched.queued_s
-        self._metrics.served(overhead_s, dispatched.queued_s)
+        """Return what an answer's head tells of its way, and count what that took."""
+        endpoint = ranked.candidate.deployment.endpoint
+        overhead_s = sent_at - context.started - queued_s
+        self._metrics.served(overhead_s, queued_s)
         return [
-            (b"x-iir-model", header_safe(dispatched.model).encode()),
+            (b"x-iir-model", header_safe(model).encode()),
             (b"x-iir-endpoint", header_safe(endpoint.id).encode()),
             (b"x-iir-zone", endpoint.zone.value.encode()),
-            (b"x-iir-reason", dispatched.ranked.reason.encode()),
-            (b"x-iir-attempts", b"%d" % dispatched.attempts),
+            (b"x-iir-reason", ranked.reason.encode()),
+            (b"x-iir-attempts", b"%d" % attempts),
             (b"x-iir-overhead-ms", b"%.2f" % (overhead_s * 1000)),
-            (b"x-iir-queue-ms", b"%.0f" % (dispatched.queued_s * 1000)),
+            (b"x-iir-queue-ms", b"%.0f" % (queued_s * 1000)),
         ]
 
 

@@ -5,6 +5,7 @@ Anthropic's Messages and OpenAI's Responses pass likewise, to endpoints that say
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from router.backends import BACKENDS
@@ -13,8 +14,8 @@ from router.domain import Call, Deployment, Endpoint, Probed
 from router.errors import AgentUnavailable
 from router.ports import TenantOf
 from shared.http.errors import ApiError, UpstreamFailed, UpstreamUnreachable
-from shared.http.exchange import Reply, exchange
-from shared.http.transport import Transport
+from shared.http.exchange import Reply, exchange, exchange_opened
+from shared.http.transport import InboundResponse, OutboundRequest, Transport
 from shared.http.upstream_errors import upstream_error
 
 # An agent's comments would send its 200 before it knows whether there is an answer; ours do not.
@@ -31,9 +32,27 @@ class OpenAIBackend:
     def send(self, deployment: Deployment, call: Call) -> AbstractAsyncContextManager[Reply]:
         """See `Backend.send`."""
         body, rules = streaming(call)
-        further = _to_agent(call) if deployment.endpoint.is_agent else ()
-        request = outbound(deployment, call, body, further)
+        request = self._request(deployment, call, body)
         return _Sending(exchange(self._transport, request, rules), deployment, call)
+
+    def plain_request(self, deployment: Deployment, call: Call) -> OutboundRequest:
+        """See `PlainBackend.plain_request`."""
+        return self._request(deployment, call, call.body)
+
+    def resume(
+        self,
+        opening: AbstractAsyncContextManager[InboundResponse],
+        deployment: Deployment,
+        call: Call,
+    ) -> AbstractAsyncContextManager[Reply]:
+        """See `PlainBackend.resume`."""
+        return _Sending(exchange_opened(opening), deployment, call)
+
+    def _request(
+        self, deployment: Deployment, call: Call, body: Mapping[str, object]
+    ) -> OutboundRequest:
+        further = _to_agent(call) if deployment.endpoint.is_agent else ()
+        return outbound(deployment, call, body, further)
 
     async def probe(self, endpoint: Endpoint) -> Probed:
         """See `Backend.probe`; a refused credential, or a route that is not there, is an answer."""

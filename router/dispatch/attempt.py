@@ -15,12 +15,14 @@ from router.errors import AgentLost
 from router.fleet.breaker import Fault
 from router.fleet.deployments import agent_name
 from router.fleet.registry import Fleet
-from router.ports import Backend
+from router.ports import Backend, PlainBackend
 from shared.http.cutoff import Cutoff
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply
+from shared.http.transport import InboundResponse
 from shared.kit.clock import Clock
 
+Opening = AbstractAsyncContextManager[InboundResponse]
 Settle = Callable[[Call, Outcome], None]
 
 
@@ -31,14 +33,15 @@ class Attempt:
     """
 
     __slots__ = (
-        "_call",
         "_clock",
         "_fleet",
-        "_limit",
         "_meter",
         "_number",
         "_sending",
+        "_sent",
         "_settle",
+        "call",
+        "limit",
         "place",
         "reply",
     )
@@ -65,14 +68,15 @@ class Attempt:
             limit: what cuts the attempt when all attempts together take too long.
             settle: takes the outcome.
         """
-        self._call = call
+        self.call = call
         self.place = place
         self._number = number
         self._fleet = fleet
         self._clock = clock
-        self._limit = limit
+        self.limit = limit
         self._settle = settle
         self._meter = Meter(clock)
+        self._sent: tuple[PlainBackend, Opening] | None = None
         self._sending: AbstractAsyncContextManager[Reply] | None = None
         self.reply: Reply
 
@@ -88,10 +92,15 @@ class Attempt:
             ApiError: there is none; the attempt has ended.
         """
         deployment = self.place.ranked.candidate.deployment
-        self._fleet.enter(deployment)
+        if self._sent is None:
+            self._fleet.enter(deployment)
         try:
-            backend = backend_of(deployment.endpoint.backend)
-            self._sending = backend.send(deployment, self._call)
+            if self._sent is not None:
+                plain, opening = self._sent
+                self._sending = plain.resume(opening, deployment, self.call)
+            else:
+                backend = backend_of(deployment.endpoint.backend)
+                self._sending = backend.send(deployment, self.call)
             self.reply = await (
                 self._reply_of_agent(self._sending, deployment.endpoint)
                 if deployment.endpoint.is_agent
@@ -102,6 +111,18 @@ class Attempt:
             raise
         self._meter.take(self.reply)
         self._fleet.answered(deployment)
+
+    def sent(self, backend: PlainBackend, opening: Opening) -> None:
+        """Note that the call was sent already: it ends with `end`, or goes on with `open`."""
+        self._sent = backend, opening
+        self._fleet.enter(self.place.ranked.candidate.deployment)
+
+    def end(self, reply: Reply | None, error: BaseException | None = None) -> None:
+        """End an attempt that was never opened: with its whole reply, or what came instead."""
+        if reply is not None:
+            self._meter.take(reply)
+            self._fleet.answered(self.place.ranked.candidate.deployment)
+        self._end(error)
 
     async def _reply_of_agent(
         self, sending: AbstractAsyncContextManager[Reply], endpoint: Endpoint
@@ -141,7 +162,7 @@ class Attempt:
             self._fleet.rests.ask(
                 endpoint, deployment.upstream_name, seconds, is_binding=is_binding
             )
-        self._settle(self._call, self._meter.outcome(endpoint, self._number))
+        self._settle(self.call, self._meter.outcome(endpoint, self._number))
 
     def _judged(self, error: BaseException | None) -> Fault | None:
         """Note what ended it, and return whom that speaks against."""
@@ -154,7 +175,7 @@ class Attempt:
         if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             self._meter.error = "internal_error"  # a defect of ours tells nothing of others
             return None
-        if self._limit.is_cut:
+        if self.limit.is_cut:
             self._meter.error = "deadline_exceeded"
             return Fault.MODEL
         self._meter.error = "abandoned"

@@ -12,17 +12,19 @@ import msgspec
 from router.dispatch.admission import Admission, Place
 from router.dispatch.attempt import Attempt
 from router.dispatch.retry import RetryBudget
+from router.dispatch.trip import Begun, Trip, call_for, explained
 from router.domain import Call, EndpointId, ModelName, Outcome, Ranked
 from router.errors import AgentLost, CircuitOpen, DeadlineExceeded, NoEndpoint, PodUnreachable
 from router.fleet.registry import Fleet
-from router.ports import Backend, OutcomeSink, RoutingPolicy
-from shared.http.cutoff import TimeLimit
+from router.ports import Backend, OutcomeSink, PlainBackend, RoutingPolicy
+from shared.http.cutoff import Cutoff, TimeLimit
 from shared.http.errors import ApiError, StaleConnection
 from shared.http.exchange import Reply
 from shared.kit.clock import Clock
 
 _NOWHERE = EndpointId("")
 _AGAIN = (StaleConnection, PodUnreachable)
+_NO_LIMIT = Cutoff()
 
 
 class Dispatched(msgspec.Struct, frozen=True):
@@ -34,22 +36,6 @@ class Dispatched(msgspec.Struct, frozen=True):
     attempts: int
     sent_at: float
     queued_s: float
-
-
-class _Trip(msgspec.Struct):
-    """One call on its way: where it may still go, and how far it has come.
-
-    `most` is how many attempts it may have. `notes` are what the log will say of it, however it ends.
-    """
-
-    call: Call
-    model: ModelName
-    ranking: list[Ranked]
-    notes: MutableMapping[str, object]
-    most: int
-    last: Ranked | None = None
-    attempts: int = 0
-    queued_s: float = 0.0
 
 
 class Dispatcher:
@@ -74,6 +60,9 @@ class Dispatcher:
         self._fleet = fleet
         self._policy = policy
         self._backends = backends
+        self._plain = {
+            name: each for name, each in backends.items() if isinstance(each, PlainBackend)
+        }
         self._sinks = sinks
         self._clock = clock
         self._admission = admission or Admission(clock)
@@ -82,7 +71,10 @@ class Dispatcher:
         self._deadline_s = deadline_s
 
     def dispatch(
-        self, call: Call, notes: MutableMapping[str, object] | None = None
+        self,
+        call: Call,
+        notes: MutableMapping[str, object] | None = None,
+        begun: Begun | None = None,
     ) -> AbstractAsyncContextManager[Dispatched]:
         """Enter with the reply of the first endpoint that gives one.
 
@@ -92,22 +84,24 @@ class Dispatcher:
         Args:
             call: what is sent.
             notes: told the model, the endpoint and the number of each attempt as it begins.
+            begun: how far the call has come already.
         """
-        return _Dispatch(self, call, {} if notes is None else notes)
+        return _Dispatch(self, call, {} if notes is None else notes, begun)
 
     async def start(
-        self, call: Call, notes: MutableMapping[str, object]
+        self, call: Call, notes: MutableMapping[str, object], begun: Begun | None
     ) -> tuple[Attempt, Dispatched]:
         """Return the attempt that has a reply, which is open, and how it came about.
 
         Raises:
             ApiError: see `dispatch`.
         """
-        started = self._clock()
-        trip = self._begin(call, notes, started)
+        started = self._clock() if begun is None else begun.started
+        trip = self._begin(call, notes, started) if begun is None else begun.trip
+        left_s = self._deadline_s if begun is None else self._deadline_s - self._clock() + started
         # one deadline for queue and attempts; a stream that has begun may take as long as it takes
-        with TimeLimit(self._deadline_s) as limit:
-            attempt = await self._first_reply(trip, limit, started)
+        with TimeLimit(left_s) as limit:
+            attempt = await self._first_reply(trip, limit, started, begun)
             return attempt, Dispatched(
                 attempt.reply,
                 trip.model,
@@ -118,51 +112,85 @@ class Dispatcher:
             )
         raise self._too_late(trip, started)
 
-    async def _first_reply(self, trip: _Trip, limit: TimeLimit, started: float) -> Attempt:
+    async def _first_reply(
+        self, trip: Trip, limit: TimeLimit, started: float, begun: Begun | None
+    ) -> Attempt:
         """Try one endpoint after the other; return the first attempt with a reply, which is open.
 
         Raises:
             ApiError: none gave one.
         """
+        attempt = None
+        if begun is not None:
+            attempt = begun.attempt
+            attempt.limit = limit
+            if begun.defect is not None:
+                attempt.end(None, begun.defect)
+                raise begun.defect
         while True:
-            place = await self._place(trip, limit, started)
-            attempt = Attempt(
-                _call_for(place, trip),
-                place,
-                trip.attempts,
-                fleet=self._fleet,
-                clock=self._clock,
-                limit=limit,
-                settle=self._settle,
-            )
+            attempt = attempt or self._attempt(trip, await self._place(trip, limit, started), limit)
             try:
                 await attempt.open(self._backend)
             except ApiError as error:
                 self._check_retry(trip, error)
             else:
                 return attempt
+            attempt = None
 
-    def _begin(self, call: Call, notes: MutableMapping[str, object], started: float) -> _Trip:
+    def _attempt(self, trip: Trip, place: Place, limit: Cutoff) -> Attempt:
+        return Attempt(
+            call_for(place, trip),
+            place,
+            trip.attempts,
+            fleet=self._fleet,
+            clock=self._clock,
+            limit=limit,
+            settle=self._settle,
+        )
+
+    def begin_now(self, call: Call, notes: MutableMapping[str, object]) -> Begun | None:
+        """Return a call with its first attempt, of which nothing is sent; None: it would have to wait for a place.
+
+        Raises:
+            ApiError: nobody can serve it now; nothing of it was recorded.
+        """
+        trip = self._trip(call, notes)
+        place = self._admission.take(trip.ranking)
+        if place is None:
+            return None
+        self._budget.earn()
+        self._choose(trip, place)
+        return Begun(trip, self._attempt(trip, place, _NO_LIMIT), self._clock())
+
+    def plain_backend(self, begun: Begun) -> PlainBackend | None:
+        """Return what sends the call to where its first attempt goes, if that may be done outside of a task."""
+        return self._plain.get(begun.attempt.place.ranked.candidate.deployment.endpoint.backend)
+
+    def _begin(self, call: Call, notes: MutableMapping[str, object], started: float) -> Trip:
         """Find out who may serve the call.
 
         Raises:
             ApiError: nobody can now.
         """
-        facts = call.facts
         try:
-            resolution = self._fleet.resolve(facts.model, facts.zone, facts.path)
-            ranking = list(self._policy.rank(facts, resolution.candidates))
-            if not ranking:
-                raise NoEndpoint("No endpoint of this model is fit for the request now.")
+            trip = self._trip(call, notes)
         except ApiError as error:
             if error.status != 404:  # names that nobody knows are no work, and have no end
                 self._refuse(call, error.code, error.status, started)
             raise
         self._budget.earn()
-        notes["model"] = resolution.model
-        return _Trip(call, resolution.model, ranking, notes, self._max_attempts)
+        return trip
 
-    async def _place(self, trip: _Trip, limit: TimeLimit, started: float) -> Place:
+    def _trip(self, call: Call, notes: MutableMapping[str, object]) -> Trip:
+        facts = call.facts
+        resolution = self._fleet.resolve(facts.model, facts.zone, facts.path)
+        ranking = list(self._policy.rank(facts, resolution.candidates))
+        if not ranking:
+            raise NoEndpoint("No endpoint of this model is fit for the request now.")
+        notes["model"] = resolution.model
+        return Trip(call, resolution.model, ranking, notes, self._max_attempts)
+
+    async def _place(self, trip: Trip, limit: TimeLimit, started: float) -> Place:
         """Return a place on the best endpoint that is left, waiting for one if need be.
 
         Raises:
@@ -174,11 +202,16 @@ class Dispatcher:
                 place = await self._wait(trip)
             except ApiError as error:
                 self._refuse(trip.call, error.code, error.status, started)
-                raise _explained(error, trip) from None
+                raise explained(error, trip) from None
             except asyncio.CancelledError:
                 reason = "deadline_exceeded" if limit.is_cut else "abandoned"
                 self._refuse(trip.call, reason, 0, started)
                 raise
+        self._choose(trip, place)
+        return place
+
+    def _choose(self, trip: Trip, place: Place) -> None:
+        """Note where the next attempt goes, and why there."""
         if trip.attempts:
             is_same = trip.last is not None and trip.last.candidate is place.ranked.candidate
             place.ranked = Ranked(place.ranked.candidate, "retry" if is_same else "failover")
@@ -188,9 +221,8 @@ class Dispatcher:
         trip.attempts += 1
         trip.notes["endpoint"] = place.ranked.candidate.deployment.endpoint.id
         trip.notes["attempts"] = trip.attempts
-        return place
 
-    async def _wait(self, trip: _Trip) -> Place:
+    async def _wait(self, trip: Trip) -> Place:
         """Wait for a place on an endpoint that still takes requests when it comes free.
 
         Raises:
@@ -216,10 +248,10 @@ class Dispatcher:
                 place = self._admission.take(trip.ranking)
         return place
 
-    def _left(self, trip: _Trip) -> list[Ranked]:
+    def _left(self, trip: Trip) -> list[Ranked]:
         return [each for each in trip.ranking if self._fleet.takes(each.candidate.deployment)]
 
-    def _check_retry(self, trip: _Trip, error: ApiError) -> None:
+    def _check_retry(self, trip: Trip, error: ApiError) -> None:
         """Return if another attempt may follow the one that failed.
 
         It goes to another endpoint, or to the same if the old connection was stale, or if only the pod was
@@ -238,7 +270,7 @@ class Dispatcher:
         trip.ranking = others
         is_over = not error.is_retryable or trip.attempts >= trip.most or not trip.ranking
         if is_over or not self._budget.spend():
-            raise _explained(error, trip)
+            raise explained(error, trip)
 
     def _backend(self, dialect: str) -> Backend:
         found = self._backends.get(dialect)
@@ -246,10 +278,10 @@ class Dispatcher:
             raise NoEndpoint(f"Nothing here speaks the dialect {dialect!r}.")
         return found
 
-    def _too_late(self, trip: _Trip, started: float) -> ApiError:
+    def _too_late(self, trip: Trip, started: float) -> ApiError:
         waited_s = self._clock() - started
         text = f"No endpoint answered within {waited_s:.0f} s, the time for a first byte."
-        return _explained(DeadlineExceeded(text), trip)
+        return explained(DeadlineExceeded(text), trip)
 
     def _refuse(self, call: Call, code: str, status: int, started: float) -> None:
         """Record a request that ended outside of any attempt; those that it had have their own rows."""
@@ -276,18 +308,25 @@ class Dispatcher:
 class _Dispatch(AbstractAsyncContextManager[Dispatched]):
     """The time from a call's arrival to the last byte of its reply."""
 
-    __slots__ = ("_attempt", "_call", "_dispatcher", "_notes")
+    __slots__ = ("_attempt", "_begun", "_call", "_dispatcher", "_notes")
 
     def __init__(
-        self, dispatcher: Dispatcher, call: Call, notes: MutableMapping[str, object]
+        self,
+        dispatcher: Dispatcher,
+        call: Call,
+        notes: MutableMapping[str, object],
+        begun: Begun | None,
     ) -> None:
         self._dispatcher = dispatcher
         self._call = call
         self._notes = notes
+        self._begun = begun
         self._attempt: Attempt | None = None
 
     async def __aenter__(self) -> Dispatched:
-        self._attempt, dispatched = await self._dispatcher.start(self._call, self._notes)
+        self._attempt, dispatched = await self._dispatcher.start(
+            self._call, self._notes, self._begun
+        )
         return dispatched
 
     async def __aexit__(
@@ -298,42 +337,3 @@ class _Dispatch(AbstractAsyncContextManager[Dispatched]):
     ) -> None:
         if self._attempt is not None:
             await self._attempt.__aexit__(kind, error, trace)
-
-
-def _call_for(place: Place, trip: _Trip) -> Call:
-    """Return the call as this attempt sends it.
-
-    An agent shall not keep it waiting, for a load or a slot, while it may go where the model is ready.
-    """
-    chosen = place.ranked.candidate
-    if not chosen.deployment.endpoint.is_agent or trip.attempts >= trip.most:
-        return trip.call
-    others = (each.candidate for each in trip.ranking if each.candidate is not chosen)
-    if any(other.deployment.is_loaded for other in others):
-        return msgspec.structs.replace(trip.call, wait_s=0.0)
-    return trip.call
-
-
-def _explained(error: ApiError, trip: _Trip) -> ApiError:
-    """Return the error with the way it took.
-
-    After several attempts of ours the client shall not multiply them by its own.
-    """
-    error.headers += (("x-iir-model", header_safe(trip.model)),)
-    error.headers += (("x-iir-attempts", str(trip.attempts)),)
-    if trip.last is not None:
-        endpoint = trip.last.candidate.deployment.endpoint
-        error.headers += (
-            ("x-iir-endpoint", header_safe(endpoint.id)),
-            ("x-iir-zone", endpoint.zone.value),
-        )
-    if trip.attempts > 1 and not any(name == "x-should-retry" for name, _ in error.headers):
-        error.headers += (("x-should-retry", "false"),)
-    return error
-
-
-def header_safe(text: str) -> str:
-    """Return `text` as a header value: printable ASCII, everything else as `?`."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(char if " " <= char <= "~" else "?" for char in text)

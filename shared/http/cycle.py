@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.events import Handle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -49,7 +49,17 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"the message {kind!r} is out of turn")
 
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer at once, without waiting for a client that does not read: ask `flow` before."""
+        length = (b"content-length", b"%d" % len(body))
+        self._render(status, (*headers, length))
+        self._go_on(body, is_last=True)
+
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._render(status, headers)
+        self._flushing = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _render(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         if self.waiting_for_100_continue:
             self.keep_alive = False  # the body that was not asked for may follow, or not
@@ -81,7 +91,6 @@ class Cycle(RequestResponseCycle):
             self.response_started = False
             raise RuntimeError("a header of the answer holds control characters")
         self._head = head + b"\r\n"
-        self._flushing = asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send the head alone: what follows it takes its time."""

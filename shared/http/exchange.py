@@ -98,14 +98,23 @@ def exchange(
 
     Entering raises `ApiError`, one of the `Upstream…` errors: nothing was committed.
     """
-    return _Exchange(transport, request, rules or ChatRules())
+    return exchange_opened(transport.open(request), rules)
+
+
+def exchange_opened(
+    opening: AbstractAsyncContextManager[InboundResponse], rules: StreamRules | None = None
+) -> AbstractAsyncContextManager[Reply]:
+    """Do as `exchange`, with a request that is `opening` already."""
+    return _Exchange(opening, rules or ChatRules())
 
 
 class _Exchange(AbstractAsyncContextManager[Reply]):
     __slots__ = ("_opening", "_response", "_rules")
 
-    def __init__(self, transport: Transport, request: OutboundRequest, rules: StreamRules) -> None:
-        self._opening = transport.open(request)
+    def __init__(
+        self, opening: AbstractAsyncContextManager[InboundResponse], rules: StreamRules
+    ) -> None:
+        self._opening = opening
         self._rules = rules
         self._response: InboundResponse | None = None
 
@@ -136,10 +145,15 @@ class _Exchange(AbstractAsyncContextManager[Reply]):
             raise UpstreamFailed("The upstream answered with a redirect, which is not followed.")
         if response.status >= 600:
             raise UpstreamFailed("The upstream answered with a status that does not exist.")
-        content_type = (find_header(response.headers, b"content-type") or b"").lower()
-        if content_type.startswith(b"text/event-stream") and response.status < 300:
+        if response.status < 300 and is_event_stream(response.headers):
             return await _streamed(response, self._rules)
         return await _held(response)
+
+
+def is_event_stream(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Tell whether an answer says that it is one."""
+    content_type = find_header(headers, b"content-type") or b""
+    return content_type.lower().startswith(b"text/event-stream")
 
 
 async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
@@ -158,19 +172,43 @@ async def _streamed(response: InboundResponse, rules: StreamRules) -> Reply:
 
 async def _held(response: InboundResponse) -> Reply:
     first, is_whole = await _hold(response)
-    body = b"".join(first) if is_whole else None
     is_answer = 200 <= response.status < 300
-    usage = _check_whole(body) if is_answer and body is not None else ()
+    if is_answer and is_whole:
+        return answered(response.status, response.headers, b"".join(first))
     return Reply(
         response.status,
         pass_on(response.headers),
         _chained(first, response),
         is_stream=False,
-        body=body,
-        usage=lambda: usage,
+        body=b"".join(first) if is_whole else None,
         error_origin=_ORIGINS.get(find_header(response.headers, b"x-iir-error-origin") or b""),
         told=() if is_answer else response.headers,
     )
+
+
+def answered(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> Reply:
+    """Return the reply that a success makes which is here whole, and is no event stream.
+
+    Raises:
+        ApiError: it is no answer: SDKs would take it for an empty one.
+    """
+    usage = _check_whole(body)
+    return Reply(
+        status,
+        pass_on(headers),
+        _NOTHING_MORE,
+        is_stream=False,
+        body=body,
+        usage=_no_usage if not usage else lambda: usage,
+    )
+
+
+class _NothingMore(AsyncIterator[bytes]):
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+
+_NOTHING_MORE = _NothingMore()
 
 
 async def _chained(first: Sequence[bytes], rest: InboundResponse) -> AsyncIterator[bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -21,8 +21,12 @@ from shared.http.origin import OriginRules
 from shared.kit.clock import Clock
 from shared.kit.logs import get_logger, places
 
+if TYPE_CHECKING:
+    from shared.http.express import ExpressLane
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
-_KEY = "iir"
+CONTEXT = "iir"
+"""The key of a scope under which the request's context is kept, once it was let in."""
 # asked several times a second while others wait; worth a line only when something is wrong
 _PROBES = frozenset({"/health", "/livez", "/readyz"})
 
@@ -48,7 +52,7 @@ class RequestContext(msgspec.Struct):
 
 def request_context(scope: Scope) -> RequestContext:
     """Return the context that the guard gave this request."""
-    context: RequestContext = scope[_KEY]
+    context: RequestContext = scope[CONTEXT]
     return context
 
 
@@ -66,6 +70,7 @@ class Guard:
         self._log = get_logger("request")
         # a logger that is bound anew for each line costs more than the line
         self._bound: Any = None
+        self.lane: ExpressLane | None = None
         self._id_source = Random()  # noqa: S311 - ids tell requests apart, and guard nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,12 +82,27 @@ class Guard:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
+    def admit(self, scope: Scope) -> RequestContext:
+        """Return the context of a request that may come in.
+
+        Raises:
+            ApiError: it may not.
+        """
+        self._rules.check_host(scope)
+        return self._context(scope)
+
+    def _context(self, scope: Scope) -> RequestContext:
+        return RequestContext(self._request_id(scope), self._clock())
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context = RequestContext(self._request_id(scope), self._clock())
-        scope[_KEY] = context
+        context = scope.get(CONTEXT)
+        is_admitted = context is not None
+        if context is None:
+            context = scope[CONTEXT] = self._context(scope)
         tracked = _TrackedSend(send, context)
         try:
-            self._rules.check_host(scope)
+            if not is_admitted:
+                self._rules.check_host(scope)
             await self._app(scope, receive, tracked)
         except ClientGone:
             context.notes["outcome"] = "abandoned"
@@ -93,15 +113,19 @@ class Guard:
                 await self._fail(_stopping(), tracked, context)
         except Exception as exc:  # noqa: BLE001 - the last handler: the client gets an envelope
             await self._fail(exc, tracked, context)
+        self.note(scope, context, tracked.status)
+
+    def note(self, scope: Scope, context: RequestContext, status: int | None) -> None:
+        """Write a request's line, now that it is over; without a `status` no answer had begun."""
         if self._bound is None:
             self._bound = self._log.bind()
-        is_probe = tracked.status == 200 and scope["path"] in _PROBES
+        is_probe = status == 200 and scope["path"] in _PROBES
         (self._bound.debug if is_probe else self._bound.info)(
             "request",
             request_id=context.request_id,
             method=scope["method"],
             path=scope["path"][:128],
-            status=tracked.status,
+            status=status,
             duration_ms=round((self._clock() - context.started) * 1000, 2),
             **context.notes,
         )

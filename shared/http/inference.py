@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
 from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
 from shared.http.errors import ApiError, MethodNotAllowed
-from shared.http.guard import request_context
+from shared.http.guard import RequestContext, request_context
 from shared.http.keep_alive import KeepAlive, takes_comments
 from shared.http.streams import STREAM_RULES
 
@@ -28,17 +28,16 @@ class InferenceFront(ABC):
         """
         self._rest = rest
         self._keep_alive_s = keep_alive_s
-        self._paths = {f"{base}{path}": path for path in INFERENCE_PATHS for base in ("/v1", "")}
-        self._paths.update({path: path for path in further})
+        self.paths = {f"{base}{path}": path for path in INFERENCE_PATHS for base in ("/v1", "")}
+        self.paths.update({path: path for path in further})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        path = self._paths.get(scope["path"]) if scope["type"] == "http" else None
+        path = self.paths.get(scope["path"]) if scope["type"] == "http" else None
         if path is None:
             await self._rest(scope, receive, send)
             return
-        if path in MESSAGES_PATHS:
-            request_context(scope).id_header = REQUEST_ID
+        self.set_id_header(path, request_context(scope))
         try:
             if scope["method"] != "POST":
                 allow = (("allow", "POST"),)
@@ -48,6 +47,12 @@ class InferenceFront(ABC):
             if path in MESSAGES_PATHS:
                 error.reshape(anthropic_error_body(error))
             raise
+
+    @staticmethod
+    def set_id_header(path: str, context: RequestContext) -> None:
+        """Tell where SDKs look for the id of a request to `path`."""
+        if path in MESSAGES_PATHS:
+            context.id_header = REQUEST_ID
 
     @abstractmethod
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:

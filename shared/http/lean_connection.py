@@ -38,7 +38,6 @@ class LeanConnection(asyncio.Protocol):
         "_idle_s",
         "_interim",
         "_is_head_only",
-        "_is_reading_paused",
         "_is_until_eof",
         "_is_writing_paused",
         "_loop",
@@ -57,6 +56,7 @@ class LeanConnection(asyncio.Protocol):
         "idle_since",
         "is_closed",
         "is_complete",
+        "is_full",
         "is_heard",
         "is_idle",
         "is_reusable",
@@ -77,7 +77,8 @@ class LeanConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         # called instead of waking a task, which costs more than all else that a piece costs
         self.listener: Callable[[], None] | None = None
-        self._is_reading_paused = self._is_writing_paused = False
+        self._is_writing_paused = False
+        self.is_full = False  # no more is read until `take`
         self.is_closed = False
         self.is_idle = True  # nothing was asked yet
         self.idle_since = 0.0
@@ -153,12 +154,19 @@ class LeanConnection(asyncio.Protocol):
         taken = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._unread = 0
-        if self._is_reading_paused:
-            self._is_reading_paused = False
+        if self.is_full:
+            self.is_full = False
             # what lay in the socket meanwhile is no pause of the upstream
             self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
             self._transport.resume_reading()
         return taken
+
+    def peek(self) -> bytes:
+        """Return all that is here of the body, and leave it there."""
+        pieces = self.pieces
+        if len(pieces) > 1:
+            pieces[:] = [b"".join(pieces)]
+        return pieces[0] if pieces else b""
 
     def rest(self, now: float) -> None:
         """Become idle after an exchange that ended well."""
@@ -220,7 +228,7 @@ class LeanConnection(asyncio.Protocol):
             at, total_at = self._loop.time() + self._idle_s, self._total_at
             self._deadline = at if at < total_at else total_at  # noqa: FURB136 - once per chunk
             self._unread += len(data)
-            if self._unread > _UNREAD_BYTES and not self._is_reading_paused:
+            if self._unread > _UNREAD_BYTES and not self.is_full:
                 self._pause()
         self.wake()
 
@@ -350,7 +358,7 @@ class LeanConnection(asyncio.Protocol):
 
     def _pause(self) -> None:
         if not self.is_closed:
-            self._is_reading_paused = True
+            self.is_full = True
             self._transport.pause_reading()
 
     def wake(self) -> None:

@@ -68,7 +68,21 @@ class LeanTransport:
 
     def open(self, request: OutboundRequest) -> AbstractAsyncContextManager[InboundResponse]:
         """See `Transport.open`."""
-        return _Exchange(self, request)
+        return LeanExchange(self, request)
+
+    def send_now(self, request: OutboundRequest) -> LeanExchange | None:
+        """Send a request on a kept connection; its answer is for the caller to wait for.
+
+        Enter what is returned to go on as if it had been opened, or `release` or `abort` it. None: there is no
+        such connection, or the body is too long to be sent in one go.
+
+        Raises:
+            UpstreamFailed: the request can't be sent.
+        """
+        if request.body is not None and len(request.body) > _WHOLE_BYTES:
+            return None
+        exchange = LeanExchange(self, request)
+        return exchange if exchange.send_now() else None
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -161,12 +175,15 @@ class LeanTransport:
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
 
 
-class _Exchange:
+class LeanExchange:
     """A request and, once entered, the answer to it."""
 
     __slots__ = (
+        "_asked",
+        "_asked_at",
         "_connection",
         "_decoder",
+        "_is_kept",
         "_is_late",
         "_request",
         "_target",
@@ -179,6 +196,9 @@ class _Exchange:
         self._transport = transport
         self._request = request
         self._target: Target
+        self._asked: LeanConnection | None = None
+        self._asked_at = 0.0
+        self._is_kept = False
         self._connection: LeanConnection | None = None
         self._decoder: Decoder | None = None
         self._is_late = False
@@ -186,19 +206,14 @@ class _Exchange:
         self.headers: Sequence[tuple[bytes, bytes]] = ()
 
     async def __aenter__(self) -> InboundResponse:
-        """Send the request, and wait for the head of the answer."""
-        transport, request = self._transport, self._request
-        self._target, head = transport.prepared(request)
-        now = transport.loop().time()
-        total_s = request.timeouts.total_s
-        total_at = math.inf if total_s is None else now + total_s
-        connection = transport.kept(self._target, now)
-        is_kept = connection is not None
-        if connection is None:
-            connection = await transport.dialled(self._target, request, total_at)
-        error = await self._ask(connection, head, total_at)
+        """Send the request unless that was done, and wait for the head of the answer."""
+        transport = self._transport
+        connection = self._asked
+        error = await (self._ask() if connection is None else self._head_of(connection))
+        connection = self.connection
         if error is not None:
-            if is_kept and _has_crossed(connection, transport.loop().time() - now):
+            after_s = transport.loop().time() - self._asked_at
+            if self._is_kept and _has_crossed(connection, after_s):
                 transport.close_idle(self._target)
                 raise StaleConnection("The upstream closed its idle connection.") from error
             raise error
@@ -206,6 +221,29 @@ class _Exchange:
         self.status = connection.status
         self.headers = connection.headers
         return self
+
+    def send_now(self) -> bool:
+        """See `LeanTransport.send_now`; tell whether it was sent."""
+        transport, request = self._transport, self._request
+        self._target, head = transport.prepared(request)
+        self._asked_at = now = transport.loop().time()
+        connection = transport.kept(self._target, now)
+        if connection is None:
+            return False
+        self._asked, self._is_kept = connection, True
+        connection.begin(request.timeouts, self._total_at(now), is_head_only=self._target.is_head)
+        self._write(connection, head, request.body or b"")
+        return True
+
+    @property
+    def connection(self) -> LeanConnection:
+        """Return what the request was sent on."""
+        assert self._asked is not None  # noqa: S101 - it was sent
+        return self._asked
+
+    def release(self) -> None:
+        """Give back the connection of an exchange that was never entered."""
+        self._transport.keep(self._target, self.connection)
 
     async def __aexit__(
         self,
@@ -254,24 +292,48 @@ class _Exchange:
             raise RuntimeError("the answer is read outside of its context")
         return self._connection
 
-    async def _ask(
-        self, connection: LeanConnection, head: bytes, total_at: float
-    ) -> ApiError | None:
+    def _total_at(self, now: float) -> float:
+        total_s = self._request.timeouts.total_s
+        return math.inf if total_s is None else now + total_s
+
+    async def _ask(self) -> ApiError | None:
         """Send the request, return when the answer's head is here, or what came instead of it."""
-        request = self._request
+        transport, request = self._transport, self._request
+        self._target, head = transport.prepared(request)
+        self._asked_at = now = transport.loop().time()
+        total_at = self._total_at(now)
+        connection = transport.kept(self._target, now)
+        self._is_kept = connection is not None
+        if connection is None:
+            connection = await transport.dialled(self._target, request, total_at)
+        self._asked = connection
         body = request.body or b""
-        size = len(body)
         try:
             connection.begin(request.timeouts, total_at, is_head_only=self._target.is_head)
             if connection.error is not None:  # it closed as it was made; uvloop raises on a write
                 return connection.error
-            if size <= _JOINED_BYTES:
-                connection.write(head + body)
-            elif size <= _WHOLE_BYTES:
-                connection.write_both(head, body)
-            else:
-                connection.write(head)
+            if not self._write(connection, head, body):
                 await connection.upload(body)
+        except BaseException:
+            connection.abort()
+            raise
+        return await self._head_of(connection)
+
+    def _write(self, connection: LeanConnection, head: bytes, body: bytes) -> bool:
+        """Send head and body, or of a long body the head only; tell whether that is all."""
+        size = len(body)
+        if size <= _JOINED_BYTES:
+            connection.write(head + body)
+        elif size <= _WHOLE_BYTES:
+            connection.write_both(head, body)
+        else:
+            connection.write(head)
+            return False
+        return True
+
+    async def _head_of(self, connection: LeanConnection) -> ApiError | None:
+        """Wait for the answer's head; return what came instead of it."""
+        try:
             while not connection.has_head and connection.error is None:
                 await connection.news()
         except BaseException:

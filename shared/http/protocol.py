@@ -14,6 +14,7 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -23,8 +24,11 @@ from uvicorn.protocols.http.httptools_impl import (
 from shared.http.asgi import BY_NAME, WHOLE_BODY
 from shared.http.cycle import Cycle
 from shared.http.errors import ApiError, BadRequest, BodyTimeout, HeadersTooLarge, UrlTooLong
+from shared.http.express import ExpressCall, ExpressLane
 from shared.http.relay import CONNECTION
 
+# A body that is not whole after this is read by a task, which has limits for that.
+_BODY_S = 0.25
 _INVALID: ApiError = BadRequest("The request is not valid HTTP.")
 _NO_UPGRADE = BadRequest("Upgrades are not taken here. Leave out the header `upgrade`.")
 _HEAD_LATE = BodyTimeout("The request's head did not arrive in time.")
@@ -53,6 +57,7 @@ class GuardedProtocol(HttpToolsProtocol):
     linger_s = 1.0
     max_discarded_bytes = 64 * 1024 * 1024
     discard_s = 10.0
+    max_express_bytes = 512 * 1024
 
     _head_timer: TimerHandle | None = None
     _write_timer: TimerHandle | None = None
@@ -68,11 +73,15 @@ class GuardedProtocol(HttpToolsProtocol):
     _discard_timer: TimerHandle | None = None
     _discarded = 0
     _refusal = _INVALID
+    _unserved: Cycle | None = None
+    _body_timer: TimerHandle | None = None
+    express: ExpressCall | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's
         """Start to wait for the first head."""
         super().connection_made(transport)
         self._watchers: set[Callable[[], None]] = set()
+        self._lane: ExpressLane | None = getattr(self.app, "lane", None)
         self._is_in_head = True
         self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
 
@@ -87,6 +96,10 @@ class GuardedProtocol(HttpToolsProtocol):
             )
             running.message_event.set()
         self._is_lost = True
+        if self._unserved is not None:
+            self._serve_unserved()
+        if self.express is not None:
+            self.express.client_gone()
         watchers, self._watchers = self._watchers, set()
         for gone in watchers:
             gone()
@@ -109,6 +122,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_came = False
         self._piece_bytes = len(data)
         super().data_received(data)
+        if self._unserved is not None:
+            self._serve_if_whole(self._unserved)
         cycle = self.cycle
         if (
             not self._is_in_head
@@ -131,6 +146,42 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(_HEAD_TOO_LARGE)
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
+
+    def _may_be_express(self, scope: Scope) -> bool:
+        if self._lane is None or self.expect_100_continue:
+            return False
+        return scope["method"] == "POST" and self._lane.serves(scope["path"])
+
+    def _serve_if_whole(self, cycle: Cycle) -> None:
+        """Serve a request that may go by express once its body is here; one whose body takes its time may not."""
+        if cycle.more_body and not self._is_over and len(cycle.body) <= self.max_express_bytes:
+            if self._body_timer is None:
+                self._body_timer = self.loop.call_later(_BODY_S, self._serve_unserved)
+            return
+        self._serve_unserved()
+
+    def _serve_unserved(self) -> None:
+        cycle, self._unserved = self._unserved, None
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        if cycle is None:
+            return
+        is_whole = not cycle.more_body and not cycle.disconnected
+        if not is_whole or self._lane is None or not self._lane.serve(self, cycle):
+            self.serve_by_task(cycle)
+
+    def serve_by_task(self, cycle: Cycle) -> None:
+        """See `ClientConnection.serve_by_task`."""
+        self._start_asgi_task(cycle, self.app)
+
+    def shutdown(self) -> None:
+        """Finish what runs, and close."""
+        if self._unserved is not None:
+            self._serve_unserved()
+        if self.express is not None:
+            self.express.hand_over()
+        super().shutdown()
 
     def _discard(self, size: int) -> None:
         """Let a client finish a body that was refused, so that it reads the answer; to a limit."""
@@ -160,6 +211,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_came = True
         self._head_bytes = 0
         super().on_body(body)
+        if self._unserved is not None and len(self._unserved.body) <= self.max_express_bytes:
+            self.flow.resume_reading()  # nobody takes pieces of it
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the URL."""
@@ -212,7 +265,7 @@ class GuardedProtocol(HttpToolsProtocol):
         scope["path"] = unquote(path) if "%" in path else path
         scope["query_string"] = url.query or b""
         before = self.cycle
-        self.cycle = Cycle(
+        self.cycle = cycle = Cycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -226,13 +279,16 @@ class GuardedProtocol(HttpToolsProtocol):
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        scope[WHOLE_BODY] = self.cycle.whole_body  # type: ignore[literal-required] # likewise
+        scope[WHOLE_BODY] = cycle.whole_body  # type: ignore[literal-required] # likewise
         if before is None or before.response_complete:
-            self._running = self.cycle
-            self._start_asgi_task(self.cycle, self.app)
+            self._running = cycle
+            if self._may_be_express(scope):
+                self._unserved = cycle
+            else:
+                self.serve_by_task(cycle)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((cycle, self.app))
 
     def on_response_complete(self) -> None:
         """Begin with the next request, or close behind the last one before a refusal.
@@ -334,7 +390,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def _cancel_timers(self) -> None:
-        for timer in (self._head_timer, self._write_timer, self._discard_timer, self._idle_timer):
+        for timer in (
+            self._head_timer,
+            self._body_timer,
+            self._write_timer,
+            self._discard_timer,
+            self._idle_timer,
+        ):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._write_timer = self._discard_timer = self._idle_timer = None
+        self._head_timer = self._body_timer = self._write_timer = self._discard_timer = (
+            self._idle_timer
+        ) = None

@@ -1,0 +1,95 @@
+"""The router's calls that need no task: see `shared.http.express`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.types import Scope as AsgiScope
+
+from router.api.inference import InferenceRoutes
+from router.dispatch.dispatcher import Dispatcher
+from router.dispatch.trip import Begun
+from router.domain import Call
+from shared.http.errors import UpstreamFailed
+from shared.http.exchange import Reply
+from shared.http.express import ExpressCall, ExpressLane
+from shared.http.guard import Guard, RequestContext
+from shared.http.lean_transport import LeanTransport
+
+
+class RouterLane(ExpressLane):
+    """Sends plain calls where their models are served."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        routes: InferenceRoutes,
+        dispatcher: Dispatcher,
+        transport: LeanTransport,
+        *,
+        max_body_bytes: int,
+    ) -> None:
+        """Take what `routes` would, and send it by `transport`."""
+        super().__init__(guard, routes.paths, max_body_bytes=max_body_bytes)
+        self._routes = routes
+        self._dispatcher = dispatcher
+        self._transport = transport
+
+    def begin(self, scope: AsgiScope, context: RequestContext, body: bytes) -> ExpressCall | None:
+        """See `ExpressLane.begin`."""
+        call = self._routes.call_of(scope, context, body)
+        if call.facts.stream:
+            return None
+        begun = self._dispatcher.begin_now(call, context.notes)
+        if begun is None:
+            return None
+        made = _RouterCall(self, self._routes, context, call, begun)
+        try:
+            self._send(made)
+        except Exception as defect:  # noqa: BLE001 - a place is taken: the task gives it back
+            made.defect = defect
+        return made
+
+    def _send(self, made: _RouterCall) -> None:
+        backend = self._dispatcher.plain_backend(made.begun)
+        if backend is None:
+            return
+        attempt = made.begun.attempt
+        deployment = attempt.place.ranked.candidate.deployment
+        try:
+            exchange = self._transport.send_now(backend.plain_request(deployment, attempt.call))
+        except UpstreamFailed:
+            return
+        if exchange is not None:
+            attempt.sent(backend, exchange)
+            made.exchange = exchange
+
+
+class _RouterCall(ExpressCall):
+    __slots__ = ("_routes", "begun", "call")
+
+    def __init__(
+        self,
+        lane: RouterLane,
+        routes: InferenceRoutes,
+        context: RequestContext,
+        call: Call,
+        begun: Begun,
+    ) -> None:
+        super().__init__(lane, context, None)
+        self._routes = routes
+        self.call = call
+        self.begun = begun
+
+    def answer_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """See `ExpressCall.answer_headers`."""
+        attempt, trip = self.begun.attempt, self.begun.trip
+        return self._routes.route_headers(
+            self.context, trip.model, attempt.place.ranked, trip.attempts, attempt.sent_at, 0.0
+        )
+
+    def end(self, reply: Reply | None) -> None:
+        """See `ExpressCall.end`."""
+        error = asyncio.CancelledError() if reply is None else None
+        self.begun.attempt.end(reply, error)

@@ -1,0 +1,212 @@
+"""Calls that are served in callbacks of the event loop, without a task: the cheapest way for the plainest case.
+
+A call goes by express if its whole body is here, its upstream has a connection that is kept, and its answer
+comes whole, as a success, within a moment. Whatever is otherwise, at any point before the answer is sent, is
+handed over to a task, which goes on from where the call is. So nothing that may go wrong is dealt with
+here. Why: docs/decisions/0012-express-calls.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from starlette.types import Scope
+
+from shared.http.asgi import header
+from shared.http.cycle import Cycle
+from shared.http.errors import ApiError
+from shared.http.exchange import Reply, answered, is_event_stream
+from shared.http.guard import CONTEXT, Guard, RequestContext
+from shared.http.lean_connection import LeanConnection
+from shared.http.lean_transport import LeanExchange
+from shared.kit.logs import get_logger, places
+
+BEGUN = "iir.begun"
+"""The key of a scope under which a call is kept that was handed over (`ExpressCall`)."""
+# A call is handed over after one to two of these: until then nobody looks at its limits of time, nor at
+# whether its agent is still there.
+_HELD_S = 0.25
+# A page's request has more rules.
+_NOT_PLAIN = (b"content-encoding", b"origin")
+
+
+class ClientConnection(Protocol):
+    """A client's connection; `express` is told when the client goes away, or the server stops."""
+
+    express: ExpressCall | None
+
+    def serve_by_task(self, cycle: Cycle) -> None:
+        """Have the application serve the request."""
+        ...
+
+
+class ExpressLane(ABC):
+    """Takes the calls of one service that may go by express."""
+
+    def __init__(self, guard: Guard, paths: Iterable[str], *, max_body_bytes: int) -> None:
+        """Take POST requests to `paths` that `guard` lets in."""
+        self.guard = guard
+        self.log = get_logger("express")
+        self._paths = frozenset(paths)
+        self._max_body_bytes = max_body_bytes
+        self._held: dict[ExpressCall, int] = {}
+        self._turn = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def serves(self, path: str) -> bool:
+        """Tell whether requests to a path may go by express."""
+        return path in self._paths
+
+    def serve(self, client: ClientConnection, cycle: Cycle) -> bool:
+        """Serve a request whose body is here whole; False: it is not for here, and nothing was done."""
+        scope = cycle.scope
+        if any(header(scope, name) is not None for name in _NOT_PLAIN):
+            return False
+        body = bytes(cycle.body)
+        if len(body) > self._max_body_bytes or cycle.flow.write_paused:
+            return False
+        try:
+            context = self.guard.admit(scope)
+            call = self.begin(scope, context, body)
+        except Exception:  # noqa: BLE001 - the task finds the same, and has words for it
+            return False
+        if call is None:
+            return False
+        cycle.body = bytearray()
+        call.start(client, cycle)
+        return True
+
+    @abstractmethod
+    def begin(self, scope: Scope, context: RequestContext, body: bytes) -> ExpressCall | None:
+        """Return a call that is on its way; None if it can't go by express, and nothing was done.
+
+        Raises:
+            ApiError: likewise.
+        """
+
+    def hold(self, call: ExpressCall) -> None:
+        """Hand a call over unless it is let go within a moment."""
+        self._held[call] = self._turn
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_HELD_S, self._look)
+
+    def let_go(self, call: ExpressCall) -> None:
+        """Hold a call no more."""
+        self._held.pop(call, None)
+
+    def _look(self) -> None:
+        self._turn += 1
+        for call, turn in list(self._held.items()):
+            if turn + 1 >= self._turn:
+                break  # those behind it came later
+            call.hand_over()
+        again = asyncio.get_running_loop().call_later
+        self._timer = again(_HELD_S, self._look) if self._held else None
+
+
+class ExpressCall(ABC):
+    """One call on its way, until it is answered, handed over, or its client is gone.
+
+    `exchange` is its request to the upstream; None if nothing was sent, and it has to be handed over.
+    """
+
+    __slots__ = ("_client", "_cycle", "_lane", "context", "defect", "exchange")
+
+    def __init__(
+        self, lane: ExpressLane, context: RequestContext, exchange: LeanExchange | None
+    ) -> None:
+        self._lane = lane
+        self.context = context
+        self.exchange = exchange
+        self.defect: Exception | None = None
+        self._client: ClientConnection
+        self._cycle: Cycle
+
+    @abstractmethod
+    def answer_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Return what the answer's head says besides the upstream's headers."""
+
+    @abstractmethod
+    def end(self, reply: Reply | None) -> None:
+        """Record how it ended: with its reply, or because the client is gone."""
+
+    def start(self, client: ClientConnection, cycle: Cycle) -> None:
+        """Wait for the upstream's answer on behalf of `client`."""
+        self._client, self._cycle = client, cycle
+        exchange = self.exchange
+        if exchange is None:
+            self.hand_over()
+            return
+        client.express = self
+        exchange.connection.listener = self._look
+        self._lane.hold(self)
+
+    def hand_over(self) -> None:
+        """Let a task go on from here."""
+        self._detach()
+        scope = self._cycle.scope
+        scope[CONTEXT] = self.context
+        scope[BEGUN] = self
+        self._client.serve_by_task(self._cycle)
+
+    def client_gone(self) -> None:
+        """Give everything up."""
+        self._detach()
+        if self.exchange is not None:
+            self.exchange.connection.abort()
+        self.context.notes["outcome"] = "abandoned"
+        self.end(None)
+        self._lane.guard.note(self._cycle.scope, self.context, None)
+
+    def _detach(self) -> None:
+        self._client.express = None
+        self._lane.let_go(self)
+        if self.exchange is not None:
+            self.exchange.connection.listener = None
+
+    def _look(self) -> None:
+        """See what came from the upstream."""
+        assert self.exchange is not None  # noqa: S101 - it listens to it
+        connection = self.exchange.connection
+        if connection.error is None and not connection.is_complete and not connection.is_full:
+            return
+        try:
+            if connection.error is None and connection.is_complete and self._answer(connection):
+                return
+        except (
+            Exception
+        ) as defect:  # noqa: BLE001 - it would end the upstream's connection, and nobody heard of it
+            if self._cycle.response_started:
+                self._lane.log.error(
+                    "internal_error", kind=type(defect).__name__, trace=places(defect)
+                )
+                return
+            self.defect = defect
+        self.hand_over()
+
+    def _answer(self, connection: LeanConnection) -> bool:
+        """Answer the client, if it is plain that this is an answer; tell whether it was."""
+        status, headers, cycle = connection.status, connection.headers, self._cycle
+        is_plain = 200 <= status < 300 and connection.encoding is None
+        if not is_plain or is_event_stream(headers) or cycle.flow.write_paused:
+            return False
+        body = connection.peek()
+        try:
+            reply = answered(status, headers, body)
+        except ApiError:
+            return False
+        self._detach()
+        context = self.context
+        request_id = context.request_id.encode()
+        sent = [*reply.headers, *self.answer_headers(), (b"x-request-id", request_id)]
+        if context.id_header is not None:
+            sent.append((context.id_header, request_id))
+        cycle.respond(status, sent, body)
+        assert self.exchange is not None  # noqa: S101 - the answer came by it
+        self.exchange.release()
+        self.end(reply)
+        self._lane.guard.note(cycle.scope, context, status)
+        return True
