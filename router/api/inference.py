@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -9,7 +11,7 @@ from router.api.access import Access, Caller
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.dispatch.trip import Begun, header_safe
-from router.domain import Call, ModelName, Ranked, RequestFacts, Scope, Zone
+from router.domain import Call, Endpoint, ModelName, Ranked, RequestFacts, Scope, Zone
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import BadRequest
 from shared.http.express import BEGUN
@@ -19,6 +21,9 @@ from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES
 from shared.http.wire import decode_object, model_name, wants_stream
+
+# Prefix rules let clients name any model, so there may be any number of ways.
+_MOST_WAYS = 1024
 
 
 class InferenceRoutes(InferenceFront):
@@ -39,6 +44,9 @@ class InferenceRoutes(InferenceFront):
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._ways: dict[
+            tuple[ModelName, int, str, int], tuple[Endpoint, Sequence[tuple[bytes, bytes]]]
+        ] = {}
 
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:
         context = request_context(scope)
@@ -69,11 +77,15 @@ class InferenceRoutes(InferenceFront):
             context.note_error(failure)
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
-        caller = self._access.require(scope, Scope.INFERENCE)
-        if self._access.is_open(scope):
-            require_json(scope)
+        caller = self._caller(scope)
         body = await read_body(scope, receive, limit=self._max_body_bytes)
         return self._made(scope, request_context(scope), caller, path, body)
+
+    def _caller(self, scope: AsgiScope) -> Caller:
+        caller = self._access.require(scope, Scope.INFERENCE)
+        if caller.key_id is None:  # it is open to all on this machine, pages in a browser too
+            require_json(scope)
+        return caller
 
     def call_of(self, scope: AsgiScope, context: RequestContext, whole: bytes) -> Call:
         """Return the call that a POST request with the body `whole` makes.
@@ -82,9 +94,7 @@ class InferenceRoutes(InferenceFront):
             ApiError: it makes none.
         """
         path = self.paths[scope["path"]]
-        caller = self._access.require(scope, Scope.INFERENCE)
-        if self._access.is_open(scope):
-            require_json(scope)
+        caller = self._caller(scope)
         self.set_id_header(path, context)
         return self._made(scope, context, caller, path, whole)
 
@@ -111,20 +121,35 @@ class InferenceRoutes(InferenceFront):
         attempts: int,
         sent_at: float,
         queued_s: float,
-    ) -> list[tuple[bytes, bytes]]:
+    ) -> Sequence[tuple[bytes, bytes]]:
         """Return what an answer's head tells of its way, and count what that took."""
         endpoint = ranked.candidate.deployment.endpoint
         overhead_s = sent_at - context.started - queued_s
         self._metrics.served(overhead_s, queued_s)
-        return [
-            (b"x-iir-model", header_safe(model).encode()),
-            (b"x-iir-endpoint", header_safe(endpoint.id).encode()),
-            (b"x-iir-zone", endpoint.zone.value.encode()),
-            (b"x-iir-reason", ranked.reason.encode()),
-            (b"x-iir-attempts", b"%d" % attempts),
+        key = (model, id(endpoint), ranked.reason, attempts)
+        known = self._ways.get(key)
+        if known is None:
+            known = endpoint, _way(model, endpoint, ranked.reason, attempts)
+            if len(self._ways) >= _MOST_WAYS:
+                self._ways.clear()
+            self._ways[key] = known  # it keeps the endpoint, and with it its id
+        return (
+            *known[1],
             (b"x-iir-overhead-ms", b"%.2f" % (overhead_s * 1000)),
             (b"x-iir-queue-ms", b"%.0f" % (queued_s * 1000)),
-        ]
+        )
+
+
+def _way(
+    model: ModelName, endpoint: Endpoint, reason: str, attempts: int
+) -> Sequence[tuple[bytes, bytes]]:
+    return (
+        (b"x-iir-model", header_safe(model).encode()),
+        (b"x-iir-endpoint", header_safe(endpoint.id).encode()),
+        (b"x-iir-zone", endpoint.zone.value.encode()),
+        (b"x-iir-reason", reason.encode()),
+        (b"x-iir-attempts", b"%d" % attempts),
+    )
 
 
 def _zone(scope: AsgiScope) -> Zone | None:

@@ -48,6 +48,7 @@ class Tokens(msgspec.Struct, frozen=True):
     cached: int | None = None
 
 
+_NONE = Tokens()
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 _decode_details = msgspec.json.Decoder(_Details).decode
 
@@ -86,7 +87,7 @@ class Meter:
 
     def outcome(self, endpoint: EndpointId, attempt: int) -> Outcome:
         """Return what became of the attempt."""
-        tokens = tokens_of(self._reply.usage()) if self._reply is not None else Tokens()
+        tokens = tokens_of(self._reply.usage()) if self._reply is not None else _NONE
         return Outcome(
             endpoint=endpoint,
             attempt=attempt,
@@ -102,6 +103,8 @@ class Meter:
 
 def tokens_of(usage: Sequence[bytes]) -> Tokens:
     """Return the tokens that these usage objects tell; the later ones know better."""
+    if not usage:
+        return _NONE
     taken: int | None = None
     made: int | None = None
     cached: int | None = None
@@ -110,10 +113,12 @@ def tokens_of(usage: Sequence[bytes]) -> Tokens:
             found = _decode_usage(raw)
         except (msgspec.DecodeError, RecursionError):
             continue
-        for value in (_all_input(found), found.prompt_tokens):
-            taken = taken if value is None else value
-        for value in (found.output_tokens, found.completion_tokens):
-            made = made if value is None else value
+        value = found.prompt_tokens
+        value = _all_input(found) if value is None else value
+        taken = taken if value is None else value
+        value = found.completion_tokens
+        value = found.output_tokens if value is None else value
+        made = made if value is None else value
         value = _cached(found)
         cached = cached if value is None else value
     return Tokens(taken, made, cached)
@@ -121,7 +126,7 @@ def tokens_of(usage: Sequence[bytes]) -> Tokens:
 
 def _cached(usage: _Usage) -> int | None:
     for raw in (usage.prompt_tokens_details, usage.input_tokens_details):
-        if raw != _NULL:
+        if raw is not _NULL and raw != _NULL:
             try:
                 return _decode_details(raw).cached_tokens
             except (msgspec.DecodeError, RecursionError):

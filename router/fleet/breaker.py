@@ -125,7 +125,8 @@ class Breakers:
     def end(self, endpoint: str, model: str, fault: Fault | None) -> None:
         """Note how it ended; None: it told nothing (the client left before an answer)."""
         if fault is None or fault is Fault.NONE:
-            self._absolve(endpoint, model, is_proof=fault is Fault.NONE)
+            if self._breakers:
+                self._absolve(endpoint, model, is_proof=fault is Fault.NONE)
             return
         blamed: Key = (endpoint,) if fault is Fault.ENDPOINT else (endpoint, model)
         if len(self._breakers) >= _MOST and blamed not in self._breakers:

@@ -165,6 +165,8 @@ def check_host_header(scope: Scope) -> str:
         BadRequest: there is none, or more than one.
     """
     host = header(scope, b"host")
-    if host is None or list(map(_NAME, scope["headers"])).count(b"host") > 1:
+    headers = scope["headers"]
+    are_all_known = len(scope[BY_NAME]) == len(headers)  # no name came twice
+    if host is None or (not are_all_known and list(map(_NAME, headers)).count(b"host") > 1):
         raise BadRequest("Send exactly one Host header.")
     return host.decode("latin-1")

@@ -49,17 +49,29 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"the message {kind!r} is out of turn")
 
-    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        """Send a whole answer at once, without waiting for a client that does not read: ask `flow` before."""
-        length = (b"content-length", b"%d" % len(body))
-        self._render(status, (*headers, length))
-        self._go_on(body, is_last=True)
+    def respond(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer at once, without waiting for a client that does not read: ask `flow` before.
+
+        Raises:
+            RuntimeError: a header can't be sent; nothing was.
+        """
+        lines = [
+            STATUS_LINE[status],
+            *map(_LINE, self.default_headers),
+            *map(_LINE, headers),
+            b"content-length: %d\r\n" % len(body),
+        ]
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = _checked(lines)
+        self.response_started = True
+        if len(body) <= _JOINED_BYTES:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+        self._end()
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._render(status, headers)
-        self._flushing = asyncio.get_running_loop().call_soon(self._flush)
-
-    def _render(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         if self.waiting_for_100_continue:
             self.keep_alive = False  # the body that was not asked for may follow, or not
@@ -85,12 +97,12 @@ class Cycle(RequestResponseCycle):
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:  # RFC 9112, 6.1: older clients know no chunks
                 self._ends_with_connection = True
-        head = b"".join(lines)
-        # each line has the two that end it, and nothing may have more
-        if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
+        try:
+            self._head = _checked(lines)
+        except RuntimeError:
             self.response_started = False
-            raise RuntimeError("a header of the answer holds control characters")
-        self._head = head + b"\r\n"
+            raise
+        self._flushing = asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send the head alone: what follows it takes its time."""
@@ -128,6 +140,14 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+
+def _checked(lines: Sequence[bytes]) -> bytes:
+    head = b"".join(lines)
+    # each line has the two that end it, and nothing may have more
+    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
+        raise RuntimeError("a header of the answer holds control characters")
+    return head + b"\r\n"
 
 
 def _chunked(body: bytes, *, is_last: bool) -> bytes:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-from shared.http.asgi import header
+from shared.http.asgi import BY_NAME
 from shared.http.cycle import Cycle
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply, answered, is_event_stream
@@ -29,8 +29,6 @@ BEGUN = "iir.begun"
 # A call is handed over after one to two of these: until then nobody looks at its limits of time, nor at
 # whether its agent is still there.
 _HELD_S = 0.25
-# A page's request has more rules.
-_NOT_PLAIN = (b"content-encoding", b"origin")
 
 
 class ClientConnection(Protocol):
@@ -63,11 +61,12 @@ class ExpressLane(ABC):
     def serve(self, client: ClientConnection, cycle: Cycle) -> bool:
         """Serve a request whose body is here whole; False: it is not for here, and nothing was done."""
         scope = cycle.scope
-        if any(header(scope, name) is not None for name in _NOT_PLAIN):
+        by_name = scope[BY_NAME]
+        if b"content-encoding" in by_name or b"origin" in by_name:  # a page's has more rules
+            return False
+        if len(cycle.body) > self._max_body_bytes or cycle.flow.write_paused:
             return False
         body = bytes(cycle.body)
-        if len(body) > self._max_body_bytes or cycle.flow.write_paused:
-            return False
         try:
             context = self.guard.admit(scope)
             call = self.begin(scope, context, body)
@@ -176,9 +175,7 @@ class ExpressCall(ABC):
         try:
             if connection.error is None and connection.is_complete and self._answer(connection):
                 return
-        except (
-            Exception
-        ) as defect:  # noqa: BLE001 - it would end the upstream's connection, and nobody heard of it
+        except Exception as defect:
             if self._cycle.response_started:
                 self._lane.log.error(
                     "internal_error", kind=type(defect).__name__, trace=places(defect)

@@ -19,7 +19,7 @@ from shared.http.asgi import ClientGone, header, send_error
 from shared.http.errors import ApiError, Origin, ShuttingDown, internal_error
 from shared.http.origin import OriginRules
 from shared.kit.clock import Clock
-from shared.kit.logs import get_logger, places
+from shared.kit.logs import LineWriter, get_logger, places
 
 if TYPE_CHECKING:
     from shared.http.express import ExpressLane
@@ -68,8 +68,7 @@ class Guard:
         self._clock = clock
         self._origin = origin
         self._log = get_logger("request")
-        # a logger that is bound anew for each line costs more than the line
-        self._bound: Any = None
+        self._lines = LineWriter("request")
         self.lane: ExpressLane | None = None
         self._id_source = Random()  # noqa: S311 - ids tell requests apart, and guard nothing
 
@@ -117,17 +116,18 @@ class Guard:
 
     def note(self, scope: Scope, context: RequestContext, status: int | None) -> None:
         """Write a request's line, now that it is over; without a `status` no answer had begun."""
-        if self._bound is None:
-            self._bound = self._log.bind()
-        is_probe = status == 200 and scope["path"] in _PROBES
-        (self._bound.debug if is_probe else self._bound.info)(
+        path = scope["path"]
+        is_probe = status == 200 and path in _PROBES
+        (self._lines.debug if is_probe else self._lines.info)(
             "request",
-            request_id=context.request_id,
-            method=scope["method"],
-            path=scope["path"][:128],
-            status=status,
-            duration_ms=round((self._clock() - context.started) * 1000, 2),
-            **context.notes,
+            {
+                "request_id": context.request_id,
+                "method": scope["method"],
+                "path": path[:128],
+                "status": status,
+                "duration_ms": round((self._clock() - context.started) * 1000, 2),
+                **context.notes,
+            },
         )
 
     def _request_id(self, scope: Scope) -> str:

@@ -276,6 +276,8 @@ class LeanConnection(asyncio.Protocol):
         is_framed = False
         for name, value in self.headers:
             size = len(name)  # tells most headers apart at the least cost
+            if not 14 <= size <= 17:
+                continue
             if size == 14 and name.lower() == b"content-length":
                 is_framed = True
             elif size == 16 and name.lower() == b"content-encoding":

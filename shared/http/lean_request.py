@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from urllib.parse import quote, urlsplit
 
 from shared.http.errors import UpstreamFailed
@@ -26,6 +27,8 @@ _OURS = frozenset(
     }
 )
 _PORTS = {"http": 80, "https": 443}
+_NAME = itemgetter(0)
+_LINE = "%s: %s\r\n".__mod__
 # Remembered URLs and header names; both come from configuration, so there are few.
 _REMEMBERED = 1024
 
@@ -72,11 +75,10 @@ class Requests:
         Raises:
             UpstreamFailed: a header can't be sent. Nothing of it is repeated: it may hold a key.
         """
-        text, names = target.start, self._names
-        for name, value in headers:
-            if name not in names:
+        if not self._names.issuperset(map(_NAME, headers)):
+            for name, _ in headers:
                 self._admit(name)
-            text += f"{name}: {value}\r\n"
+        text = target.start + "".join(map(_LINE, headers))
         if length is not None:
             text += f"content-length: {length}\r\n"
         # the first line and those of the target are not counted one by one: they are known good

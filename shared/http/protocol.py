@@ -8,9 +8,11 @@ error in OpenAI's shape.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from asyncio.events import TimerHandle
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -29,6 +31,7 @@ from shared.http.relay import CONNECTION
 
 # A body that is not whole after this is read by a task, which has limits for that.
 _BODY_S = 0.25
+_PLAIN_PATH = re.compile(rb"/[A-Za-z0-9/._\-]*")  # most are no more than that
 _INVALID: ApiError = BadRequest("The request is not valid HTTP.")
 _NO_UPGRADE = BadRequest("Upgrades are not taken here. Leave out the header `upgrade`.")
 _HEAD_LATE = BodyTimeout("The request's head did not arrive in time.")
@@ -193,8 +196,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Start to count a head."""
-        super().on_message_begin()
-        self.scope[CONNECTION] = self  # type: ignore[literal-required] # a key of ours
+        self.url = b""
+        self.headers = []
         self._is_in_head = True
         self._head_bytes = self._discarded = 0
         if self._discard_timer is not None:
@@ -234,14 +237,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(headers) > self.max_headers or self._is_head_large():
             raise self._refused(_HEAD_TOO_LARGE)
         by_name = dict(reversed(headers))
-        self.scope[BY_NAME] = by_name  # type: ignore[literal-required] # a key of ours
         self.expect_100_continue = by_name.get(b"expect", b"").lower() == b"100-continue"
         if b"transfer-encoding" in by_name:
             # llhttp lets other codings pass before the last, which a server in front may read otherwise
             codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
             if codings != [b"chunked"]:
                 raise _Refused
-        self._serve_request()
+        self._serve_request(by_name)
 
     def _is_head_large(self) -> bool:
         """Tell whether it is over the limit; what came with it of the body does not count."""
@@ -249,24 +251,40 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         return sum(len(name) + len(value) for name, value in self.headers) > self.max_head_bytes
 
-    def _serve_request(self) -> None:
+    def _scope(self, by_name: dict[bytes, bytes]) -> dict[str, Any]:
+        """Return the request's scope (ASGI)."""
+        raw_path, query = self.url, b""
+        if _PLAIN_PATH.fullmatch(raw_path) is None:
+            url = httptools.parse_url(raw_path)
+            raw_path, query = url.path, url.query or b""
+        path = raw_path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": self.parser.get_http_version(),
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "method": self.parser.get_method().decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            BY_NAME: by_name,
+            CONNECTION: self,
+        }
+
+    def _serve_request(self, by_name: dict[bytes, bytes]) -> None:
         """Start to serve the request, or let it wait for the one before (as uvicorn's method does)."""
         if len(self.pipeline) >= self.max_pipelined:
             raise _Refused  # those before are answered; a piece may hold thousands
-        parser = self.parser
-        version = parser.get_http_version()
-        scope = self.scope
-        scope["method"] = parser.get_method().decode("ascii")
-        if version != "1.1":
-            scope["http_version"] = version
-        url = httptools.parse_url(self.url)
-        scope["raw_path"] = url.path
-        path = url.path.decode("ascii")
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["query_string"] = url.query or b""
+        scope = self._scope(by_name)
+        version = scope["http_version"]
         before = self.cycle
         self.cycle = cycle = Cycle(
-            scope=scope,
+            scope=scope,  # type: ignore[arg-type] # with keys of ours
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -276,10 +294,10 @@ class GuardedProtocol(HttpToolsProtocol):
             message_event=asyncio.Event(),
             # RFC 9110, 10.1.1: an older client must not get a 100
             expect_100_continue=version == "1.1" and self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        scope[WHOLE_BODY] = cycle.whole_body  # type: ignore[literal-required] # likewise
+        scope[WHOLE_BODY] = cycle.whole_body
         if before is None or before.response_complete:
             self._running = cycle
             if self._may_be_express(scope):
