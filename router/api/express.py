@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from starlette.types import Scope as AsgiScope
 
-from router.api.inference import InferenceRoutes
+from router.api.inference import Head, InferenceRoutes
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.trip import Begun
 from router.domain import Call
@@ -15,6 +15,7 @@ from shared.http.errors import UpstreamFailed
 from shared.http.exchange import Reply
 from shared.http.express import ExpressCall, ExpressLane
 from shared.http.guard import Guard, RequestContext
+from shared.http.known_head import KnownHead
 from shared.http.lean_transport import LeanTransport
 
 
@@ -36,9 +37,16 @@ class RouterLane(ExpressLane):
         self._dispatcher = dispatcher
         self._transport = transport
 
-    def begin(self, scope: AsgiScope, context: RequestContext, body: bytes) -> ExpressCall | None:
+    def begin(
+        self, scope: AsgiScope, context: RequestContext, body: bytes, known: KnownHead | None
+    ) -> ExpressCall | None:
         """See `ExpressLane.begin`."""
-        call = self._routes.call_of(scope, context, body)
+        head = None if known is None else known.notes
+        if not isinstance(head, Head) or not self._routes.holds(head):
+            head = self._routes.head_of(scope)
+            if known is not None:
+                known.notes = head
+        call = self._routes.call_of(head, context, body)
         if call.facts.stream:
             return None
         begun = self._dispatcher.begin_now(call, context.notes)
@@ -86,7 +94,12 @@ class _RouterCall(ExpressCall):
         """See `ExpressCall.answer_headers`."""
         attempt, trip = self.begun.attempt, self.begun.trip
         return self._routes.route_headers(
-            self.context, trip.model, attempt.place.ranked, trip.attempts, attempt.sent_at, 0.0
+            self.context,
+            trip.model,
+            ranked=attempt.place.ranked,
+            attempts=trip.attempts,
+            sent_at=attempt.sent_at,
+            queued_s=0.0,
         )
 
     def end(self, reply: Reply | None) -> None:

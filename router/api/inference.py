@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -11,7 +12,17 @@ from router.api.access import Access, Caller
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.dispatch.trip import Begun, header_safe
-from router.domain import Call, Endpoint, ModelName, Ranked, RequestFacts, Scope, Zone
+from router.domain import (
+    Call,
+    Catalog,
+    Endpoint,
+    KeyId,
+    ModelName,
+    Ranked,
+    RequestFacts,
+    Scope,
+    Zone,
+)
 from shared.http.asgi import header, read_body, require_json
 from shared.http.errors import BadRequest
 from shared.http.express import BEGUN
@@ -24,6 +35,17 @@ from shared.http.wire import decode_object, model_name, wants_stream
 
 # Prefix rules let clients name any model, so there may be any number of ways.
 _MOST_WAYS = 1024
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a request's head says of a call, as long as the keys are those of `catalog`."""
+
+    catalog: Catalog
+    key_id: KeyId | None
+    path: str
+    zone: Zone | None
+    headers: tuple[tuple[str, str], ...]
+    wait_s: float | None
 
 
 class InferenceRoutes(InferenceFront):
@@ -67,10 +89,10 @@ class InferenceRoutes(InferenceFront):
             headers = self.route_headers(
                 context,
                 dispatched.model,
-                dispatched.ranked,
-                dispatched.attempts,
-                dispatched.sent_at,
-                dispatched.queued_s,
+                ranked=dispatched.ranked,
+                attempts=dispatched.attempts,
+                sent_at=dispatched.sent_at,
+                queued_s=dispatched.queued_s,
             )
             failure = await relay(dispatched.reply, send, headers, has_begun=waiting.has_begun)
             stop_watching()
@@ -79,7 +101,7 @@ class InferenceRoutes(InferenceFront):
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
         caller = self._caller(scope)
         body = await read_body(scope, receive, limit=self._max_body_bytes)
-        return self._made(scope, request_context(scope), caller, path, body)
+        return self.call_of(self._head(scope, caller, path), request_context(scope), body)
 
     def _caller(self, scope: AsgiScope) -> Caller:
         caller = self._access.require(scope, Scope.INFERENCE)
@@ -87,36 +109,51 @@ class InferenceRoutes(InferenceFront):
             require_json(scope)
         return caller
 
-    def call_of(self, scope: AsgiScope, context: RequestContext, whole: bytes) -> Call:
-        """Return the call that a POST request with the body `whole` makes.
+    def head_of(self, scope: AsgiScope) -> Head:
+        """Return what the head of a POST request to one of `paths` says.
+
+        Raises:
+            ApiError: the request is refused.
+        """
+        return self._head(scope, self._caller(scope), self.paths[scope["path"]])
+
+    def holds(self, head: Head) -> bool:
+        """Tell whether a head means what it meant: keys may have been made or revoked."""
+        return head.catalog is self._access.catalog
+
+    def _head(self, scope: AsgiScope, caller: Caller, path: str) -> Head:
+        return Head(
+            self._access.catalog,
+            caller.key_id,
+            path,
+            _zone(scope),
+            pass_upstream(scope["headers"]),
+            wait_preference(header(scope, b"prefer")),
+        )
+
+    def call_of(self, head: Head, context: RequestContext, whole: bytes) -> Call:
+        """Return the call that a request with this head and the body `whole` makes.
 
         Raises:
             ApiError: it makes none.
         """
-        path = self.paths[scope["path"]]
-        caller = self._caller(scope)
-        self.set_id_header(path, context)
-        return self._made(scope, context, caller, path, whole)
-
-    def _made(
-        self, scope: AsgiScope, context: RequestContext, caller: Caller, path: str, whole: bytes
-    ) -> Call:
+        self.set_id_header(head.path, context)
         body = decode_object(whole)
         facts = RequestFacts(
             request_id=context.request_id,
             model=ModelName(model_name(body)),
-            stream=wants_stream(body) and path in STREAM_RULES,
-            path=path,
-            key_id=caller.key_id,
-            zone=_zone(scope),
+            stream=wants_stream(body) and head.path in STREAM_RULES,
+            path=head.path,
+            key_id=head.key_id,
+            zone=head.zone,
         )
-        wait_s = wait_preference(header(scope, b"prefer"))
-        return Call(facts, body, pass_upstream(scope["headers"]), wait_s)
+        return Call(facts, body, head.headers, head.wait_s)
 
     def route_headers(
         self,
         context: RequestContext,
         model: ModelName,
+        *,
         ranked: Ranked,
         attempts: int,
         sent_at: float,

@@ -174,7 +174,7 @@ async def _held(response: InboundResponse) -> Reply:
     first, is_whole = await _hold(response)
     is_answer = 200 <= response.status < 300
     if is_answer and is_whole:
-        return answered(response.status, response.headers, b"".join(first))
+        return answered(response.status, pass_on(response.headers), b"".join(first))
     return Reply(
         response.status,
         pass_on(response.headers),
@@ -186,8 +186,8 @@ async def _held(response: InboundResponse) -> Reply:
     )
 
 
-def answered(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> Reply:
-    """Return the reply that a success makes which is here whole, and is no event stream.
+def answered(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> Reply:
+    """Return the reply that a success makes which is here whole, with `headers` that may pass; no event stream.
 
     Raises:
         ApiError: it is no answer: SDKs would take it for an empty one.
@@ -195,7 +195,7 @@ def answered(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -
     usage = _check_whole(body)
     return Reply(
         status,
-        pass_on(headers),
+        headers,
         _NOTHING_MORE,
         is_stream=False,
         body=body,

@@ -20,6 +20,8 @@ from shared.http.cycle import Cycle
 from shared.http.errors import ApiError
 from shared.http.exchange import Reply, answered, is_event_stream
 from shared.http.guard import CONTEXT, Guard, RequestContext
+from shared.http.headers import pass_on
+from shared.http.known_head import KnownHead
 from shared.http.lean_connection import LeanConnection
 from shared.http.lean_transport import LeanExchange
 from shared.kit.logs import get_logger, places
@@ -58,18 +60,23 @@ class ExpressLane(ABC):
         """Tell whether requests to a path may go by express."""
         return path in self._paths
 
-    def serve(self, client: ClientConnection, cycle: Cycle) -> bool:
-        """Serve a request whose body is here whole; False: it is not for here, and nothing was done."""
-        scope = cycle.scope
-        by_name = scope[BY_NAME]
-        if b"content-encoding" in by_name or b"origin" in by_name:  # a page's has more rules
+    def serve(self, client: ClientConnection, cycle: Cycle, known: KnownHead | None) -> bool:
+        """Serve a request whose body is here whole; False: it is not for here, and nothing was done.
+
+        Args:
+            client: the client's connection.
+            cycle: the request.
+            known: its head if that may come again; `notes` say what this service made of it before.
+        """
+        scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
+        is_first = known is None or known.notes is None
+        if is_first and not self._is_plain(scope):
             return False
         if len(cycle.body) > self._max_body_bytes or cycle.flow.write_paused:
             return False
-        body = bytes(cycle.body)
         try:
-            context = self.guard.admit(scope)
-            call = self.begin(scope, context, body)
+            context = self.guard.admit(scope) if is_first else self.guard.context(scope)
+            call = self.begin(scope, context, bytes(cycle.body), known)
         except Exception:  # noqa: BLE001 - the task finds the same, and has words for it
             return False
         if call is None:
@@ -78,13 +85,26 @@ class ExpressLane(ABC):
         call.start(client, cycle)
         return True
 
+    @staticmethod
+    def _is_plain(scope: Scope) -> bool:
+        by_name = scope[BY_NAME]
+        # a page's request has more rules
+        return b"content-encoding" not in by_name and b"origin" not in by_name
+
     @abstractmethod
-    def begin(self, scope: Scope, context: RequestContext, body: bytes) -> ExpressCall | None:
+    def begin(
+        self, scope: Scope, context: RequestContext, body: bytes, known: KnownHead | None
+    ) -> ExpressCall | None:
         """Return a call that is on its way; None if it can't go by express, and nothing was done.
 
         Raises:
             ApiError: likewise.
         """
+
+    def note(self, call: ExpressCall, cycle: Cycle, status: int | None) -> None:
+        """Write a call's line, now that it is over."""
+        scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
+        self.guard.note(scope, call.context, status)
 
     def hold(self, call: ExpressCall) -> None:
         """Hand a call over unless it is let go within a moment."""
@@ -146,7 +166,7 @@ class ExpressCall(ABC):
     def hand_over(self) -> None:
         """Let a task go on from here."""
         self._detach()
-        scope = self._cycle.scope
+        scope: Scope = self._cycle.scope  # type: ignore[assignment] # with keys of ours
         scope[CONTEXT] = self.context
         scope[BEGUN] = self
         self._client.serve_by_task(self._cycle)
@@ -158,7 +178,7 @@ class ExpressCall(ABC):
             self.exchange.connection.abort()
         self.context.notes["outcome"] = "abandoned"
         self.end(None)
-        self._lane.guard.note(self._cycle.scope, self.context, None)
+        self._lane.note(self, self._cycle, None)
 
     def _detach(self) -> None:
         self._client.express = None
@@ -173,26 +193,41 @@ class ExpressCall(ABC):
         if connection.error is None and not connection.is_complete and not connection.is_full:
             return
         try:
-            if connection.error is None and connection.is_complete and self._answer(connection):
-                return
-        except Exception as defect:
-            if self._cycle.response_started:
-                self._lane.log.error(
-                    "internal_error", kind=type(defect).__name__, trace=places(defect)
-                )
-                return
-            self.defect = defect
-        self.hand_over()
+            is_answered = (
+                connection.error is None and connection.is_complete and self._answer(connection)
+            )
+        except (
+            Exception
+        ) as defect:
+            is_answered = self._has_failed(defect)
+        if not is_answered:
+            self.hand_over()
+
+    def _has_failed(self, defect: Exception) -> bool:
+        """Note a defect of ours; tell whether the client has its answer all the same."""
+        if not self._cycle.response_started:
+            self.defect = defect  # the task raises it
+            return False
+        self._lane.log.error("internal_error", kind=type(defect).__name__, trace=places(defect))
+        return True
 
     def _answer(self, connection: LeanConnection) -> bool:
         """Answer the client, if it is plain that this is an answer; tell whether it was."""
         status, headers, cycle = connection.status, connection.headers, self._cycle
         is_plain = 200 <= status < 300 and connection.encoding is None
-        if not is_plain or is_event_stream(headers) or cycle.flow.write_paused:
+        if not is_plain or cycle.flow.write_paused:
             return False
+        known = connection.known
+        passed = None if known is None else known.notes
+        if not isinstance(passed, list):
+            if is_event_stream(headers):
+                return False
+            passed = pass_on(headers)
+            if known is not None:
+                known.notes = passed
         body = connection.peek()
         try:
-            reply = answered(status, headers, body)
+            reply = answered(status, passed, body)
         except ApiError:
             return False
         self._detach()
@@ -205,5 +240,5 @@ class ExpressCall(ABC):
         assert self.exchange is not None  # noqa: S101 - the answer came by it
         self.exchange.release()
         self.end(reply)
-        self._lane.guard.note(cycle.scope, context, status)
+        self._lane.note(self, cycle, status)
         return True

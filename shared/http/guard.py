@@ -88,16 +88,17 @@ class Guard:
             ApiError: it may not.
         """
         self._rules.check_host(scope)
-        return self._context(scope)
+        return self.context(scope)
 
-    def _context(self, scope: Scope) -> RequestContext:
+    def context(self, scope: Scope) -> RequestContext:
+        """Return the context of a request whose head was let in before."""
         return RequestContext(self._request_id(scope), self._clock())
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = scope.get(CONTEXT)
         is_admitted = context is not None
         if context is None:
-            context = scope[CONTEXT] = self._context(scope)
+            context = scope[CONTEXT] = self.context(scope)
         tracked = _TrackedSend(send, context)
         try:
             if not is_admitted:

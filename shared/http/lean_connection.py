@@ -16,6 +16,7 @@ from typing import cast
 import httptools
 
 from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted, UpstreamTimeout
+from shared.http.known_head import KnownHead
 from shared.http.transport import Timeouts
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -26,6 +27,8 @@ _MAX_INTERIM = 16
 _UNREAD_BYTES = 256 * 1024
 _SLICE_BYTES = 256 * 1024
 _NEVER = math.inf
+# An upstream that never repeats a head is not worth the trouble to remember one.
+_MOST_UNKNOWN = 8
 _NO_ANSWER = "The upstream closed the connection before it answered."
 
 
@@ -40,6 +43,8 @@ class LeanConnection(asyncio.Protocol):
         "_is_head_only",
         "_is_until_eof",
         "_is_writing_paused",
+        "_known",
+        "_known_as",
         "_loop",
         "_on_lost",
         "_parser",
@@ -47,6 +52,7 @@ class LeanConnection(asyncio.Protocol):
         "_timer_at",
         "_total_at",
         "_transport",
+        "_unknown",
         "_unread",
         "_waiter",
         "encoding",
@@ -60,6 +66,7 @@ class LeanConnection(asyncio.Protocol):
         "is_heard",
         "is_idle",
         "is_reusable",
+        "known",
         "listener",
         "pieces",
         "status",
@@ -84,6 +91,9 @@ class LeanConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._deadline = self._total_at = _NEVER
         self._idle_s = _NEVER
+        self._known: KnownHead | None = None
+        self._known_as: tuple[int, list[tuple[bytes, bytes]]] = 0, []
+        self._unknown = 0  # heads since the last that was known
         self._reset(is_head_only=False)
 
     def _reset(self, *, is_head_only: bool) -> None:
@@ -92,6 +102,7 @@ class LeanConnection(asyncio.Protocol):
         self.pieces: list[bytes] = []
         self.encoding: bytes | None = None
         self.error: ApiError | None = None
+        self.known: KnownHead | None = None
         self.is_heard = self.has_head = self.is_complete = self.is_reusable = False
         self._is_head_only = is_head_only
         self._is_until_eof = False
@@ -208,7 +219,9 @@ class LeanConnection(asyncio.Protocol):
         if self.is_idle or self.error is not None:
             self.abort()  # nobody asked
             return
-        self.is_heard = True
+        is_first, self.is_heard = not self.is_heard, True
+        if is_first and self._known is not None and self._take_known(self._known, data):
+            return
         had = len(self.pieces)
         if not self.has_head:
             self._head_bytes += len(data)
@@ -230,7 +243,29 @@ class LeanConnection(asyncio.Protocol):
             self._unread += len(data)
             if self._unread > _UNREAD_BYTES and not self.is_full:
                 self._pause()
+        elif is_first and self.is_reusable and self.is_complete and self._unknown < _MOST_UNKNOWN:
+            self._learn(data)
         self.wake()
+
+    def _take_known(self, known: KnownHead, data: bytes) -> bool:
+        """Take an answer whose head came before on this connection; tell whether it is one."""
+        body = known.body_of(data)
+        if not body or self._is_head_only:
+            return False
+        self.status, self.headers = self._known_as
+        self.known = known
+        self.has_head = self.is_complete = self.is_reusable = True
+        self.pieces.append(body)
+        self._unknown = 0
+        self.wake()
+        return True
+
+    def _learn(self, data: bytes) -> None:
+        """Keep the head of an answer that came in one piece, in the hope that it comes again."""
+        self._unknown += 1
+        if self.encoding is None and len(self.pieces) == 1 and 200 <= self.status < 300:
+            self._known = self.known = KnownHead.of(data, len(self.pieces[0]))
+            self._known_as = self.status, self.headers
 
     def eof_received(self) -> None:
         """Take the upstream's end of the connection (asyncio), which closes it then."""

@@ -27,6 +27,7 @@ from shared.http.asgi import BY_NAME, WHOLE_BODY
 from shared.http.cycle import Cycle
 from shared.http.errors import ApiError, BadRequest, BodyTimeout, HeadersTooLarge, UrlTooLong
 from shared.http.express import ExpressCall, ExpressLane
+from shared.http.known_head import KnownHead
 from shared.http.relay import CONNECTION
 
 # A body that is not whole after this is read by a task, which has limits for that.
@@ -77,6 +78,9 @@ class GuardedProtocol(HttpToolsProtocol):
     _discarded = 0
     _refusal = _INVALID
     _unserved: Cycle | None = None
+    _whole_piece = b""
+    _known: KnownHead | None = None
+    _known_scope: Scope | None = None
     _body_timer: TimerHandle | None = None
     express: ExpressCall | None = None
 
@@ -122,8 +126,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse what came; a head that is not complete must not grow without end."""
         if self._is_over:
             return  # what a refused client still sends
+        if self._known is not None and self._is_between and self._serve_known(self._known, data):
+            return
         self._body_came = False
         self._piece_bytes = len(data)
+        self._whole_piece = data if self._is_between else b""
         super().data_received(data)
         if self._unserved is not None:
             self._serve_if_whole(self._unserved)
@@ -150,6 +157,23 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
 
+    def _new_cycle(self, scope: Scope, *, keep_alive: bool, expects_100: bool) -> Cycle:
+        cycle = Cycle(
+            scope=scope,  # type: ignore[arg-type] # with keys of ours
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expects_100,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        scope[WHOLE_BODY] = cycle.whole_body
+        return cycle
+
     def _may_be_express(self, scope: Scope) -> bool:
         if self._lane is None or self.expect_100_continue:
             return False
@@ -163,6 +187,37 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._serve_unserved()
 
+    @property
+    def _is_between(self) -> bool:
+        """Tell whether the last request was answered, and nothing of a further one came."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None:
+            return not self._head_bytes
+        return cycle.response_complete and not cycle.more_body and not self._is_in_head
+
+    def _serve_known(self, known: KnownHead, data: bytes) -> bool:
+        """Serve a request whose head came before on this connection; tell whether it is one."""
+        body = known.body_of(data)
+        if body is None or self._lane is None or self._known_scope is None:
+            return False
+        cycle = self._new_cycle({**self._known_scope}, keep_alive=True, expects_100=False)
+        cycle.more_body = False
+        cycle.body = body  # type: ignore[assignment] # nobody adds to it
+        before, self.cycle = self.cycle, cycle
+        self._running = cycle
+        if self._lane.serve(self, cycle, known):
+            return True
+        self.cycle = self._running = before
+        return False
+
+    def _learn(self, cycle: Cycle) -> KnownHead | None:
+        """Keep the head of a request that came in one piece, in the hope that it comes again."""
+        known = None
+        by_name = cycle.scope[BY_NAME]  # type: ignore[literal-required] # a key of ours
+        if self._whole_piece and len(by_name) == len(self.headers) and cycle.keep_alive:
+            known = KnownHead.of(self._whole_piece, len(cycle.body))
+        return known
+
     def _serve_unserved(self) -> None:
         cycle, self._unserved = self._unserved, None
         if self._body_timer is not None:
@@ -170,9 +225,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._body_timer = None
         if cycle is None:
             return
+        self._known = None
         is_whole = not cycle.more_body and not cycle.disconnected
-        if not is_whole or self._lane is None or not self._lane.serve(self, cycle):
+        known = self._learn(cycle) if is_whole else None
+        if not is_whole or self._lane is None or not self._lane.serve(self, cycle, known):
             self.serve_by_task(cycle)
+        else:
+            self._known = known
+            self._known_scope = cycle.scope  # type: ignore[assignment] # with keys of ours
 
     def serve_by_task(self, cycle: Cycle) -> None:
         """See `ClientConnection.serve_by_task`."""
@@ -283,21 +343,10 @@ class GuardedProtocol(HttpToolsProtocol):
         scope = self._scope(by_name)
         version = scope["http_version"]
         before = self.cycle
-        self.cycle = cycle = Cycle(
-            scope=scope,  # type: ignore[arg-type] # with keys of ours
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            # RFC 9110, 10.1.1: an older client must not get a 100
-            expect_100_continue=version == "1.1" and self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        scope[WHOLE_BODY] = cycle.whole_body
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        # RFC 9110, 10.1.1: an older client must not get a 100
+        expects_100 = version == "1.1" and self.expect_100_continue
+        self.cycle = cycle = self._new_cycle(scope, keep_alive=keep_alive, expects_100=expects_100)
         if before is None or before.response_complete:
             self._running = cycle
             if self._may_be_express(scope):

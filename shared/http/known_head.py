@@ -1,0 +1,54 @@
+"""Heads of messages that came before on the same connection: the same bytes mean the same.
+
+Whoever keeps a connection sends nearly the same head with each message: only the digits of its
+`content-length` differ. So a head that was parsed once need not be parsed again, nor judged by what follows
+from it alone. A message goes by this only if everything else of its head is the same, byte for byte, and
+the whole message, and no more, came in one piece.
+"""
+
+from __future__ import annotations
+
+import re
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
+_END = b"\r\n\r\n"
+
+
+class KnownHead:
+    """One head. `notes` is for whoever draws conclusions from it."""
+
+    __slots__ = ("_after", "_before", "_size", "notes")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        """Take what comes before the digits, and what comes behind them."""
+        self._before = before
+        self._after = after
+        self._size = len(before)
+        self.notes: object = None
+
+    @classmethod
+    def of(cls, message: bytes, body_bytes: int) -> KnownHead | None:
+        """Return the head of a message that ends with a body; None if it says its length in another way."""
+        head_bytes = len(message) - body_bytes
+        if message.find(_END) != head_bytes - len(_END):
+            return None
+        found = _LENGTH.findall(message, 0, head_bytes)
+        if len(found) != 1 or int(found[0]) != body_bytes:
+            return None
+        place = _LENGTH.search(message, 0, head_bytes)
+        assert place is not None  # noqa: S101 - it was found
+        return cls(message[: place.start(1)], message[place.end(1) : head_bytes])
+
+    def body_of(self, message: bytes) -> bytes | None:
+        """Return the body of a message with this head; None if it has another one, or is not here whole."""
+        if not message.startswith(self._before):
+            return None
+        size = self._size
+        end = message.find(b"\r", size, size + 10)
+        if end <= size or not message.startswith(self._after, end):
+            return None
+        digits = message[size:end]
+        start = end + len(self._after)
+        if not digits.isdigit() or len(message) - start != int(digits):
+            return None
+        return message[start:]
