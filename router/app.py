@@ -255,21 +255,17 @@ class Router:
             split_list(settings.router_cors_origins),
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
-        dispatcher = self.dispatcher()
-        most = settings.router_max_body_mb * 1024 * 1024
         routes = InferenceRoutes(
             BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
             access=access,
-            dispatcher=dispatcher,
+            dispatcher=self.dispatcher(),
             metrics=self.metrics,
             keep_alive_s=settings.router_keep_alive_s,
-            max_body_bytes=most,
+            max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
         )
         guarded = Guard(routes, rules=rules, clock=self.clock)
         if isinstance(self.transport, LeanTransport):
-            guarded.lane = RouterLane(
-                guarded, routes, dispatcher, self.transport, max_body_bytes=most
-            )
+            guarded.lane = RouterLane(guarded, routes, self.transport)
         return Pages(guarded, rules) if rules.allowed_origins else guarded
 
     def control_app(self, access: Access) -> FastAPI:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from starlette.types import Scope as AsgiScope
 
 from router.api.inference import Head, InferenceRoutes
-from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.trip import Begun
 from router.domain import Call
 from shared.http.errors import UpstreamFailed
@@ -22,19 +21,11 @@ from shared.http.lean_transport import LeanTransport
 class RouterLane(ExpressLane):
     """Sends plain calls where their models are served."""
 
-    def __init__(
-        self,
-        guard: Guard,
-        routes: InferenceRoutes,
-        dispatcher: Dispatcher,
-        transport: LeanTransport,
-        *,
-        max_body_bytes: int,
-    ) -> None:
+    def __init__(self, guard: Guard, routes: InferenceRoutes, transport: LeanTransport) -> None:
         """Take what `routes` would, and send it by `transport`."""
-        super().__init__(guard, routes.paths, max_body_bytes=max_body_bytes)
+        super().__init__(guard, routes.paths, max_body_bytes=routes.max_body_bytes)
         self._routes = routes
-        self._dispatcher = dispatcher
+        self._dispatcher = routes.dispatcher
         self._transport = transport
 
     def begin(

@@ -63,9 +63,9 @@ class InferenceRoutes(InferenceFront):
     ) -> None:
         super().__init__(rest, keep_alive_s=keep_alive_s)
         self._access = access
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._ways: dict[
             tuple[ModelName, int, str, int], tuple[Endpoint, Sequence[tuple[bytes, bytes]]]
         ] = {}
@@ -73,7 +73,7 @@ class InferenceRoutes(InferenceFront):
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:
         context = request_context(scope)
         begun: Begun | None = None
-        handed = scope.get(BEGUN)
+        handed = scope.pop(BEGUN, None)
         if handed is None:
             call = await self._call(scope, receive, path)
         else:
@@ -83,7 +83,7 @@ class InferenceRoutes(InferenceFront):
         async with (
             while_connected(scope, receive) as stop_watching,
             waiting,
-            self._dispatcher.dispatch(call, context.notes, begun) as dispatched,
+            self.dispatcher.dispatch(call, context.notes, begun) as dispatched,
         ):
             await waiting.stop()
             headers = self.route_headers(
@@ -100,7 +100,7 @@ class InferenceRoutes(InferenceFront):
 
     async def _call(self, scope: AsgiScope, receive: Receive, path: str) -> Call:
         caller = self._caller(scope)
-        body = await read_body(scope, receive, limit=self._max_body_bytes)
+        body = await read_body(scope, receive, limit=self.max_body_bytes)
         return self.call_of(self._head(scope, caller, path), request_context(scope), body)
 
     def _caller(self, scope: AsgiScope) -> Caller:

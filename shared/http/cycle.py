@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from shared.http.asgi import WHOLE_BODY
+
 # Up to this a body is copied behind its head, which is cheaper than a write of its own.
 _JOINED_BYTES = 64 * 1024
 _NO_BODY = frozenset({204, 304})
@@ -136,6 +138,7 @@ class Cycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("the answer's body is shorter than its content-length")
         self.response_complete = True
+        self.scope.pop(WHOLE_BODY, None)  # type: ignore[typeddict-item,misc] # it leads back here
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()

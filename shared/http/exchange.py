@@ -196,19 +196,24 @@ def answered(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> Re
     return Reply(
         status,
         headers,
-        _NOTHING_MORE,
+        _Once(body),
         is_stream=False,
         body=body,
         usage=_no_usage if not usage else lambda: usage,
     )
 
 
-class _NothingMore(AsyncIterator[bytes]):
+class _Once(AsyncIterator[bytes]):
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+
     async def __anext__(self) -> bytes:
-        raise StopAsyncIteration
-
-
-_NOTHING_MORE = _NothingMore()
+        body, self._body = self._body, None
+        if body is None:
+            raise StopAsyncIteration
+        return body
 
 
 async def _chained(first: Sequence[bytes], rest: InboundResponse) -> AsyncIterator[bytes]:

@@ -22,7 +22,7 @@ from shared.http.exchange import Reply, answered, is_event_stream
 from shared.http.guard import CONTEXT, Guard, RequestContext
 from shared.http.headers import pass_on
 from shared.http.known_head import KnownHead
-from shared.http.lean_connection import LeanConnection
+from shared.http.lean_kept import KeptConnection
 from shared.http.lean_transport import LeanExchange
 from shared.kit.logs import get_logger, places
 
@@ -166,10 +166,15 @@ class ExpressCall(ABC):
     def hand_over(self) -> None:
         """Let a task go on from here."""
         self._detach()
-        scope: Scope = self._cycle.scope  # type: ignore[assignment] # with keys of ours
+        client, cycle = self._client, self._cycle
+        del (
+            self._client,
+            self._cycle,
+        )  # they would lead in a circle, and hold what came until it is found
+        scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
         scope[CONTEXT] = self.context
         scope[BEGUN] = self
-        self._client.serve_by_task(self._cycle)
+        client.serve_by_task(cycle)
 
     def client_gone(self) -> None:
         """Give everything up."""
@@ -196,9 +201,7 @@ class ExpressCall(ABC):
             is_answered = (
                 connection.error is None and connection.is_complete and self._answer(connection)
             )
-        except (
-            Exception
-        ) as defect:
+        except Exception as defect:  # noqa: BLE001 - it would end the upstream's connection
             is_answered = self._has_failed(defect)
         if not is_answered:
             self.hand_over()
@@ -211,7 +214,7 @@ class ExpressCall(ABC):
         self._lane.log.error("internal_error", kind=type(defect).__name__, trace=places(defect))
         return True
 
-    def _answer(self, connection: LeanConnection) -> bool:
+    def _answer(self, connection: KeptConnection) -> bool:
         """Answer the client, if it is plain that this is an answer; tell whether it was."""
         status, headers, cycle = connection.status, connection.headers, self._cycle
         is_plain = 200 <= status < 300 and connection.encoding is None

@@ -27,17 +27,13 @@ class KnownHead:
         self.notes: object = None
 
     @classmethod
-    def of(cls, message: bytes, body_bytes: int) -> KnownHead | None:
-        """Return the head of a message that ends with a body; None if it says its length in another way."""
-        head_bytes = len(message) - body_bytes
-        if message.find(_END) != head_bytes - len(_END):
+    def of(cls, message: bytes) -> KnownHead | None:
+        """Return the head of a whole message that was parsed; None if its length is said in another way."""
+        head_bytes = message.find(_END) + len(_END)
+        found = list(_LENGTH.finditer(message, 0, head_bytes))
+        if len(found) != 1 or int(found[0][1]) != len(message) - head_bytes:
             return None
-        found = _LENGTH.findall(message, 0, head_bytes)
-        if len(found) != 1 or int(found[0]) != body_bytes:
-            return None
-        place = _LENGTH.search(message, 0, head_bytes)
-        assert place is not None  # noqa: S101 - it was found
-        return cls(message[: place.start(1)], message[place.end(1) : head_bytes])
+        return cls(message[: found[0].start(1)], message[found[0].end(1) : head_bytes])
 
     def body_of(self, message: bytes) -> bytes | None:
         """Return the body of a message with this head; None if it has another one, or is not here whole."""

@@ -16,7 +16,6 @@ from typing import cast
 import httptools
 
 from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted, UpstreamTimeout
-from shared.http.known_head import KnownHead
 from shared.http.transport import Timeouts
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -27,8 +26,6 @@ _MAX_INTERIM = 16
 _UNREAD_BYTES = 256 * 1024
 _SLICE_BYTES = 256 * 1024
 _NEVER = math.inf
-# An upstream that never repeats a head is not worth the trouble to remember one.
-_MOST_UNKNOWN = 8
 _NO_ANSWER = "The upstream closed the connection before it answered."
 
 
@@ -43,8 +40,6 @@ class LeanConnection(asyncio.Protocol):
         "_is_head_only",
         "_is_until_eof",
         "_is_writing_paused",
-        "_known",
-        "_known_as",
         "_loop",
         "_on_lost",
         "_parser",
@@ -52,7 +47,6 @@ class LeanConnection(asyncio.Protocol):
         "_timer_at",
         "_total_at",
         "_transport",
-        "_unknown",
         "_unread",
         "_waiter",
         "encoding",
@@ -66,7 +60,6 @@ class LeanConnection(asyncio.Protocol):
         "is_heard",
         "is_idle",
         "is_reusable",
-        "known",
         "listener",
         "pieces",
         "status",
@@ -82,18 +75,13 @@ class LeanConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = _NEVER
         self._waiter: asyncio.Future[None] | None = None
-        # called instead of waking a task, which costs more than all else that a piece costs
-        self.listener: Callable[[], None] | None = None
-        self._is_writing_paused = False
-        self.is_full = False  # no more is read until `take`
-        self.is_closed = False
+        self.listener: Callable[[], None] | None = None  # called in place of a task that waits
+        self._is_writing_paused = self.is_closed = False
+        self.is_full = False  # if so, no more is read until `take`
         self.is_idle = True  # nothing was asked yet
         self.idle_since = 0.0
         self._deadline = self._total_at = _NEVER
         self._idle_s = _NEVER
-        self._known: KnownHead | None = None
-        self._known_as: tuple[int, list[tuple[bytes, bytes]]] = 0, []
-        self._unknown = 0  # heads since the last that was known
         self._reset(is_head_only=False)
 
     def _reset(self, *, is_head_only: bool) -> None:
@@ -102,7 +90,6 @@ class LeanConnection(asyncio.Protocol):
         self.pieces: list[bytes] = []
         self.encoding: bytes | None = None
         self.error: ApiError | None = None
-        self.known: KnownHead | None = None
         self.is_heard = self.has_head = self.is_complete = self.is_reusable = False
         self._is_head_only = is_head_only
         self._is_until_eof = False
@@ -219,9 +206,7 @@ class LeanConnection(asyncio.Protocol):
         if self.is_idle or self.error is not None:
             self.abort()  # nobody asked
             return
-        is_first, self.is_heard = not self.is_heard, True
-        if is_first and self._known is not None and self._take_known(self._known, data):
-            return
+        self.is_heard = True
         had = len(self.pieces)
         if not self.has_head:
             self._head_bytes += len(data)
@@ -238,34 +223,12 @@ class LeanConnection(asyncio.Protocol):
         else:
             self._weigh_rest(len(data))
         if self.pieces and not self.is_complete:
-            at, total_at = self._loop.time() + self._idle_s, self._total_at
-            self._deadline = at if at < total_at else total_at  # noqa: FURB136 - once per chunk
+            at = self._loop.time() + self._idle_s
+            self._deadline = min(self._total_at, at)
             self._unread += len(data)
             if self._unread > _UNREAD_BYTES and not self.is_full:
                 self._pause()
-        elif is_first and self.is_reusable and self.is_complete and self._unknown < _MOST_UNKNOWN:
-            self._learn(data)
         self.wake()
-
-    def _take_known(self, known: KnownHead, data: bytes) -> bool:
-        """Take an answer whose head came before on this connection; tell whether it is one."""
-        body = known.body_of(data)
-        if not body or self._is_head_only:
-            return False
-        self.status, self.headers = self._known_as
-        self.known = known
-        self.has_head = self.is_complete = self.is_reusable = True
-        self.pieces.append(body)
-        self._unknown = 0
-        self.wake()
-        return True
-
-    def _learn(self, data: bytes) -> None:
-        """Keep the head of an answer that came in one piece, in the hope that it comes again."""
-        self._unknown += 1
-        if self.encoding is None and len(self.pieces) == 1 and 200 <= self.status < 300:
-            self._known = self.known = KnownHead.of(data, len(self.pieces[0]))
-            self._known_as = self.status, self.headers
 
     def eof_received(self) -> None:
         """Take the upstream's end of the connection (asyncio), which closes it then."""

@@ -12,6 +12,7 @@ from aiohappyeyeballs import start_connection
 
 from shared.http.errors import UpstreamTimeout, UpstreamUnreachable
 from shared.http.lean_connection import LeanConnection
+from shared.http.lean_kept import KeptConnection
 from shared.http.lean_request import Target
 
 # RFC 8305: how long the first address has a head start over the next.
@@ -37,7 +38,7 @@ class Dialer:
         *,
         connect_s: float,
         total_at: float,
-    ) -> LeanConnection:
+    ) -> KeptConnection:
         """Return a new connection to a target.
 
         Raises:
@@ -45,7 +46,7 @@ class Dialer:
             UpstreamTimeout: the limit of the whole exchange passed meanwhile.
         """
         loop = asyncio.get_running_loop()
-        connection = LeanConnection(loop, on_lost)
+        connection = KeptConnection(loop, on_lost)
         left = total_at - loop.time()
         try:
             with anyio.fail_after(min(connect_s, left)):
@@ -69,7 +70,7 @@ class Dialer:
         return connection
 
     async def _connect(
-        self, loop: asyncio.AbstractEventLoop, connection: LeanConnection, target: Target
+        self, loop: asyncio.AbstractEventLoop, connection: KeptConnection, target: Target
     ) -> None:
         found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         if self._allow_address is not None:
@@ -101,7 +102,7 @@ class Dialer:
 
 
 async def adopt(
-    loop: asyncio.AbstractEventLoop, connection: LeanConnection, connected: socket.socket
+    loop: asyncio.AbstractEventLoop, connection: KeptConnection, connected: socket.socket
 ) -> None:
     """Let the connection have the socket; one that was given up meanwhile closes it.
 

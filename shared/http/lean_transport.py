@@ -22,6 +22,7 @@ from shared.http.errors import (
 from shared.http.lean_connection import LeanConnection
 from shared.http.lean_decoding import Decoder
 from shared.http.lean_dialer import Dialer
+from shared.http.lean_kept import KeptConnection
 from shared.http.lean_request import Requests, Target
 from shared.http.transport import InboundResponse, OutboundRequest
 
@@ -59,8 +60,8 @@ class LeanTransport:
         """
         self._dialer = Dialer(ssl_context=ssl_context, allow_address=allow_address)
         self._requests = Requests()
-        self._idle: dict[str, list[LeanConnection]] = {}
-        self._connections: set[LeanConnection] = set()
+        self._idle: dict[str, list[KeptConnection]] = {}
+        self._connections: set[KeptConnection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closings = 0
         # kept, since asking for it is a system call up to Python 3.11
@@ -111,7 +112,7 @@ class LeanTransport:
         length = len(body) if body else _length_of_nothing(request.method)
         return target, self._requests.head(target, request.headers, length)
 
-    def kept(self, target: Target, now: float) -> LeanConnection | None:
+    def kept(self, target: Target, now: float) -> KeptConnection | None:
         """Return the connection that was idle for the shortest time, if any is fresh enough."""
         idle = self._idle.get(target.origin)
         while idle:
@@ -128,7 +129,7 @@ class LeanTransport:
 
     async def dialled(
         self, target: Target, request: OutboundRequest, total_at: float
-    ) -> LeanConnection:
+    ) -> KeptConnection:
         """Return a new connection, or raise as `Dialer.dial` does."""
         closings = self._closings
         connection = await self._dialer.dial(
@@ -141,7 +142,7 @@ class LeanTransport:
             self._connections.add(connection)
         return connection
 
-    def keep(self, target: Target, connection: LeanConnection) -> None:
+    def keep(self, target: Target, connection: KeptConnection) -> None:
         """Take back a connection whose exchange is over; close it if it can't be used again."""
         if not connection.is_complete or not connection.is_reusable or connection.is_closed:
             connection.abort()
@@ -196,10 +197,10 @@ class LeanExchange:
         self._transport = transport
         self._request = request
         self._target: Target
-        self._asked: LeanConnection | None = None
+        self._asked: KeptConnection | None = None
         self._asked_at = 0.0
         self._is_kept = False
-        self._connection: LeanConnection | None = None
+        self._connection: KeptConnection | None = None
         self._decoder: Decoder | None = None
         self._is_late = False
         self.status = 0
@@ -236,7 +237,7 @@ class LeanExchange:
         return True
 
     @property
-    def connection(self) -> LeanConnection:
+    def connection(self) -> KeptConnection:
         """Return what the request was sent on."""
         assert self._asked is not None  # noqa: S101 - it was sent
         return self._asked
@@ -283,11 +284,11 @@ class LeanExchange:
         finally:
             timer.cancel()
 
-    def _give_up(self, connection: LeanConnection) -> None:
+    def _give_up(self, connection: KeptConnection) -> None:
         self._is_late = True
         connection.wake()
 
-    def _entered(self) -> LeanConnection:
+    def _entered(self) -> KeptConnection:
         if self._connection is None:
             raise RuntimeError("the answer is read outside of its context")
         return self._connection
@@ -319,7 +320,7 @@ class LeanExchange:
             raise
         return await self._head_of(connection)
 
-    def _write(self, connection: LeanConnection, head: bytes, body: bytes) -> bool:
+    def _write(self, connection: KeptConnection, head: bytes, body: bytes) -> bool:
         """Send head and body, or of a long body the head only; tell whether that is all."""
         size = len(body)
         if size <= _JOINED_BYTES:
@@ -331,7 +332,7 @@ class LeanExchange:
             return False
         return True
 
-    async def _head_of(self, connection: LeanConnection) -> ApiError | None:
+    async def _head_of(self, connection: KeptConnection) -> ApiError | None:
         """Wait for the answer's head; return what came instead of it."""
         try:
             while not connection.has_head and connection.error is None:
@@ -341,7 +342,7 @@ class LeanExchange:
             raise
         return None if connection.has_head else connection.error
 
-    async def _read_decoded(self, connection: LeanConnection, encoding: bytes) -> bytes:
+    async def _read_decoded(self, connection: KeptConnection, encoding: bytes) -> bytes:
         decoder = self._decoder
         if decoder is None:
             decoder = self._decoder = Decoder(encoding)
@@ -358,7 +359,7 @@ class LeanExchange:
                 await connection.news()
 
 
-def _has_crossed(connection: LeanConnection, after_s: float) -> bool:
+def _has_crossed(connection: KeptConnection, after_s: float) -> bool:
     """Tell whether a request met a kept connection that the upstream was just closing.
 
     Most likely such a request was never read (RFC 9112, 9.3.1), but nobody can be sure: whether it

@@ -12,7 +12,7 @@ import re
 import secrets
 from asyncio.events import TimerHandle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -26,12 +26,8 @@ from uvicorn.protocols.http.httptools_impl import (
 from shared.http.asgi import BY_NAME, WHOLE_BODY
 from shared.http.cycle import Cycle
 from shared.http.errors import ApiError, BadRequest, BodyTimeout, HeadersTooLarge, UrlTooLong
-from shared.http.express import ExpressCall, ExpressLane
-from shared.http.known_head import KnownHead
 from shared.http.relay import CONNECTION
 
-# A body that is not whole after this is read by a task, which has limits for that.
-_BODY_S = 0.25
 _PLAIN_PATH = re.compile(rb"/[A-Za-z0-9/._\-]*")  # most are no more than that
 _INVALID: ApiError = BadRequest("The request is not valid HTTP.")
 _NO_UPGRADE = BadRequest("Upgrades are not taken here. Leave out the header `upgrade`.")
@@ -61,7 +57,6 @@ class GuardedProtocol(HttpToolsProtocol):
     linger_s = 1.0
     max_discarded_bytes = 64 * 1024 * 1024
     discard_s = 10.0
-    max_express_bytes = 512 * 1024
 
     _head_timer: TimerHandle | None = None
     _write_timer: TimerHandle | None = None
@@ -77,18 +72,11 @@ class GuardedProtocol(HttpToolsProtocol):
     _discard_timer: TimerHandle | None = None
     _discarded = 0
     _refusal = _INVALID
-    _unserved: Cycle | None = None
-    _whole_piece = b""
-    _known: KnownHead | None = None
-    _known_scope: Scope | None = None
-    _body_timer: TimerHandle | None = None
-    express: ExpressCall | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's
         """Start to wait for the first head."""
         super().connection_made(transport)
         self._watchers: set[Callable[[], None]] = set()
-        self._lane: ExpressLane | None = getattr(self.app, "lane", None)
         self._is_in_head = True
         self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
 
@@ -103,10 +91,6 @@ class GuardedProtocol(HttpToolsProtocol):
             )
             running.message_event.set()
         self._is_lost = True
-        if self._unserved is not None:
-            self._serve_unserved()
-        if self.express is not None:
-            self.express.client_gone()
         watchers, self._watchers = self._watchers, set()
         for gone in watchers:
             gone()
@@ -126,14 +110,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse what came; a head that is not complete must not grow without end."""
         if self._is_over:
             return  # what a refused client still sends
-        if self._known is not None and self._is_between and self._serve_known(self._known, data):
-            return
         self._body_came = False
         self._piece_bytes = len(data)
-        self._whole_piece = data if self._is_between else b""
         super().data_received(data)
-        if self._unserved is not None:
-            self._serve_if_whole(self._unserved)
+        self.piece_parsed()
         cycle = self.cycle
         if (
             not self._is_in_head
@@ -158,7 +138,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(self.head_s, self._refuse, _HEAD_LATE)
 
     def _new_cycle(self, scope: Scope, *, keep_alive: bool, expects_100: bool) -> Cycle:
-        cycle = Cycle(
+        return Cycle(
             scope=scope,  # type: ignore[arg-type] # with keys of ours
             transport=self.transport,
             flow=self.flow,
@@ -171,80 +151,18 @@ class GuardedProtocol(HttpToolsProtocol):
             keep_alive=keep_alive,
             on_response=self.on_response_complete,
         )
-        scope[WHOLE_BODY] = cycle.whole_body
-        return cycle
 
-    def _may_be_express(self, scope: Scope) -> bool:
-        if self._lane is None or self.expect_100_continue:
-            return False
-        return scope["method"] == "POST" and self._lane.serves(scope["path"])
-
-    def _serve_if_whole(self, cycle: Cycle) -> None:
-        """Serve a request that may go by express once its body is here; one whose body takes its time may not."""
-        if cycle.more_body and not self._is_over and len(cycle.body) <= self.max_express_bytes:
-            if self._body_timer is None:
-                self._body_timer = self.loop.call_later(_BODY_S, self._serve_unserved)
-            return
-        self._serve_unserved()
-
-    @property
-    def _is_between(self) -> bool:
-        """Tell whether the last request was answered, and nothing of a further one came."""
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None:
-            return not self._head_bytes
-        return cycle.response_complete and not cycle.more_body and not self._is_in_head
-
-    def _serve_known(self, known: KnownHead, data: bytes) -> bool:
-        """Serve a request whose head came before on this connection; tell whether it is one."""
-        body = known.body_of(data)
-        if body is None or self._lane is None or self._known_scope is None:
-            return False
-        cycle = self._new_cycle({**self._known_scope}, keep_alive=True, expects_100=False)
-        cycle.more_body = False
-        cycle.body = body  # type: ignore[assignment] # nobody adds to it
-        before, self.cycle = self.cycle, cycle
-        self._running = cycle
-        if self._lane.serve(self, cycle, known):
-            return True
-        self.cycle = self._running = before
-        return False
-
-    def _learn(self, cycle: Cycle) -> KnownHead | None:
-        """Keep the head of a request that came in one piece, in the hope that it comes again."""
-        known = None
-        by_name = cycle.scope[BY_NAME]  # type: ignore[literal-required] # a key of ours
-        if self._whole_piece and len(by_name) == len(self.headers) and cycle.keep_alive:
-            known = KnownHead.of(self._whole_piece, len(cycle.body))
-        return known
-
-    def _serve_unserved(self) -> None:
-        cycle, self._unserved = self._unserved, None
-        if self._body_timer is not None:
-            self._body_timer.cancel()
-            self._body_timer = None
-        if cycle is None:
-            return
-        self._known = None
-        is_whole = not cycle.more_body and not cycle.disconnected
-        known = self._learn(cycle) if is_whole else None
-        if not is_whole or self._lane is None or not self._lane.serve(self, cycle, known):
-            self.serve_by_task(cycle)
-        else:
-            self._known = known
-            self._known_scope = cycle.scope  # type: ignore[assignment] # with keys of ours
+    def begin(self, cycle: Cycle) -> None:
+        """Serve a request, of which the head is here, now that its turn has come."""
+        self.serve_by_task(cycle)
 
     def serve_by_task(self, cycle: Cycle) -> None:
-        """See `ClientConnection.serve_by_task`."""
+        """Have the application serve a request."""
+        cycle.scope[WHOLE_BODY] = cycle.whole_body  # type: ignore[literal-required] # a key of ours
         self._start_asgi_task(cycle, self.app)
 
-    def shutdown(self) -> None:
-        """Finish what runs, and close."""
-        if self._unserved is not None:
-            self._serve_unserved()
-        if self.express is not None:
-            self.express.hand_over()
-        super().shutdown()
+    def piece_parsed(self) -> None:
+        """Be told that a piece of what the client sends was parsed."""
 
     def _discard(self, size: int) -> None:
         """Let a client finish a body that was refused, so that it reads the answer; to a limit."""
@@ -274,8 +192,6 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_came = True
         self._head_bytes = 0
         super().on_body(body)
-        if self._unserved is not None and len(self._unserved.body) <= self.max_express_bytes:
-            self.flow.resume_reading()  # nobody takes pieces of it
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the URL."""
@@ -349,10 +265,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.cycle = cycle = self._new_cycle(scope, keep_alive=keep_alive, expects_100=expects_100)
         if before is None or before.response_complete:
             self._running = cycle
-            if self._may_be_express(scope):
-                self._unserved = cycle
-            else:
-                self.serve_by_task(cycle)
+            self.begin(cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
@@ -368,9 +281,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
+            cycle, _ = self.pipeline.pop()
             self._running = cycle
-            self._start_asgi_task(cycle, app)
+            self.serve_by_task(cast("Cycle", cycle))
             return
         if self._is_over:
             self.transport.close()
@@ -459,13 +372,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def _cancel_timers(self) -> None:
         for timer in (
             self._head_timer,
-            self._body_timer,
             self._write_timer,
             self._discard_timer,
             self._idle_timer,
         ):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._body_timer = self._write_timer = self._discard_timer = (
-            self._idle_timer
-        ) = None
+        self._head_timer = self._write_timer = self._discard_timer = self._idle_timer = None

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from shared.http.protocol import GuardedProtocol
+from shared.http.express_protocol import ExpressProtocol
 from shared.kit.memory import settle
 
 # What a forced end waits for clients to hear of it.
@@ -80,7 +80,7 @@ def server_options(*, drain_s: float) -> dict[str, object]:
     """Return the options of uvicorn that both services use."""
     return {
         "loop": "uvloop",
-        "http": GuardedProtocol,
+        "http": ExpressProtocol,
         "ws": "none",
         "lifespan": "on",
         "log_config": None,
