@@ -138,7 +138,7 @@ class Cycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("the answer's body is shorter than its content-length")
         self.response_complete = True
-        self.scope.pop(WHOLE_BODY, None)  # type: ignore[typeddict-item,misc] # it leads back here
+        self.scope.pop(WHOLE_BODY, None)  # type: ignore[misc] # it leads back here
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()
