@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from shared.http.asgi import BY_NAME
 from shared.http.cycle import Cycle
 from shared.http.express import ExpressCall, ExpressLane
-from shared.http.known_head import KnownHead
+from shared.http.known_head import KnownHead, without_length
 from shared.http.protocol import GuardedProtocol
 
 # A body that is not whole after this is read by a task, which has limits for that.
@@ -130,4 +130,6 @@ class ExpressProtocol(GuardedProtocol):
             self.serve_by_task(cycle)
         else:
             self._known = known
-            self._known_scope = cycle.scope  # type: ignore[assignment] # with keys of ours
+            headers = without_length(cycle.scope["headers"])
+            by_name = dict(reversed(headers))
+            self._known_scope = {**cycle.scope, "headers": headers, BY_NAME: by_name}

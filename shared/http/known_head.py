@@ -9,6 +9,7 @@ the whole message, and no more, came in one piece.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
 _END = b"\r\n\r\n"
@@ -48,3 +49,8 @@ class KnownHead:
         if not digits.isdigit() or len(message) - start != int(digits):
             return None
         return message[start:]
+
+
+def without_length(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that are the same for all messages with a known head."""
+    return [pair for pair in headers if pair[0].lower() != b"content-length"]

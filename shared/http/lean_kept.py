@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from shared.http.known_head import KnownHead
+from shared.http.known_head import KnownHead, without_length
 from shared.http.lean_connection import LeanConnection
 
 # An upstream that never repeats a head is not worth the trouble to remember one.
@@ -13,7 +13,10 @@ _MOST_UNKNOWN = 8
 
 
 class KeptConnection(LeanConnection):
-    """A `LeanConnection`; `known` is the head of the present answer if it came before."""
+    """A `LeanConnection`; `known` is the head of the present answer if it came before.
+
+    The headers of such an answer are those of before, without `content-length`.
+    """
 
     __slots__ = ("_head", "_headers", "_status", "_unknown", "known")
 
@@ -57,4 +60,4 @@ class KeptConnection(LeanConnection):
         if is_whole and 200 <= self.status < 300 and self.encoding is None:
             self._unknown += 1
             self._head = None if self._is_head_only else KnownHead.of(data)
-            self._status, self._headers = self.status, self.headers
+            self._status, self._headers = self.status, without_length(self.headers)
