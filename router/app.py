@@ -22,7 +22,7 @@ from router.api.agents import agent_routes
 from router.api.cors import Pages
 from router.api.docs import docs_routes
 from router.api.errors import error_routes
-from router.api.express import RouterLane
+from router.api.express import express_lane
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -61,7 +61,6 @@ from shared import __version__
 from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
-from shared.http.lean_transport import LeanTransport
 from shared.http.origin import OriginRules, is_loopback, split_list
 from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Transport
@@ -264,8 +263,7 @@ class Router:
             max_body_bytes=settings.router_max_body_mb * 1024 * 1024,
         )
         guarded = Guard(routes, rules=rules, clock=self.clock)
-        if isinstance(self.transport, LeanTransport):
-            guarded.lane = RouterLane(guarded, routes, self.transport)
+        guarded.lane = express_lane(guarded, routes, self.transport)
         return Pages(guarded, rules) if rules.allowed_origins else guarded
 
     def control_app(self, access: Access) -> FastAPI:

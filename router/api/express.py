@@ -16,6 +16,7 @@ from shared.http.express import ExpressCall, ExpressLane
 from shared.http.guard import Guard, RequestContext
 from shared.http.known_head import KnownHead
 from shared.http.lean_transport import LeanTransport
+from shared.http.transport import Transport
 
 
 class RouterLane(ExpressLane):
@@ -63,6 +64,11 @@ class RouterLane(ExpressLane):
         if exchange is not None:
             attempt.sent(backend, exchange)
             made.exchange = exchange
+
+
+def express_lane(guard: Guard, routes: InferenceRoutes, transport: Transport) -> RouterLane | None:
+    """Return the lane of a router; None if its transport needs tasks."""
+    return RouterLane(guard, routes, transport) if isinstance(transport, LeanTransport) else None
 
 
 class _RouterCall(ExpressCall):

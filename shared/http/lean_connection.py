@@ -30,7 +30,10 @@ _NO_ANSWER = "The upstream closed the connection before it answered."
 
 
 class LeanConnection(asyncio.Protocol):
-    """Parses one answer after another; `on_lost` is called once, when the connection is gone."""
+    """Parses one answer after another; `on_lost` is called once, when the connection is gone.
+
+    `is_full`: no more is read until `take`. `listener` is called in place of a task that waits.
+    """
 
     __slots__ = (
         "_deadline",
@@ -75,9 +78,8 @@ class LeanConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = _NEVER
         self._waiter: asyncio.Future[None] | None = None
-        self.listener: Callable[[], None] | None = None  # called in place of a task that waits
-        self._is_writing_paused = self.is_closed = False
-        self.is_full = False  # if so, no more is read until `take`
+        self.listener: Callable[[], None] | None = None
+        self._is_writing_paused = self.is_closed = self.is_full = False
         self.is_idle = True  # nothing was asked yet
         self.idle_since = 0.0
         self._deadline = self._total_at = _NEVER
@@ -158,13 +160,6 @@ class LeanConnection(asyncio.Protocol):
             self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
             self._transport.resume_reading()
         return taken
-
-    def peek(self) -> bytes:
-        """Return all that is here of the body, and leave it there."""
-        pieces = self.pieces
-        if len(pieces) > 1:
-            pieces[:] = [b"".join(pieces)]
-        return pieces[0] if pieces else b""
 
     def rest(self, now: float) -> None:
         """Become idle after an exchange that ended well."""

@@ -40,6 +40,13 @@ class KeptConnection(LeanConnection):
         if is_first and self._unknown < _MOST_UNKNOWN:
             self._learn(data)
 
+    def peek(self) -> bytes:
+        """Return all that is here of the body, and leave it there."""
+        pieces = self.pieces
+        if len(pieces) > 1:
+            pieces[:] = [b"".join(pieces)]
+        return pieces[0] if pieces else b""
+
     def _take_known(self, head: KnownHead, data: bytes) -> bool:
         if self.is_idle or self.error is not None or self._is_head_only:
             return False
