@@ -24,7 +24,12 @@ class RouterLane(ExpressLane):
 
     def __init__(self, guard: Guard, routes: InferenceRoutes, transport: LeanTransport) -> None:
         """Take what `routes` would, and send it by `transport`."""
-        super().__init__(guard, routes.paths, max_body_bytes=routes.max_body_bytes)
+        super().__init__(
+            guard,
+            routes.paths,
+            max_body_bytes=routes.max_body_bytes,
+            deadline_s=routes.dispatcher.deadline_s,
+        )
         self._routes = routes
         self._dispatcher = routes.dispatcher
         self._transport = transport

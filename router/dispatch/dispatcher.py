@@ -68,7 +68,7 @@ class Dispatcher:
         self._admission = admission or Admission(clock)
         self._budget = budget or RetryBudget()
         self._max_attempts = max_attempts
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
 
     def dispatch(
         self,
@@ -98,7 +98,7 @@ class Dispatcher:
         """
         started = self._clock() if begun is None else begun.started
         trip = self._begin(call, notes, started) if begun is None else begun.trip
-        left_s = self._deadline_s if begun is None else self._deadline_s - self._clock() + started
+        left_s = self.deadline_s if begun is None else self.deadline_s - self._clock() + started
         # one deadline for queue and attempts; a stream that has begun may take as long as it takes
         with TimeLimit(left_s) as limit:
             attempt = await self._first_reply(trip, limit, started, begun)

@@ -46,12 +46,22 @@ class ClientConnection(Protocol):
 class ExpressLane(ABC):
     """Takes the calls of one service that may go by express."""
 
-    def __init__(self, guard: Guard, paths: Iterable[str], *, max_body_bytes: int) -> None:
-        """Take POST requests to `paths` that `guard` lets in."""
+    def __init__(
+        self, guard: Guard, paths: Iterable[str], *, max_body_bytes: int, deadline_s: float
+    ) -> None:
+        """Take POST requests to `paths` that `guard` lets in.
+
+        Args:
+            guard: the service's.
+            paths: what may go by express.
+            max_body_bytes: a larger body is refused elsewhere.
+            deadline_s: the limit of a call; it is handed over long before.
+        """
         self.guard = guard
         self.log = get_logger("express")
         self._paths = frozenset(paths)
         self._max_body_bytes = max_body_bytes
+        self._held_s = min(_HELD_S, deadline_s / 8)
         self._held: dict[ExpressCall, int] = {}
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -110,7 +120,7 @@ class ExpressLane(ABC):
         """Hand a call over unless it is let go within a moment."""
         self._held[call] = self._turn
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_HELD_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._held_s, self._look)
 
     def let_go(self, call: ExpressCall) -> None:
         """Hold a call no more."""
@@ -123,7 +133,7 @@ class ExpressLane(ABC):
                 break  # those behind it came later
             call.hand_over()
         again = asyncio.get_running_loop().call_later
-        self._timer = again(_HELD_S, self._look) if self._held else None
+        self._timer = again(self._held_s, self._look) if self._held else None
 
 
 class ExpressCall(ABC):

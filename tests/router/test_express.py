@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -120,15 +120,22 @@ async def test_its_answer_row_and_line_are_those_of_a_task(tmp_path: Path) -> No
                 answer = await scene.client.post(
                     CHAT, json=chat(), headers={"x-request-id": "mine"}
                 )
-                await settled(scene.router)
-                row = (await usage_of(scene.router))[-1]
+                line = await line_of(lines)
+            row = (await usage_of(scene.router))[-1]
             assert answer.headers["x-request-id"] == row["request_id"] == "mine"
             assert answer.json()["usage"]["completion_tokens"] == row["output_tokens"]
-            line = next(line for line in lines if line["event"] == "request")
             found.append(
                 (shown(answer), sorted(answer.headers), answer.json().keys(), same(row), same(line))
             )
     assert found[0] == found[1]
+
+
+async def line_of(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return a request's line, which comes just behind its answer."""
+    with anyio.fail_after(10):
+        while not (found := [line for line in lines if line["event"] == "request"]):
+            await asyncio.sleep(0.001)
+    return found[0]
 
 
 def same(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -325,3 +332,14 @@ async def test_a_stop_waits_for_a_call_that_has_no_task(start_router: StartRoute
             group.start_soon(ask, client)
             await in_flight(scene.router)
         await client.aclose()
+
+
+async def test_a_short_deadline_holds(start_router: StartRouter) -> None:
+    async with warm(start_router, router_deadline_s=0.2) as scene:
+        scene.engine.script.add("stall")
+        started_s = time.perf_counter()
+        answer = await scene.client.post(CHAT, json=chat())
+        assert answer.status_code == 504
+        assert error_of(answer)["code"] == "deadline_exceeded"
+        assert time.perf_counter() - started_s < 2
+        assert [row["error"] for row in await usage_of(scene.router)][2:] == ["deadline_exceeded"]
