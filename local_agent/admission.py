@@ -131,15 +131,26 @@ class Admission:
         worker = self._workers[model]
         now = self._clock()
         if upstream is not None and worker.line.is_free:
-            worker.line.take()
-            self._residency.entered(model)
-            return Place(self, worker, upstream, now, 0.0)
+            return self._taken(model, worker, upstream, now)
         if upstream is None:
             self._ask(model, request_id, is_standing=wait_s == 0)
         if wait_s == 0:
             raise self._too_late(worker)
         leave_by = math.inf if wait_s is None else now + wait_s
         return await self._wait(worker, now, now + load_wait_s, leave_by, priority)
+
+    def admit_now(self, model: ModelId) -> Place | None:
+        """Do as `admit` if a slot is free now; None: the request would have to wait, or is refused."""
+        upstream = self._upstream(model)
+        worker = self._workers[model]
+        if upstream is None or not worker.line.is_free:
+            return None
+        return self._taken(model, worker, upstream, self._clock())
+
+    def _taken(self, model: ModelId, worker: Worker, upstream: Upstream, now: float) -> Place:
+        worker.line.take()
+        self._residency.entered(model)
+        return Place(self, worker, upstream, now, 0.0)
 
     async def ensure_ready(self, model: ModelId, deadline_s: float) -> Upstream:
         """Return where the model serves; load it first if need be. It takes no slot.

@@ -21,6 +21,7 @@ from local_agent.api.capacity import capacity_routes
 from local_agent.api.control import control_routes, health_routes, model_routes
 from local_agent.api.errors import error_routes
 from local_agent.api.events import event_routes
+from local_agent.api.express import guarded
 from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
@@ -66,7 +67,6 @@ from local_agent.worker import Limits, Surroundings
 from shared import __version__
 from shared.http.body_limit import BodyLimit
 from shared.http.envelopes import install_error_handlers
-from shared.http.guard import Guard
 from shared.http.origin import OriginRules
 from shared.http.serve import PortTaken, run
 from shared.http.transport import Timeouts
@@ -311,7 +311,7 @@ class Agent:
             max_body_bytes=_MAX_BODY_BYTES,
             keep_alive_s=self.settings.agent_keep_alive_s,
         )
-        return Guard(routes, rules=rules, clock=monotonic, origin="agent")
+        return guarded(routes, self._transport, rules=rules, clock=monotonic)
 
     def control_app(self, access: AgentAccess) -> FastAPI:
         """Return what is not on the hot path: health, models, and what the agent is told to do."""

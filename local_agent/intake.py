@@ -82,7 +82,15 @@ class Intake:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Let a request in, and count it for as long as the context is open.
+        """Let a request in, and count it for as long as the context is open; see `begin`."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Let a request in, and count it until `end`.
 
         Raises:
             AgentDraining: nothing new is taken.
@@ -108,12 +116,12 @@ class Intake:
                 retry_after_s=_RETRY_S,
             )
         self._in_hand += 1
-        try:
-            yield
-        finally:
-            self._in_hand -= 1
-            if not self._in_hand and self._ended is not None:
-                self._ended.set()
-                self._ended = None
-            if self.state is IntakeState.DRAINED:
-                self._notify()
+
+    def end(self) -> None:
+        """Count a request as ended."""
+        self._in_hand -= 1
+        if not self._in_hand and self._ended is not None:
+            self._ended.set()
+            self._ended = None
+        if self.state is IntakeState.DRAINED:
+            self._notify()

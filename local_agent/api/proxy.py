@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from local_agent.admission import Place
 from local_agent.api.access import AgentAccess, Need
 from local_agent.api.infer import InferCall, infer_relay
 from local_agent.api.wishes import Wishes, wishes_of
@@ -23,13 +25,14 @@ from shared.http.errors import (
     UpstreamInterrupted,
     UpstreamUnreachable,
 )
-from shared.http.exchange import Reply, exchange
+from shared.http.exchange import Reply, exchange, exchange_opened
+from shared.http.express import BEGUN
 from shared.http.guard import RequestContext, request_context
 from shared.http.headers import pass_upstream
 from shared.http.inference import InferenceFront
 from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES, StreamRules
-from shared.http.transport import OutboundRequest, Timeouts, Transport
+from shared.http.transport import InboundResponse, OutboundRequest, Timeouts, Transport
 from shared.http.upstream_errors import status_for_client, upstream_error
 from shared.http.wire import decode_object, encode_object, model_name, wants_stream
 
@@ -40,6 +43,7 @@ _JSON = ("content-type", "application/json")
 _ACCEPT = {True: ("accept", "text/event-stream"), False: ("accept", "application/json")}
 _SECOND_ATTEMPT = (b"x-iir-attempts", b"2")
 
+Opening = AbstractAsyncContextManager[InboundResponse]
 Hook = Callable[[], object]
 
 
@@ -80,6 +84,30 @@ class Proxy:
             )
         return model
 
+    def begin_now(
+        self,
+        model: ModelId,
+        path: str,
+        values: Mapping[str, object],
+        context: RequestContext,
+        headers: Sequence[tuple[str, str]],
+    ) -> tuple[Place, OutboundRequest] | None:
+        """Return a slot of the worker and the plain call for it; None if it would have to wait."""
+        place = self._supervisor.admission.admit_now(model)
+        if place is None:
+            return None
+        context.notes["model"] = model
+        return place, self._request(place, path, values, context, headers, stream=False)
+
+    @asynccontextmanager
+    async def resume(self, begun: BegunCall) -> AsyncIterator[Reply]:
+        """Do as `call`, with one that was begun."""
+        if begun.defect is not None:
+            raise begun.defect
+        request, exchange = begun.request, begun.exchange
+        async with self._exchange(request, None, begun.context, exchange) as reply:
+            yield reply
+
     @asynccontextmanager
     async def call(
         self,
@@ -117,25 +145,42 @@ class Proxy:
         with place:
             if place.waited_s:
                 context.notes["queue_ms"] = round(place.waited_s * 1000)
-            request = OutboundRequest(
-                method="POST",
-                url=f"{place.upstream.base_url}{path}",
-                headers=(_JSON, _ACCEPT[stream], ("x-request-id", context.request_id), *headers),
-                body=encode_object({**values, "model": place.upstream.model}),
-                timeouts=self._timeouts,
-            )
+            request = self._request(place, path, values, context, headers, stream=stream)
             async with self._exchange(request, STREAM_RULES.get(path), context) as reply:
                 if stream and not reply.is_stream:
                     raise UpstreamFailed("The engine was asked for a stream and did not send one.")
                 yield reply
 
+    def _request(
+        self,
+        place: Place,
+        path: str,
+        values: Mapping[str, object],
+        context: RequestContext,
+        headers: Sequence[tuple[str, str]],
+        *,
+        stream: bool,
+    ) -> OutboundRequest:
+        return OutboundRequest(
+            method="POST",
+            url=f"{place.upstream.base_url}{path}",
+            headers=(_JSON, _ACCEPT[stream], ("x-request-id", context.request_id), *headers),
+            body=encode_object({**values, "model": place.upstream.model}),
+            timeouts=self._timeouts,
+        )
+
     @asynccontextmanager
     async def _exchange(
-        self, request: OutboundRequest, rules: StreamRules | None, context: RequestContext
+        self,
+        request: OutboundRequest,
+        rules: StreamRules | None,
+        context: RequestContext,
+        sent: Opening | None = None,
     ) -> AsyncIterator[Reply]:
         async with AsyncExitStack() as opened:
+            first = self._transport.open(request) if sent is None else sent
             try:
-                reply = await self._reply(opened, request, rules, context)
+                reply = await self._reply(opened, first, request, rules, context)
             except (UpstreamUnreachable, UpstreamInterrupted) as error:
                 raise WorkerGone(
                     "The worker of this model has just ended and is being started again.",
@@ -146,6 +191,7 @@ class Proxy:
     async def _reply(
         self,
         opened: AsyncExitStack,
+        first: Opening,
         request: OutboundRequest,
         rules: StreamRules | None,
         context: RequestContext,
@@ -156,7 +202,7 @@ class Proxy:
             ApiError: there is none, or it is an error.
         """
         try:
-            reply = await opened.enter_async_context(exchange(self._transport, request, rules))
+            reply = await opened.enter_async_context(exchange_opened(first, rules))
         except StaleConnection:
             context.notes["attempts"] = 2
             reply = await opened.enter_async_context(exchange(self._transport, request, rules))
@@ -170,6 +216,37 @@ async def _raise_for(reply: Reply) -> None:
     """Raise the engine's error, in the one shape; a refused credential is no business of the client's."""
     body = await reply.whole()
     raise upstream_error(status_for_client(reply.status), body, reply.headers)
+
+
+class Head(NamedTuple):
+    """What a request's head says of a call."""
+
+    path: str
+    wishes: Wishes
+    headers: tuple[tuple[str, str], ...]
+
+
+class BegunCall:
+    """A plain call that has its slot, and is on its way if there is an `exchange`; `give_back` ends that, once."""
+
+    __slots__ = ("_intake", "_place", "context", "defect", "exchange", "request")
+
+    def __init__(
+        self, intake: Intake, context: RequestContext, place: Place, request: OutboundRequest
+    ) -> None:
+        self._intake = intake
+        self._place: Place | None = place
+        self.context = context
+        self.request = request
+        self.exchange: Opening | None = None
+        self.defect: Exception | None = None
+
+    def give_back(self) -> None:
+        """Give the slot to the next who waits."""
+        place, self._place = self._place, None
+        if place is not None:
+            place.__exit__(None, None, None)
+            self._intake.end()
 
 
 class InferenceRoutes(InferenceFront):
@@ -189,12 +266,62 @@ class InferenceRoutes(InferenceFront):
         self._proxy = proxy
         self._access = access
         self._intake = intake
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        self.passed = self.paths.keys() - {_INFER}
+
+    def head_of(self, scope: Scope) -> Head:
+        """Return what the head of a POST request to one of `passed` says.
+
+        Raises:
+            ApiError: the request is refused.
+        """
+        self._access.require(scope, Need.DATA)
+        return Head(self.paths[scope["path"]], wishes_of(scope), pass_upstream(scope["headers"]))
+
+    def begin_now(self, head: Head, context: RequestContext, body: bytes) -> BegunCall | None:
+        """Return a plain call with its slot, of which nothing is sent; None if it is none, or would have to wait.
+
+        Raises:
+            ApiError: it is refused; nothing was taken.
+        """
+        values = decode_object(body)
+        if wants_stream(values) and head.path in STREAM_RULES:
+            return None
+        self.set_id_header(head.path, context)
+        model = self._proxy.resolve(model_name(values), head.path)
+        self._intake.begin()
+        try:
+            found = self._proxy.begin_now(model, head.path, values, context, head.headers)
+        except BaseException:
+            self._intake.end()
+            raise
+        if found is None:
+            self._intake.end()
+            return None
+        return BegunCall(self._intake, context, *found)
+
+    async def _go_on(self, scope: Scope, receive: Receive, send: Send, begun: BegunCall) -> None:
+        """Serve a call that was begun without a task."""
+        try:
+            async with (
+                while_connected(scope, receive) as stop_watching,
+                self._proxy.resume(begun) as reply,
+            ):
+                failure = await relay(reply, send)
+                stop_watching()
+                begun.context.note_error(failure)
+        finally:
+            begun.give_back()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        handed = scope.pop(BEGUN, None)
+        if handed is not None:
+            handed.begun.defect = handed.begun.defect or handed.defect
+            await self._go_on(scope, receive, send, handed.begun)
+            return
         self._access.require(scope, Need.DATA)
         with self._intake.work():
-            body = await read_body(scope, receive, limit=self._max_body_bytes)
+            body = await read_body(scope, receive, limit=self.max_body_bytes)
             async with while_connected(scope, receive) as stop_watching:
                 if path == _INFER:
                     await self._infer(scope, body, send, stop_watching)

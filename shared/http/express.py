@@ -9,6 +9,7 @@ here. Why: docs/decisions/0012-express-calls.md.
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -47,7 +48,12 @@ class ExpressLane(ABC):
     """Takes the calls of one service that may go by express."""
 
     def __init__(
-        self, guard: Guard, paths: Iterable[str], *, max_body_bytes: int, deadline_s: float
+        self,
+        guard: Guard,
+        paths: Iterable[str],
+        *,
+        max_body_bytes: int,
+        deadline_s: float = math.inf,
     ) -> None:
         """Take POST requests to `paths` that `guard` lets in.
 
@@ -55,7 +61,7 @@ class ExpressLane(ABC):
             guard: the service's.
             paths: what may go by express.
             max_body_bytes: a larger body is refused elsewhere.
-            deadline_s: the limit of a call; it is handed over long before.
+            deadline_s: the limit of a call, if it has one; it is handed over long before.
         """
         self.guard = guard
         self.log = get_logger("express")
