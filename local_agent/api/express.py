@@ -27,6 +27,10 @@ class AgentLane(ExpressLane):
         self._routes = routes
         self._transport = transport
 
+    def check(self, scope: Scope) -> None:
+        """See `ExpressLane.check`."""
+        self._routes.head_of(scope)
+
     def begin(
         self, scope: Scope, context: RequestContext, body: bytes, known: KnownHead | None
     ) -> ExpressCall | None:
@@ -60,7 +64,7 @@ class _AgentCall(ExpressCall):
         """See `ExpressCall.answer_headers`."""
         return ()
 
-    def end(self, reply: Reply | None) -> None:
+    def end(self, reply: Reply | None, error: BaseException | None) -> None:
         """See `ExpressCall.end`."""
         self.begun.give_back()
 

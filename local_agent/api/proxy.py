@@ -96,8 +96,13 @@ class Proxy:
         place = self._supervisor.admission.admit_now(model)
         if place is None:
             return None
+        try:
+            request = self._request(place, path, values, context, headers, stream=False)
+        except BaseException:
+            place.__exit__(None, None, None)
+            raise
         context.notes["model"] = model
-        return place, self._request(place, path, values, context, headers, stream=False)
+        return place, request
 
     @asynccontextmanager
     async def resume(self, begun: BegunCall) -> AsyncIterator[Reply]:

@@ -15,7 +15,7 @@ import msgspec
 from fastapi import Request
 from starlette.types import Scope as AsgiScope
 
-from router.domain import ApiKey, Catalog, KeyId, Scope, ShownCredential
+from router.domain import ApiKey, KeyId, Scope, ShownCredential
 from router.fleet.registry import Fleet
 from shared.http.asgi import header
 from shared.http.errors import Forbidden, Unauthorized
@@ -51,9 +51,9 @@ class Access:
         self._public = public
 
     @property
-    def catalog(self) -> Catalog:
-        """Return what is known of keys now."""
-        return self._fleet.catalog
+    def stamp(self) -> int:
+        """Return what is another number once keys, or anything else of the catalog, have changed."""
+        return self._fleet.catalog.version
 
     def is_open(self, scope: AsgiScope) -> bool:
         """Tell whether no key is needed: none was ever made, and both ends are on loopback."""

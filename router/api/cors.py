@@ -41,6 +41,8 @@ class Pages:
         """Wrap the guarded application."""
         self._guarded = guarded
         self.lane = guarded.lane
+        if self.lane is not None:  # as the middleware has it, origin or not
+            self.lane.further = ((b"vary", b"Origin"),)
         self._rules = rules
         self._cors = CORSMiddleware(
             guarded,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from starlette.types import Scope as AsgiScope
 
-from router.api.inference import Head, InferenceRoutes
+from router.api.inference import CALL, Head, InferenceRoutes
 from router.dispatch.trip import Begun
 from router.domain import Call
 from shared.http.errors import UpstreamFailed
 from shared.http.exchange import Reply
 from shared.http.express import ExpressCall, ExpressLane
-from shared.http.guard import Guard, RequestContext
+from shared.http.guard import CONTEXT, Guard, RequestContext
 from shared.http.known_head import KnownHead
 from shared.http.lean_transport import LeanTransport
 from shared.http.transport import Transport
@@ -34,6 +33,10 @@ class RouterLane(ExpressLane):
         self._dispatcher = routes.dispatcher
         self._transport = transport
 
+    def check(self, scope: AsgiScope) -> None:
+        """See `ExpressLane.check`."""
+        self._routes.head_of(scope)
+
     def begin(
         self, scope: AsgiScope, context: RequestContext, body: bytes, known: KnownHead | None
     ) -> ExpressCall | None:
@@ -44,10 +47,10 @@ class RouterLane(ExpressLane):
             if known is not None:
                 known.notes = head
         call = self._routes.call_of(head, context, body)
-        if call.facts.stream:
-            return None
-        begun = self._dispatcher.begin_now(call, context.notes)
-        if begun is None:
+        begun = None if call.facts.stream else self._dispatcher.begin_now(call, context.notes)
+        if begun is None:  # the task need not read it again
+            scope[CONTEXT] = context
+            scope[CALL] = call
             return None
         made = _RouterCall(self, self._routes, context, call, begun)
         try:
@@ -104,7 +107,6 @@ class _RouterCall(ExpressCall):
             queued_s=0.0,
         )
 
-    def end(self, reply: Reply | None) -> None:
+    def end(self, reply: Reply | None, error: BaseException | None) -> None:
         """See `ExpressCall.end`."""
-        error = asyncio.CancelledError() if reply is None else None
         self.begun.attempt.end(reply, error)

@@ -14,7 +14,6 @@ from router.dispatch.metrics import RouterMetrics
 from router.dispatch.trip import Begun, header_safe
 from router.domain import (
     Call,
-    Catalog,
     Endpoint,
     KeyId,
     ModelName,
@@ -33,14 +32,16 @@ from shared.http.relay import relay, while_connected
 from shared.http.streams import STREAM_RULES
 from shared.http.wire import decode_object, model_name, wants_stream
 
+CALL = "iir.call"
+"""The key of a scope under which a call is kept that was read already, and not begun."""
 # Prefix rules let clients name any model, so there may be any number of ways.
-_MOST_WAYS = 1024
+_MOST_WAYS = 256
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What a request's head says of a call, as long as the keys are those of `catalog`."""
+    """What a request's head says of a call, as long as the keys are those of the catalog `stamp`."""
 
-    catalog: Catalog
+    stamp: int
     key_id: KeyId | None
     path: str
     zone: Zone | None
@@ -66,6 +67,7 @@ class InferenceRoutes(InferenceFront):
         self.dispatcher = dispatcher
         self._metrics = metrics
         self.max_body_bytes = max_body_bytes
+        self._ways_of = 0
         self._ways: dict[
             tuple[ModelName, int, str, int], tuple[Endpoint, Sequence[tuple[bytes, bytes]]]
         ] = {}
@@ -75,7 +77,7 @@ class InferenceRoutes(InferenceFront):
         begun: Begun | None = None
         handed = scope.pop(BEGUN, None)
         if handed is None:
-            call = await self._call(scope, receive, path)
+            call = scope.pop(CALL, None) or await self._call(scope, receive, path)
         else:
             call, begun = handed.call, handed.begun
             begun.defect = handed.defect
@@ -119,11 +121,11 @@ class InferenceRoutes(InferenceFront):
 
     def holds(self, head: Head) -> bool:
         """Tell whether a head means what it meant: keys may have been made or revoked."""
-        return head.catalog is self._access.catalog
+        return head.stamp == self._access.stamp
 
     def _head(self, scope: AsgiScope, caller: Caller, path: str) -> Head:
         return Head(
-            self._access.catalog,
+            self._access.stamp,
             caller.key_id,
             path,
             _zone(scope),
@@ -164,6 +166,9 @@ class InferenceRoutes(InferenceFront):
         overhead_s = sent_at - context.started - queued_s
         self._metrics.served(overhead_s, queued_s)
         key = (model, id(endpoint), ranked.reason, attempts)
+        if self._ways_of != self._access.stamp:
+            self._ways.clear()
+            self._ways_of = self._access.stamp
         known = self._ways.get(key)
         if known is None:
             known = endpoint, _way(model, endpoint, ranked.reason, attempts)

@@ -35,6 +35,7 @@ class Attempt:
     __slots__ = (
         "_clock",
         "_fleet",
+        "_is_entered",
         "_meter",
         "_number",
         "_sending",
@@ -76,6 +77,7 @@ class Attempt:
         self.limit = limit
         self._settle = settle
         self._meter = Meter(clock)
+        self._is_entered = False
         self._sent: tuple[PlainBackend, Opening] | None = None
         self._sending: AbstractAsyncContextManager[Reply] | None = None
         self.reply: Reply
@@ -92,8 +94,7 @@ class Attempt:
             ApiError: there is none; the attempt has ended.
         """
         deployment = self.place.ranked.candidate.deployment
-        if self._sent is None:
-            self._fleet.enter(deployment)
+        self.enter()
         try:
             if self._sent is not None:
                 plain, opening = self._sent
@@ -112,10 +113,15 @@ class Attempt:
         self._meter.take(self.reply)
         self._fleet.answered(deployment)
 
+    def enter(self) -> None:
+        """Count as under way; what is ranked from now on knows of it."""
+        if not self._is_entered:
+            self._is_entered = True
+            self._fleet.enter(self.place.ranked.candidate.deployment)
+
     def sent(self, backend: PlainBackend, opening: Opening) -> None:
         """Note that the call was sent already: it ends with `end`, or goes on with `open`."""
         self._sent = backend, opening
-        self._fleet.enter(self.place.ranked.candidate.deployment)
 
     def end(self, reply: Reply | None, error: BaseException | None = None) -> None:
         """End an attempt that was never opened: with its whole reply, or what came instead."""

@@ -158,9 +158,15 @@ class Dispatcher:
         place = self._admission.take(trip.ranking)
         if place is None:
             return None
+        try:
+            self._choose(trip, place)
+            attempt = self._attempt(trip, place, _NO_LIMIT)
+            attempt.enter()
+        except BaseException:
+            place.free(was_served=False)
+            raise
         self._budget.earn()
-        self._choose(trip, place)
-        return Begun(trip, self._attempt(trip, place, _NO_LIMIT), self._clock())
+        return Begun(trip, attempt, self._clock())
 
     def plain_backend(self, begun: Begun) -> PlainBackend | None:
         """Return what sends the call to where its first attempt goes, if that may be done outside of a task."""

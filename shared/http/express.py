@@ -71,6 +71,8 @@ class ExpressLane(ABC):
         self._held: dict[ExpressCall, int] = {}
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
+        self.further: Sequence[tuple[bytes, bytes]] = ()
+        """Headers of every answer, which a layer in front of the guard would add."""
 
     def serves(self, path: str) -> bool:
         """Tell whether requests to a path may go by express."""
@@ -86,8 +88,6 @@ class ExpressLane(ABC):
         """
         scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
         is_first = known is None or known.notes is None
-        if is_first and not self._is_plain(scope):
-            return False
         if len(cycle.body) > self._max_body_bytes or cycle.flow.write_paused:
             return False
         try:
@@ -101,11 +101,28 @@ class ExpressLane(ABC):
         call.start(client, cycle)
         return True
 
-    @staticmethod
-    def _is_plain(scope: Scope) -> bool:
+    def takes(self, scope: Scope) -> bool:
+        """Tell whether a request may go by express, as far as its head says: a page's has more rules."""
         by_name = scope[BY_NAME]
-        # a page's request has more rules
-        return b"content-encoding" not in by_name and b"origin" not in by_name
+        if b"content-encoding" in by_name or b"origin" in by_name:
+            return False
+        length = by_name.get(b"content-length", b"0")
+        return (
+            scope["method"] == "POST" and len(length) <= 9 and int(length) <= self._max_body_bytes
+        )
+
+    def lets_in(self, scope: Scope) -> bool:
+        """Tell whether the sender of a head may send the body as well; who may not need not wait to hear so."""
+        try:
+            self.guard.admit(scope)
+            self.check(scope)
+        except ApiError:
+            return False
+        return True
+
+    @abstractmethod
+    def check(self, scope: Scope) -> None:
+        """Raise what a request is refused for because of its head, if it is."""
 
     @abstractmethod
     def begin(
@@ -134,12 +151,13 @@ class ExpressLane(ABC):
 
     def _look(self) -> None:
         self._turn += 1
-        for call, turn in list(self._held.items()):
-            if turn + 1 >= self._turn:
-                break  # those behind it came later
+        self._timer = None
+        late = [call for call, turn in self._held.items() if turn + 1 < self._turn]
+        if len(late) < len(self._held):
+            again = asyncio.get_running_loop().call_later
+            self._timer = again(self._held_s, self._look)
+        for call in late:
             call.hand_over()
-        again = asyncio.get_running_loop().call_later
-        self._timer = again(self._held_s, self._look) if self._held else None
 
 
 class ExpressCall(ABC):
@@ -148,7 +166,7 @@ class ExpressCall(ABC):
     `exchange` is its request to the upstream; None if nothing was sent, and it has to be handed over.
     """
 
-    __slots__ = ("_client", "_cycle", "_lane", "context", "defect", "exchange")
+    __slots__ = ("_client", "_cycle", "_is_ended", "_lane", "context", "defect", "exchange")
 
     def __init__(
         self, lane: ExpressLane, context: RequestContext, exchange: LeanExchange | None
@@ -157,6 +175,7 @@ class ExpressCall(ABC):
         self.context = context
         self.exchange = exchange
         self.defect: Exception | None = None
+        self._is_ended = False
         self._client: ClientConnection
         self._cycle: Cycle
 
@@ -165,8 +184,8 @@ class ExpressCall(ABC):
         """Return what the answer's head says besides the upstream's headers."""
 
     @abstractmethod
-    def end(self, reply: Reply | None) -> None:
-        """Record how it ended: with its reply, or because the client is gone."""
+    def end(self, reply: Reply | None, error: BaseException | None) -> None:
+        """Record how it ended: with its reply, or what came instead; `CancelledError`: the client is gone."""
 
     def start(self, client: ClientConnection, cycle: Cycle) -> None:
         """Wait for the upstream's answer on behalf of `client`."""
@@ -182,6 +201,8 @@ class ExpressCall(ABC):
     def hand_over(self) -> None:
         """Let a task go on from here."""
         self._detach()
+        if self.defect is not None:
+            self._abort()  # nobody looks for an answer any more
         client, cycle = self._client, self._cycle
         del (
             self._client,
@@ -195,11 +216,9 @@ class ExpressCall(ABC):
     def client_gone(self) -> None:
         """Give everything up."""
         self._detach()
-        if self.exchange is not None:
-            self.exchange.connection.abort()
+        self._abort()
         self.context.notes["outcome"] = "abandoned"
-        self.end(None)
-        self._lane.note(self, self._cycle, None)
+        self._end(None, asyncio.CancelledError())
 
     def _detach(self) -> None:
         self._client.express = None
@@ -223,12 +242,33 @@ class ExpressCall(ABC):
             self.hand_over()
 
     def _has_failed(self, defect: Exception) -> bool:
-        """Note a defect of ours; tell whether the client has its answer all the same."""
-        if not self._cycle.response_started:
+        """Note a defect of ours; tell whether nothing is left to do for the client."""
+        cycle = self._cycle
+        if not cycle.response_started:
             self.defect = defect  # the task raises it
             return False
         self._lane.log.error("internal_error", kind=type(defect).__name__, trace=places(defect))
+        if not cycle.response_complete:
+            cycle.transport.close()  # it got a part of its answer, or nothing
+        self._detach()
+        if not self._is_ended:
+            self._abort()
+            self._end(None, defect)
         return True
+
+    def _abort(self) -> None:
+        if self.exchange is not None:
+            self.exchange.connection.abort()
+
+    def _end(self, reply: Reply | None, error: BaseException | None = None) -> None:
+        """Record how it ended, and write its line."""
+        self._is_ended = True
+        cycle = self._cycle
+        try:
+            self.end(reply, error)
+        finally:
+            status = reply.status if reply is not None else None
+            self._lane.note(self, cycle, status)
 
     def _answer(self, connection: KeptConnection) -> bool:
         """Answer the client, if it is plain that this is an answer; tell whether it was."""
@@ -249,15 +289,19 @@ class ExpressCall(ABC):
             reply = answered(status, passed, body)
         except ApiError:
             return False
-        self._detach()
         context = self.context
         request_id = context.request_id.encode()
-        sent = [*reply.headers, *self.answer_headers(), (b"x-request-id", request_id)]
+        sent = [
+            *reply.headers,
+            *self.answer_headers(),
+            *self._lane.further,
+            (b"x-request-id", request_id),
+        ]
         if context.id_header is not None:
             sent.append((context.id_header, request_id))
         cycle.respond(status, sent, body)
+        self._detach()
         assert self.exchange is not None  # noqa: S101 - the answer came by it
         self.exchange.release()
-        self.end(reply)
-        self._lane.note(self, cycle, status)
+        self._end(reply)
         return True

@@ -8,9 +8,10 @@ from asyncio.events import TimerHandle
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from shared.http.asgi import BY_NAME
+from shared.http.asgi import BY_NAME, WHOLE_BODY
 from shared.http.cycle import Cycle
-from shared.http.express import ExpressCall, ExpressLane
+from shared.http.express import BEGUN, ExpressCall, ExpressLane
+from shared.http.guard import CONTEXT
 from shared.http.known_head import KnownHead, without_length
 from shared.http.protocol import GuardedProtocol
 
@@ -54,29 +55,31 @@ class ExpressProtocol(GuardedProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
         super().on_body(body)
-        if self._unserved is not None and len(self._unserved.body) <= self.max_express_bytes:
+        cycle = self._unserved
+        if cycle is not None and cycle is self.cycle and len(cycle.body) <= self.max_express_bytes:
             self.flow.resume_reading()  # nobody takes pieces of it
 
     def begin(self, cycle: Cycle) -> None:
         """Serve a request; one that may go by express once its body is here."""
-        scope, lane = cycle.scope, self._lane
-        if lane is None or self.expect_100_continue or scope["method"] != "POST":
-            self.serve_by_task(cycle)
-        elif lane.serves(scope["path"]):
+        scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
+        lane = self._lane
+        is_for_lane = lane is not None and lane.serves(scope["path"]) and lane.takes(scope)
+        if is_for_lane and not self.expect_100_continue:
             self._unserved = cycle
         else:
             self.serve_by_task(cycle)
 
     def piece_parsed(self) -> None:
         """Serve a request whose body is here now; a body that takes its time is for a task."""
-        cycle = self._unserved
-        if cycle is None:
-            return
-        is_over = self._is_over or not cycle.more_body
-        if is_over or len(cycle.body) > self.max_express_bytes:
+        cycle, lane = self._unserved, self._lane
+        if cycle is None or lane is None:
+            self._piece = b""
+        elif self._is_over or not cycle.more_body or len(cycle.body) > self.max_express_bytes:
             self._serve_unserved()
         elif self._body_timer is None:
             self._body_timer = self.loop.call_later(_BODY_S, self._serve_unserved)
+            if not lane.lets_in(cycle.scope):  # type: ignore[arg-type] # with keys of ours
+                self._serve_unserved()
 
     def shutdown(self) -> None:
         """Finish what runs, and close."""
@@ -89,6 +92,8 @@ class ExpressProtocol(GuardedProtocol):
     def _is_between(self) -> bool:
         """Tell whether the last request was answered, and nothing of a further one came."""
         cycle: RequestResponseCycle | None = self.cycle
+        if self._is_over or self.transport.is_closing():
+            return False
         if cycle is None:
             return not self._head_bytes
         return cycle.response_complete and not cycle.more_body and not self._is_in_head
@@ -100,13 +105,11 @@ class ExpressProtocol(GuardedProtocol):
             return False
         cycle = self._new_cycle({**self._known_scope}, keep_alive=True, expects_100=False)
         cycle.more_body = False
-        cycle.body = body  # type: ignore[assignment] # nobody adds to it
-        before, self.cycle = self.cycle, cycle
-        self._running = cycle
-        if self._lane.serve(self, cycle, known):
-            return True
-        self.cycle = self._running = before
-        return False
+        cycle.body = bytearray(body)
+        self.cycle = self._running = cycle
+        if not self._lane.serve(self, cycle, known):
+            self.serve_by_task(cycle)
+        return True
 
     def _learn(self, cycle: Cycle, piece: bytes) -> KnownHead | None:
         """Return the head of a request that came as one piece, in the hope that it comes again."""
@@ -128,8 +131,13 @@ class ExpressProtocol(GuardedProtocol):
         known = self._learn(cycle, piece) if is_whole else None
         if not is_whole or self._lane is None or not self._lane.serve(self, cycle, known):
             self.serve_by_task(cycle)
-        else:
-            self._known = known
-            headers = without_length(cycle.scope["headers"])
-            by_name = dict(reversed(headers))
-            self._known_scope = {**cycle.scope, "headers": headers, BY_NAME: by_name}
+        if known is not None and known.notes is not None:  # it was let in
+            self._known, self._known_scope = known, _template(cycle.scope)  # type: ignore[arg-type] # likewise
+
+
+def _template(scope: Scope) -> Scope:
+    """Return what the scopes of all requests with a known head have, and nothing of this one."""
+    headers = without_length(scope["headers"])
+    of_request = {CONTEXT, BEGUN, WHOLE_BODY}
+    kept = {name: value for name, value in scope.items() if name not in of_request}
+    return {**kept, "headers": headers, BY_NAME: dict(reversed(headers))}

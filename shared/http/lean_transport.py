@@ -232,8 +232,13 @@ class LeanExchange:
         if connection is None:
             return False
         self._asked, self._is_kept = connection, True
-        connection.begin(request.timeouts, self._total_at(now), is_head_only=self._target.is_head)
-        self._write(connection, head, request.body or b"")
+        try:
+            total_at = self._total_at(now)
+            connection.begin(request.timeouts, total_at, is_head_only=self._target.is_head)
+            self._write(connection, head, request.body or b"")
+        except BaseException:
+            connection.abort()
+            raise
         return True
 
     @property
