@@ -231,6 +231,11 @@ class _Exchange:
             await connection.news()
         return connection.take()
 
+    def plain(self) -> LeanConnection | None:
+        """Return the connection, if its pieces are the body as it is."""
+        connection = self._entered()
+        return connection if connection.encoding is None else None
+
     async def finish(self) -> None:
         """Wait a moment for the empty rest of a stream that said it is done: see `keep`."""
         connection = self._entered()
@@ -294,6 +299,14 @@ class _Exchange:
                 raise connection.error
             else:
                 await connection.news()
+
+
+def plain_connection(response: InboundResponse) -> LeanConnection | None:
+    """Return the connection that an answer is read from, if it is one of ours and nothing is to decode.
+
+    Who takes its pieces has to be done with it before the answer's context is left.
+    """
+    return response.plain() if isinstance(response, _Exchange) else None
 
 
 def _has_crossed(connection: LeanConnection, after_s: float) -> bool:
