@@ -9,7 +9,7 @@ import asyncio
 from asyncio.events import Handle
 from collections.abc import Iterable, Sequence
 
-from starlette.types import Message
+from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from shared.http.asgi import WHOLE_BODY
@@ -72,6 +72,17 @@ class Cycle(RequestResponseCycle):
         else:
             self.transport.writelines((head, body))
         self._end()
+
+    def push(self, body: bytes) -> None:
+        """Send a piece of the body of an answer that has started; the caller heeds `flow`."""
+        if self.disconnected or not body:  # an empty chunk would be the last
+            return
+        if not self.response_started or self.response_complete:
+            raise RuntimeError("a piece of the body is out of turn")
+        if self.chunked_encoding and not self._head:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        else:
+            self._go_on(body, is_last=False)
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.response_started = True
@@ -151,6 +162,15 @@ def _checked(lines: Sequence[bytes]) -> bytes:
     if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(lines):
         raise RuntimeError("a header of the answer holds control characters")
     return head + b"\r\n"
+
+
+def cycle_of(send: Send) -> Cycle | None:
+    """Return the answer that `send` sends, if our server does, and nothing between changes bodies.
+
+    Who wraps a `send` like that offers it as `inner`.
+    """
+    owner = getattr(getattr(send, "inner", send), "__self__", None)
+    return owner if isinstance(owner, Cycle) else None
 
 
 def _chunked(body: bytes, *, is_last: bool) -> bytes:

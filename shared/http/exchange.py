@@ -14,8 +14,9 @@ from types import TracebackType
 import msgspec
 
 from shared.http.errors import ApiError, Origin, UpstreamFailed
+from shared.http.event_stream import EventStream
 from shared.http.headers import find_header, pass_on
-from shared.http.streams import ChatRules, EventStream, StreamRules
+from shared.http.streams import ChatRules, StreamRules
 from shared.http.transport import InboundResponse, OutboundRequest, Transport
 from shared.http.upstream_errors import is_error, status_of, upstream_error
 

@@ -167,6 +167,11 @@ class _TrackedSend:
         self._context = context
         self.status: int | None = None
 
+    @property
+    def inner(self) -> Send:
+        """Return what gets the messages: bodies go through as they are (`cycle_of`)."""
+        return self._send
+
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]

@@ -16,10 +16,9 @@ from typing import cast
 import httptools
 
 from shared.http.errors import ApiError, UpstreamFailed, UpstreamInterrupted, UpstreamTimeout
+from shared.http.lean_head import MAX_HEAD_BYTES, check_size, framing_of
 from shared.http.transport import Timeouts
 
-MAX_HEAD_BYTES = 64 * 1024
-MAX_HEADERS = 256
 # 100, 102 and 103 before the answer; more than this is no upstream that means it.
 _MAX_INTERIM = 16
 # What may wait unread; more stays in the socket, so that the upstream feels a slow client.
@@ -40,6 +39,7 @@ class LeanConnection(asyncio.Protocol):
         "_head_bytes",
         "_idle_s",
         "_interim",
+        "_is_between_chunks",
         "_is_head_only",
         "_is_until_eof",
         "_is_writing_paused",
@@ -66,6 +66,7 @@ class LeanConnection(asyncio.Protocol):
         "listener",
         "pieces",
         "status",
+        "tap",
     )
 
     def __init__(
@@ -80,6 +81,8 @@ class LeanConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self.listener: Callable[[], None] | None = None
         self._is_writing_paused = self.is_closed = self.is_full = False
+        # gets what comes between two chunks, and takes it if that is one whole chunk of the kind it knows
+        self.tap: Callable[[bytes], bool] | None = None
         self.is_idle = True  # nothing was asked yet
         self.idle_since = 0.0
         self._deadline = self._total_at = _NEVER
@@ -94,7 +97,7 @@ class LeanConnection(asyncio.Protocol):
         self.error: ApiError | None = None
         self.is_heard = self.has_head = self.is_complete = self.is_reusable = False
         self._is_head_only = is_head_only
-        self._is_until_eof = False
+        self._is_until_eof = self._is_between_chunks = False
         self._head_bytes = self._interim = self._unread = 0
 
     # what the exchange calls
@@ -201,6 +204,11 @@ class LeanConnection(asyncio.Protocol):
         if self.is_idle or self.error is not None:
             self.abort()  # nobody asked
             return
+        tap = self.tap
+        if tap is not None and self._is_between_chunks and tap(data):
+            self._head_bytes = 0
+            self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
+            return
         self.is_heard = True
         had = len(self.pieces)
         if not self.has_head:
@@ -209,6 +217,8 @@ class LeanConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
             self._take_broken(exc)
+        # behind the last chunk the next one's size may have begun
+        self._is_between_chunks = self._is_between_chunks and data.endswith(b"\r\n")
         if not self.has_head:
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._fail(UpstreamFailed("The head of the upstream's answer is too large."))
@@ -218,8 +228,7 @@ class LeanConnection(asyncio.Protocol):
         else:
             self._weigh_rest(len(data))
         if self.pieces and not self.is_complete:
-            at = self._loop.time() + self._idle_s
-            self._deadline = min(self._total_at, at)
+            self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
             self._unread += len(data)
             if self._unread > _UNREAD_BYTES and not self.is_full:
                 self._pause()
@@ -265,20 +274,8 @@ class LeanConnection(asyncio.Protocol):
         if status < 200:
             self._pass_over(status)
             return
-        self._check_size()
-        is_framed = False
-        for name, value in self.headers:
-            size = len(name)  # tells most headers apart at the least cost
-            if not 14 <= size <= 17:
-                continue
-            if size == 14 and name.lower() == b"content-length":
-                is_framed = True
-            elif size == 16 and name.lower() == b"content-encoding":
-                self.encoding = None if value.lower() == b"identity" else value
-            elif size == 17 and name.lower() == b"transfer-encoding":
-                is_framed = True
-                if value.lower() != b"chunked":
-                    raise UpstreamFailed("The upstream's answer has an unknown transfer encoding.")
+        self._head_bytes = check_size(self.headers, self._head_bytes)
+        is_framed, self.encoding = framing_of(self.headers)
         self.status = status
         self.has_head = True
         if self._is_head_only:
@@ -292,6 +289,14 @@ class LeanConnection(asyncio.Protocol):
         """Keep a piece of the body (httptools)."""
         self.pieces.append(body)
 
+    def on_chunk_header(self) -> None:
+        """Note that a chunk begins: its size is here (httptools)."""
+        self._is_between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        """Note that a chunk is over, with the line end behind it (httptools)."""
+        self._is_between_chunks = True
+
     def on_message_complete(self) -> None:
         """Note the end of the answer (httptools)."""
         if self.has_head:
@@ -302,16 +307,6 @@ class LeanConnection(asyncio.Protocol):
         if status < 100 or status == 101 or self._interim > _MAX_INTERIM:
             raise UpstreamFailed("The upstream's answer has a status that nobody asked for.")
         self.headers = []
-
-    def _check_size(self) -> None:
-        headers = self.headers
-        if len(headers) > MAX_HEADERS:
-            raise UpstreamFailed("The upstream's answer has too many headers.")
-        if self._head_bytes > MAX_HEAD_BYTES:  # with what came of the body in the same piece
-            size = sum(len(name) + len(value) for name, value in headers)
-            if size > MAX_HEAD_BYTES:
-                raise UpstreamFailed("The head of the upstream's answer is too large.")
-            self._head_bytes = size
 
     def _weigh_rest(self, size: int) -> None:
         """Count what brings no body: trailers and chunk extensions, which may have no end."""

@@ -275,6 +275,11 @@ class LeanExchange:
             await connection.news()
         return connection.take()
 
+    def plain(self) -> LeanConnection | None:
+        """Return the connection, if its pieces are the body as it is."""
+        connection = self._entered()
+        return connection if connection.encoding is None else None
+
     async def finish(self) -> None:
         """Wait a moment for the empty rest of a stream that said it is done: see `keep`."""
         connection = self._entered()
@@ -364,7 +369,15 @@ class LeanExchange:
                 await connection.news()
 
 
-def _has_crossed(connection: KeptConnection, after_s: float) -> bool:
+def plain_connection(response: InboundResponse) -> LeanConnection | None:
+    """Return the connection that an answer is read from, if it is one of ours and nothing is to decode.
+
+    Who takes its pieces has to be done with it before the answer's context is left.
+    """
+    return response.plain() if isinstance(response, LeanExchange) else None
+
+
+def _has_crossed(connection: LeanConnection, after_s: float) -> bool:
     """Tell whether a request met a kept connection that the upstream was just closing.
 
     Most likely such a request was never read (RFC 9112, 9.3.1), but nobody can be sure: whether it

@@ -15,6 +15,7 @@ from shared.http.asgi import ClientGone, send_body
 from shared.http.cutoff import Cutoff
 from shared.http.errors import ApiError, ShuttingDown
 from shared.http.exchange import Reply
+from shared.http.pump import pump_for
 
 # A client that does not read must not hold up the end of the service.
 _GOODBYE_S = 1.0
@@ -118,11 +119,7 @@ async def relay(
         started = [*reply.headers, *headers, *(STREAM_HEADERS if reply.is_stream else ())]
         await send({"type": "http.response.start", "status": reply.status, "headers": started})
     try:
-        async for chunk in reply.chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            if not reply.is_stream:
-                # long pieces, of which the next may be here already: others have their turn
-                await asyncio.sleep(0)
+        await _send_chunks(reply, send)
     except ApiError as error:
         reply.failure = error
         if not reply.is_stream:
@@ -135,6 +132,17 @@ async def relay(
     else:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     return reply.ended_by()
+
+
+async def _send_chunks(reply: Reply, send: Send) -> None:
+    pump = pump_for(reply.chunks, send)
+    if pump is not None:
+        await pump.run()
+    async for chunk in reply.chunks:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if not reply.is_stream:
+            # long pieces, of which the next may be here already: others have their turn
+            await asyncio.sleep(0)
 
 
 async def end_with(send: Send, event: bytes) -> None:

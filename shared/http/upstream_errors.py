@@ -8,12 +8,14 @@ import msgspec
 
 from shared.http.errors import UpstreamAnswer
 
+# compared as they are, since every event of every stream is asked
+_NO_ERRORS = tuple(map(msgspec.Raw, (b"null", b"false", b'""', b"{}")))
+_ERROR_KIND = msgspec.Raw(b'"error"')  # older vLLM
+
 
 def is_error(error: msgspec.Raw, kind: msgspec.Raw) -> bool:
     """Tell whether a JSON object with these values of `error` and `object` reports an error."""
-    if bytes(kind) == b'"error"':  # older vLLM
-        return True
-    return bytes(error) not in {b"null", b"false", b'""', b"{}"}
+    return error not in _NO_ERRORS or kind == _ERROR_KIND
 
 
 class _ErrorObject(msgspec.Struct):

@@ -20,6 +20,7 @@ from tests.local_agent.harness import (
     StartAgent,
     external,
 )
+from tests.shared.pumps import watch_pumps
 
 ODD = (
     b'{"model":"%s","messages":[{"role":"user","content":"caf\\u00e9 \xc3\xa9","name":null}],'
@@ -224,3 +225,16 @@ async def test_a_long_answer_that_breaks_off_is_not_taken_for_whole(
         with pytest.raises(httpx.RemoteProtocolError):
             await agent.client.post(CHAT, json=body)
         await agent.until_idle()
+
+
+async def test_streams_go_through_the_pump(
+    start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stream costs rests on this; `/infer` makes other events of those that it gets."""
+    pumped = watch_pumps(monkeypatch)
+    async with start_agent() as agent:
+        body = {"model": "tiny", "messages": MESSAGES, "stream": True}
+        assert (await agent.client.post(CHAT, json=body)).content.endswith(b"[DONE]\n\n")
+        body = {"prompt": "hello", "stream": True}
+        assert (await agent.client.post("/infer", json=body)).content.endswith(b"[DONE]\n\n")
+    assert pumped == [True, False]

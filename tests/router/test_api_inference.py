@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import openai
+import pytest
 
 from router.store.catalog import add_alias
 from shared.testing.engine import EngineOptions
@@ -18,6 +19,7 @@ from shared.testing.raw_client import call_raw, connected, render_request, split
 from shared.testing.steps import Latency
 from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, MESSAGES, chat, error_of, one_engine
+from tests.shared.pumps import watch_pumps
 
 
 async def test_every_route_streams_and_answers_whole(start_router: StartRouter) -> None:
@@ -244,3 +246,17 @@ async def test_a_router_that_stopped_leaves_no_thread(start_router: StartRouter)
     with anyio.fail_after(5):
         while threads():
             await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("client", ["lean", "aiohttp"])
+async def test_streams_go_through_the_pump_where_both_ends_are_ours(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
+    """What a stream costs rests on this, and nothing else would show that it is gone."""
+    pumped = watch_pumps(monkeypatch)
+    async with one_engine(start_router, router_transport=client) as scene:
+        for path in (CHAT, "/v1/completions"):
+            answer = await scene.client.post(path, json=chat(stream=True, prompt="hello"))
+            assert answer.content.endswith(b"data: [DONE]\n\n")
+        await scene.client.post(CHAT, json=chat())
+    assert pumped == [client == "lean"] * 2

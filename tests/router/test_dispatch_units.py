@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from router.dispatch.dispatcher import Dispatcher
-from router.dispatch.trip import header_safe
 from router.dispatch.meter import Meter, Tokens, tokens_of
+from router.dispatch.trip import header_safe
 from router.domain import (
     Call,
     Candidate,

@@ -202,3 +202,21 @@ async def test_a_connection_that_closes_meanwhile_gets_no_head() -> None:
     scene.wire.close()
     await asyncio.sleep(0)
     assert scene.wire.pieces == []
+
+
+async def test_a_pushed_piece_is_a_chunk_and_an_empty_one_no_end() -> None:
+    scene = Scene()
+    with pytest.raises(RuntimeError, match="out of turn"):
+        scene.cycle.push(b"early")
+    await scene.start()
+    scene.cycle.push(b"")
+    scene.cycle.push(b"data")
+    scene.cycle.push(b"more")
+    await scene.body(b"")
+    sent = HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\ndata\r\n"
+    assert scene.wire.pieces == [sent, b"4\r\nmore\r\n", b"0\r\n\r\n"]
+    with pytest.raises(RuntimeError, match="out of turn"):
+        scene.cycle.push(b"late")
+    scene.cycle.disconnected = True
+    scene.cycle.push(b"nobody there")
+    assert len(scene.wire.pieces) == 3
