@@ -358,6 +358,7 @@ async def test_nothing_is_served_behind_a_refusal(start_router: StartRouter) -> 
         writer.write(request_of(chat(), "connection: upgrade", "upgrade: h2c"))
         assert (await answer_from(reader))[0] == 400
         writer.write(request_of(chat()))
+        await asyncio.sleep(0.1)  # would be served within this
         with anyio.fail_after(5):
             assert await reader.read() == b""
         await settled(scene.router)
