@@ -161,7 +161,6 @@ class LineWriter:
     def __init__(self, name: str) -> None:
         """Write lines of the logger `name`."""
         self._name = name
-        self._bound: Any = None
 
     def info(self, event: str, values: dict[str, Any]) -> None:
         """Write a line with these values, which become the writer's own."""
@@ -169,9 +168,7 @@ class LineWriter:
         if quick is not None and quick.is_in_force():
             quick.write(event, values)
             return
-        if self._bound is None:  # one that is bound anew for each line costs more than the line
-            self._bound = get_logger(self._name).bind()
-        self._bound.info(event, **values)
+        get_logger(self._name).info(event, **values)
 
     def debug(self, event: str, values: dict[str, Any]) -> None:
         """Write a line that is worth one to those only who look for something."""
@@ -187,8 +184,9 @@ class _Quick:
         self._line = processors[0]
 
     def is_in_force(self) -> bool:
-        """Tell whether nobody put another processor in its place since, as tests do that look at lines."""
-        return self._processors[0] is self._line
+        """Tell whether nobody configured structlog otherwise since, as tests do that look at lines."""
+        processors = structlog.get_config()["processors"]
+        return processors is self._processors and processors[0] is self._line
 
     def write(self, event: str, values: dict[str, Any]) -> None:
         values["event"] = event
