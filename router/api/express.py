@@ -11,7 +11,7 @@ from router.dispatch.trip import Begun
 from router.domain import Call
 from shared.http.errors import UpstreamFailed
 from shared.http.exchange import Reply
-from shared.http.express import ExpressCall, ExpressLane
+from shared.http.express import ExpressCall, ExpressLane, Forwarded
 from shared.http.guard import CONTEXT, Guard, RequestContext
 from shared.http.known_head import KnownHead
 from shared.http.lean_transport import LeanTransport
@@ -51,7 +51,7 @@ class RouterLane(ExpressLane):
         if begun is None:  # the task need not read it again
             scope[CONTEXT] = context
             scope[CALL] = call
-            return None
+            raise Forwarded
         made = _RouterCall(self, self._routes, context, call, begun)
         try:
             self._send(made)

@@ -34,6 +34,10 @@ BEGUN = "iir.begun"
 _HELD_S = 0.25
 
 
+class Forwarded(Exception):
+    """The task gets what was read of the body, and not the body."""
+
+
 class ClientConnection(Protocol):
     """A client's connection; `express` is told when the client goes away, or the server stops."""
 
@@ -93,6 +97,9 @@ class ExpressLane(ABC):
         try:
             context = self.guard.admit(scope) if is_first else self.guard.context(scope)
             call = self.begin(scope, context, bytes(cycle.body), known)
+        except Forwarded:
+            cycle.body = bytearray()
+            return False
         except Exception:  # noqa: BLE001 - the task finds the same, and has words for it
             return False
         if call is None:
@@ -132,6 +139,7 @@ class ExpressLane(ABC):
 
         Raises:
             ApiError: likewise.
+            Forwarded: likewise, and the task finds in the scope what it needs of the body.
         """
 
     def note(self, call: ExpressCall, cycle: Cycle, status: int | None) -> None:
