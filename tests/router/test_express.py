@@ -5,33 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
-from router.api.inference import InferenceRoutes
-from router.backends.openai import OpenAIBackend
-from router.dispatch.metrics import RouterMetrics
 from router.domain import Scope
-from router.store.catalog import get_provider, update_provider
 from router.store.keys import revoke_key
-from shared.http.lean_transport import LeanTransport
-from shared.kit.clock import monotonic
 from shared.testing.engine import EngineOptions
 from shared.testing.raw_client import connected
 from shared.testing.steps import Latency
-from tests.router.harness import RunningRouter, StartRouter, starter
+from tests.router.harness import StartRouter, starter
+from tests.router.kept import answer_from, ask, in_flight, limit, request_of, warm
 from tests.router.scenes import (
     CHAT,
-    OneEngine,
     chat,
     error_of,
     key,
@@ -40,45 +31,6 @@ from tests.router.scenes import (
     two_engines,
     usage_of,
 )
-
-QUICK = EngineOptions(models=("tiny",))
-
-
-@asynccontextmanager
-async def warm(start: StartRouter, **settings: Any) -> AsyncIterator[OneEngine]:
-    """Start a router whose connection to the engine is kept, and whose client's head is known."""
-    async with one_engine(start, QUICK, **settings) as scene:
-        for _ in range(2):
-            assert (await scene.client.post(CHAT, json=chat())).status_code == 200
-        await settled(scene.router)
-        yield scene
-
-
-def request_of(body: dict[str, Any], *further: str, version: str = "1.1") -> bytes:
-    content = json.dumps(body).encode()
-    fields = ("host: localhost", "content-type: application/json", *further)
-    lines = [f"POST {CHAT} HTTP/{version}", *fields, f"content-length: {len(content)}"]
-    return "\r\n".join([*lines, "", ""]).encode() + content
-
-
-async def answer_from(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    with anyio.fail_after(10):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        status, *lines = head.strip().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines)
-        body = await reader.readexactly(int(headers["content-length"]))
-    return int(status.split()[1]), headers, body
-
-
-def limit(connection: Connection, places: int) -> None:
-    provider = get_provider(connection, "engine")
-    update_provider(connection, replace(provider, max_in_flight=places))
-
-
-async def in_flight(router: RunningRouter, count: int = 1) -> None:
-    with anyio.fail_after(10):
-        while router.router.fleet.in_flight() != count:
-            await asyncio.sleep(0.001)
 
 
 def shown(answer: httpx.Response) -> dict[str, str]:
@@ -110,10 +62,6 @@ async def test_a_plain_call_needs_no_task(start_router: StartRouter) -> None:
 
 def tasks_of_requests() -> int:
     return sum("run_asgi" in repr(task.get_coro()) for task in asyncio.all_tasks())
-
-
-async def ask(client: httpx.AsyncClient) -> None:
-    assert (await client.post(CHAT, json=chat())).status_code == 200
 
 
 async def test_its_answer_row_and_line_are_those_of_a_task(tmp_path: Path) -> None:
@@ -172,7 +120,7 @@ async def test_nothing_of_a_request_shows_in_the_next(start_router: StartRouter)
 async def test_a_revoked_key_is_refused_on_a_connection_where_it_was_taken(
     start_router: StartRouter,
 ) -> None:
-    async with one_engine(start_router, QUICK) as scene:
+    async with one_engine(start_router) as scene:
         made = scene.router.write(key(Scope.INFERENCE))
         await scene.router.catch_up()
         async with connected(scene.router.base_url) as (reader, writer):
@@ -348,80 +296,3 @@ async def test_a_short_deadline_holds(start_router: StartRouter) -> None:
         assert error_of(answer)["code"] == "deadline_exceeded"
         assert time.perf_counter() - started_s < 2
         assert [row["error"] for row in await usage_of(scene.router)][2:] == ["deadline_exceeded"]
-
-
-async def test_nothing_is_served_behind_a_refusal(start_router: StartRouter) -> None:
-    async with warm(start_router) as scene, connected(scene.router.base_url) as (reader, writer):
-        for _ in range(2):
-            writer.write(request_of(chat()))
-            assert (await answer_from(reader))[0] == 200
-        writer.write(request_of(chat(), "connection: upgrade", "upgrade: h2c"))
-        assert (await answer_from(reader))[0] == 400
-        writer.write(request_of(chat()))
-        await asyncio.sleep(0.1)  # would be served within this
-        with anyio.fail_after(5):
-            assert await reader.read() == b""
-        await settled(scene.router)
-        assert [row["status"] for row in await usage_of(scene.router)] == [200] * 4
-
-
-async def test_one_trial_goes_to_an_endpoint_that_failed(start_router: StartRouter) -> None:
-    ahead_s = 0.0
-    options = EngineOptions(models=("tiny",), latency=Latency(ttft_s=0.1))
-    settings = {"router_breaker_failures": 1, "router_probe_s": 0}
-
-    def clock() -> float:
-        return monotonic() + ahead_s
-
-    async with one_engine(start_router, options, clock=clock, **settings) as scene:
-        for _ in range(6):
-            await ask(scene.client)
-        scene.engine.script.add("status:code=500")
-        assert (await scene.client.post(CHAT, json=chat())).status_code == 500
-        assert (await scene.client.post(CHAT, json=chat())).status_code == 503
-        ahead_s = 3600.0
-        sent = len(scene.engine.requests)
-        asking = [scene.client.post(CHAT, json=chat()) for _ in range(6)]
-        statuses = [answer.status_code for answer in await asyncio.gather(*asking)]
-        assert sorted(statuses) == [200, 503, 503, 503, 503, 503]
-        assert len(scene.engine.requests) == sent + 1
-
-
-async def test_a_defect_gives_everything_back(
-    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> Any:
-        raise ValueError
-
-    async with warm(start_router) as scene:
-        for owner, name, status in (
-            (OpenAIBackend, "plain_request", 500),
-            (LeanTransport, "send_now", 500),
-            (InferenceRoutes, "route_headers", 500),
-            (RouterMetrics, "record", 200),
-        ):
-            with monkeypatch.context() as patch:
-                patch.setattr(owner, name, broken)
-                assert (await scene.client.post(CHAT, json=chat())).status_code == status
-            await settled(scene.router)
-            assert (await scene.client.post(CHAT, json=chat())).status_code == 200
-        found = [(row["status"], row["error"]) for row in await usage_of(scene.router)]
-        assert found.count((0, "internal_error")) == 3
-
-
-async def test_caches_are_told_that_answers_differ_by_page(start_router: StartRouter) -> None:
-    async with warm(start_router, router_cors_origins="https://page.example") as scene:
-        answer = await scene.client.post(CHAT, json=chat())
-        assert answer.headers["vary"] == "Origin"
-        page = {"origin": "https://page.example"}
-        answer = await scene.client.post(CHAT, json=chat(), headers=page)
-        assert answer.headers["access-control-allow-origin"] == "https://page.example"
-
-
-async def test_who_may_not_ask_hears_so_before_the_body(start_router: StartRouter) -> None:
-    async with warm(start_router) as scene, connected(scene.router.base_url) as (reader, writer):
-        request = request_of(chat(filler="x" * 5000)).replace(b"localhost", b"evil.test")
-        writer.write(request[:1000])
-        started_s = time.perf_counter()
-        assert (await answer_from(reader))[0] == 403
-        assert time.perf_counter() - started_s < 0.2
