@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from shared.http.errors import UpstreamInterrupted
-from shared.http.lean_connection import LeanConnection
 from shared.http.lean_dialer import adopt
+from shared.http.lean_kept import KeptConnection
 from shared.http.lean_request import Target
 from shared.http.lean_transport import LeanTransport
 from shared.http.transport import OutboundRequest
@@ -20,7 +20,7 @@ class Late(LeanTransport):
 
     async def dialled(
         self, target: Target, request: OutboundRequest, total_at: float
-    ) -> LeanConnection:
+    ) -> KeptConnection:
         connection = await super().dialled(target, request, total_at)
         while not connection.is_closed:
             await asyncio.sleep(0.001)
@@ -51,7 +51,7 @@ async def test_a_socket_that_was_given_up_is_closed_once() -> None:
     connected = socket.socket()
     connected.setblocking(False)
     await loop.sock_connect(connected, server.sockets[0].getsockname())
-    connection = LeanConnection(loop, lambda _: None)
+    connection = KeptConnection(loop, lambda _: None)
     connection.abort()
     await adopt(loop, connection, connected)
     await asyncio.sleep(0.01)
