@@ -212,10 +212,8 @@ class ExpressCall(ABC):
         if self.defect is not None:
             self._abort()  # nobody looks for an answer any more
         client, cycle = self._client, self._cycle
-        del (
-            self._client,
-            self._cycle,
-        )  # they would lead in a circle, and hold what came until it is found
+        # they would lead in a circle, and hold what came until it is found
+        del self._client, self._cycle
         scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
         scope[CONTEXT] = self.context
         scope[BEGUN] = self

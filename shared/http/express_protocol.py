@@ -8,10 +8,9 @@ from asyncio.events import TimerHandle
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from shared.http.asgi import BY_NAME, WHOLE_BODY
+from shared.http.asgi import BY_NAME
 from shared.http.cycle import Cycle
-from shared.http.express import BEGUN, ExpressCall, ExpressLane
-from shared.http.guard import CONTEXT
+from shared.http.express import ExpressCall, ExpressLane
 from shared.http.known_head import KnownHead, without_length
 from shared.http.protocol import GuardedProtocol
 
@@ -129,15 +128,15 @@ class ExpressProtocol(GuardedProtocol):
         self._known = None
         is_whole = not cycle.more_body and not cycle.disconnected
         known = self._learn(cycle, piece) if is_whole else None
+        # made now: what serves the request may leave in its scope what is this request's alone
+        template = None if known is None else _template(cycle.scope)  # type: ignore[arg-type] # with keys of ours
         if not is_whole or self._lane is None or not self._lane.serve(self, cycle, known):
             self.serve_by_task(cycle)
         if known is not None and known.notes is not None:  # it was let in
-            self._known, self._known_scope = known, _template(cycle.scope)  # type: ignore[arg-type] # likewise
+            self._known, self._known_scope = known, template
 
 
 def _template(scope: Scope) -> Scope:
-    """Return what the scopes of all requests with a known head have, and nothing of this one."""
+    """Return the scope of a request with the same head, from one that nobody has seen yet."""
     headers = without_length(scope["headers"])
-    of_request = {CONTEXT, BEGUN, WHOLE_BODY}
-    kept = {name: value for name, value in scope.items() if name not in of_request}
-    return {**kept, "headers": headers, BY_NAME: dict(reversed(headers))}
+    return {**scope, "headers": headers, BY_NAME: dict(reversed(headers))}

@@ -103,3 +103,23 @@ async def test_who_may_not_ask_hears_so_before_the_body(start_router: StartRoute
         started_s = time.perf_counter()
         assert (await answer_from(reader))[0] == 403
         assert time.perf_counter() - started_s < 0.2
+
+
+@pytest.mark.parametrize("first", [chat(stream=True), chat()])
+async def test_a_bad_request_is_never_taken_for_the_one_before(
+    start_router: StartRouter, first: dict[str, Any]
+) -> None:
+    async with warm(start_router) as scene, connected(scene.router.base_url) as (reader, writer):
+        for again in (first, chat(), first):
+            writer.write(request_of(again))
+            if again.get("stream"):
+                with anyio.fail_after(5):
+                    await reader.readuntil(b"0\r\n\r\n")
+            else:
+                assert (await answer_from(reader))[0] == 200
+            asked = len(scene.engine.requests)
+            for bad, status in ((b"[]", 400), (b"{", 400), (b'{"model":"nobody"}', 404)):
+                head = request_of(chat()).partition(b"content-length")[0]
+                writer.write(head + b"content-length: %d\r\n\r\n%b" % (len(bad), bad))
+                assert (await answer_from(reader))[0] == status
+            assert len(scene.engine.requests) == asked
