@@ -110,7 +110,8 @@ class Proxy:
         if begun.defect is not None:
             raise begun.defect
         request, exchange = begun.request, begun.exchange
-        async with self._exchange(request, None, begun.context, exchange) as reply:
+        rules = STREAM_RULES.get(begun.path)
+        async with self._exchange(request, rules, begun.context, exchange) as reply:
             yield reply
 
     @asynccontextmanager
@@ -234,12 +235,18 @@ class Head(NamedTuple):
 class BegunCall:
     """A plain call that has its slot, and is on its way if there is an `exchange`; `give_back` ends that, once."""
 
-    __slots__ = ("_intake", "_place", "context", "defect", "exchange", "request")
+    __slots__ = ("_intake", "_place", "context", "defect", "exchange", "path", "request")
 
     def __init__(
-        self, intake: Intake, context: RequestContext, place: Place, request: OutboundRequest
+        self,
+        intake: Intake,
+        context: RequestContext,
+        path: str,
+        place: Place,
+        request: OutboundRequest,
     ) -> None:
         self._intake = intake
+        self.path = path
         self._place: Place | None = place
         self.context = context
         self.request = request
@@ -250,8 +257,10 @@ class BegunCall:
         """Give the slot to the next who waits."""
         place, self._place = self._place, None
         if place is not None:
-            place.__exit__(None, None, None)
-            self._intake.end()
+            try:
+                place.__exit__(None, None, None)
+            finally:
+                self._intake.end()
 
 
 class InferenceRoutes(InferenceFront):
@@ -303,7 +312,7 @@ class InferenceRoutes(InferenceFront):
         if found is None:
             self._intake.end()
             return None
-        return BegunCall(self._intake, context, *found)
+        return BegunCall(self._intake, context, head.path, *found)
 
     async def _go_on(self, scope: Scope, receive: Receive, send: Send, begun: BegunCall) -> None:
         """Serve a call that was begun without a task."""

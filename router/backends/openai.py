@@ -15,6 +15,7 @@ from router.errors import AgentUnavailable
 from router.ports import TenantOf
 from shared.http.errors import ApiError, UpstreamFailed, UpstreamUnreachable
 from shared.http.exchange import Reply, exchange, exchange_opened
+from shared.http.streams import STREAM_RULES
 from shared.http.transport import InboundResponse, OutboundRequest, Transport
 from shared.http.upstream_errors import upstream_error
 
@@ -46,7 +47,8 @@ class OpenAIBackend:
         call: Call,
     ) -> AbstractAsyncContextManager[Reply]:
         """See `PlainBackend.resume`."""
-        return _Sending(exchange_opened(opening), deployment, call)
+        rules = STREAM_RULES.get(call.facts.path)
+        return _Sending(exchange_opened(opening, rules), deployment, call)
 
     def _request(
         self, deployment: Deployment, call: Call, body: Mapping[str, object]

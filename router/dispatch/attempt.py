@@ -161,7 +161,7 @@ class Attempt:
         self._fleet.breakers.end(endpoint, deployment.upstream_name, fault)
         if fault is Fault.ENDPOINT and deployment.endpoint.is_agent:
             self._fleet.membership.doubt(agent_name(endpoint))
-        cause = self._meter.cause
+        cause, self._meter.cause = self._meter.cause, None  # it leads back here, by its trace
         rest = None if cause is None else rest_of(cause)
         if rest is not None:
             seconds, is_binding = rest

@@ -276,7 +276,10 @@ class Dispatcher:
         trip.ranking = others
         is_over = not error.is_retryable or trip.attempts >= trip.most or not trip.ranking
         if is_over or not self._budget.spend():
-            raise explained(error, trip)
+            try:
+                raise explained(error, trip)
+            finally:
+                del error  # it would lead back to this frame
 
     def _backend(self, dialect: str) -> Backend:
         found = self._backends.get(dialect)

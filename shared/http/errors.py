@@ -7,13 +7,15 @@ caller may not know. Shape: OpenAI's specification, `{"error": {message, type, p
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
+from typing_extensions import Self
 
 from shared.http.error_codes import EXPLANATIONS, page_of
 
 Origin = Literal["router", "agent", "upstream", "client"]
+Raised = TypeVar("Raised", bound="ApiError")
 
 
 class ApiError(Exception):
@@ -43,6 +45,17 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         self.headers = headers
         self._reshaped: bytes | None = None
+
+    def fresh(self) -> Self:
+        """Return the same error, to be raised where this one is kept.
+
+        Kept and raised, an error leads to the frames that it passed through, and they to whoever keeps it: a
+        circle that holds a request's text until the collector comes by.
+        """
+        made = type(self).__new__(type(self), *self.args)
+        made.__dict__.update(self.__dict__)
+        made.__cause__ = self.__cause__
+        return made
 
     def reshape(self, body: bytes) -> None:
         """Take another API's shape: `body` is what `body` returns from now on."""

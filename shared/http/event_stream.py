@@ -98,7 +98,7 @@ class EventStream(AsyncIterator[bytes]):
         seen = 0
         while not (self._has_begun and held):
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.fresh()
             # what is dropped counts as well: it may go on for ever
             if seen - self._framer.pending_bytes > _HELD_BYTES:
                 raise UpstreamFailed("The upstream's stream does not come to its first event.")
@@ -115,7 +115,7 @@ class EventStream(AsyncIterator[bytes]):
         passed = b""
         while not passed:
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.fresh()
             if self._is_done:
                 raise StopAsyncIteration
             chunk = await self._read()
@@ -171,7 +171,7 @@ class EventStream(AsyncIterator[bytes]):
         if self._failure is None and self._is_done:
             return passed.rstrip(b"\r\n") + b"\n\n"
         if isinstance(self._failure, UpstreamAnswer):
-            raise self._failure  # its last event lacks the empty line, and is an error all the same
+            raise self._failure.fresh()  # its last event lacks the empty line, and is an error all the same
         raise UpstreamInterrupted("The upstream ended its stream before it was done.")
 
     def _judge_all(self, chunk: bytes) -> bytes:

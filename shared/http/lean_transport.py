@@ -217,7 +217,7 @@ class LeanExchange:
             if self._is_kept and _has_crossed(connection, after_s):
                 transport.close_idle(self._target)
                 raise StaleConnection("The upstream closed its idle connection.") from error
-            raise error
+            raise error.fresh()
         self._connection = connection
         self.status = connection.status
         self.headers = connection.headers
@@ -271,7 +271,7 @@ class LeanExchange:
             if connection.is_complete:
                 return b""
             if connection.error is not None:
-                raise connection.error
+                raise connection.error.fresh()
             await connection.news()
         return connection.take()
 
@@ -364,7 +364,7 @@ class LeanExchange:
             elif connection.is_complete:
                 return decoder.last()
             elif connection.error is not None:
-                raise connection.error
+                raise connection.error.fresh()
             else:
                 await connection.news()
 

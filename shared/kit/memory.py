@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gc
 
-# A request makes some thirty objects that the collector knows, and seldom a cycle: with Python's 700 it looked
-# through them for 4 % of the time.
-_YOUNG = 10_000
-
 
 def settle() -> None:
     """Take all that is loaded by now out of the garbage collector's sight; called once, at the end of a start.
@@ -17,4 +13,3 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, 20, 20)

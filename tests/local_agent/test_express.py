@@ -15,7 +15,8 @@ import pytest
 from local_agent.domain import ModelId
 from shared.testing.engine import EngineOptions
 from shared.testing.steps import Latency
-from tests.local_agent.harness import CHAT, MESSAGES, RunningAgent, StartAgent, until
+from shared.testing.wire import Exchange, WireServer
+from tests.local_agent.harness import CHAT, MESSAGES, RunningAgent, StartAgent, external, until
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": MESSAGES}
 
@@ -102,3 +103,42 @@ async def test_who_finds_no_slot_waits_for_one(start_agent: StartAgent) -> None:
 async def test_a_slow_answer_comes(start_agent: StartAgent) -> None:
     async with warm(start_agent, ttft_s=0.7) as agent:
         assert agent.agent.intake.in_hand == 0
+
+
+MESSAGE = b'{"id":"a","type":"message","content":[]}'
+STARTED = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
+STOPPED = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+BUSY = (
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
+)
+
+
+@pytest.mark.parametrize("last", [STOPPED, BUSY])
+async def test_a_stream_that_nobody_asked_for_is_judged_by_its_api(
+    start_agent: StartAgent, last: bytes
+) -> None:
+    is_stream = False
+
+    async def answering(exchange: Exchange) -> None:
+        is_chat = exchange.request.method == "POST"
+        kind = "text/event-stream" if is_chat and is_stream else "application/json"
+        pieces = (STARTED, last) if is_chat and is_stream else (MESSAGE,)
+        length = None if is_chat and is_stream else len(MESSAGE)
+        await exchange.send_head(200, [("content-type", kind)], length=length)
+        for piece in pieces:
+            await exchange.send_body(piece)
+        await exchange.end_body()
+
+    server = WireServer(answering)
+    model = external(await server.start("127.0.0.1", 0), apis=["chat", "messages"])
+    async with start_agent(model) as agent:
+        for _ in range(2):
+            answer = await agent.client.post("/v1/messages", json=BODY)
+            assert answer.content == MESSAGE
+        is_stream = True
+        answer = await agent.client.post("/v1/messages", json=BODY)
+        events = [event for event in answer.content.split(b"\n\n") if event]
+        assert events[0] == STARTED.strip()
+        assert len(events) == 2
+        assert events[1].splitlines()[0] == last.splitlines()[0]
+    await server.close()

@@ -1,0 +1,61 @@
+"""What a call held is freed with its end, however it ends, and not when the collector comes by."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from shared.testing.raw_client import connected
+from tests.router.harness import StartRouter
+from tests.router.kept import answer_from, request_of, warm
+from tests.router.scenes import chat, settled
+
+_LONG = 100_000
+
+
+@contextmanager
+def left_for_the_collector() -> Iterator[list[int]]:
+    """Yield a list that holds, after the block, the lengths of long texts that only circles hold."""
+    found: list[int] = []
+    gc.collect()
+    gc.disable()
+    try:
+        yield found
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        texts = {
+            id(text): len(text)
+            for each in gc.garbage
+            if not type(each).__module__.startswith("shared.testing")  # the engine's own
+            for text in gc.get_referents(each)
+            if isinstance(text, (bytes, bytearray, str)) and len(text) >= _LONG
+        }
+        found.extend(texts.values())
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [("", 200), ("status:code=400", 400), ("status:code=500", 500), ("garbage", 502), ("cut", 200)],
+)
+async def test_a_prompt_is_freed_with_its_call(
+    start_router: StartRouter, fault: str, status: int
+) -> None:
+    async with warm(start_router) as scene:
+        with left_for_the_collector() as found:
+            for _ in range(3):
+                if fault:
+                    scene.engine.script.add(fault)
+                async with connected(scene.router.base_url) as (reader, writer):
+                    writer.write(request_of(chat(filler="x" * _LONG)))
+                    assert (await answer_from(reader))[0] == status
+                await settled(scene.router)
+            await asyncio.sleep(0)
+        assert found == []
