@@ -160,7 +160,7 @@ async def test_whoever_leaves_has_the_upstream_closed(
             await asyncio.sleep(after_s)  # after 0.5 s it has a task
             gone_s = time.perf_counter()
         await scene.engine.journal.wait_for(lambda: scene.engine.requests[-1].aborted)
-        assert time.perf_counter() - gone_s < 0.1
+        assert time.perf_counter() - gone_s < 0.2  # well before anybody looks at the time
         assert scene.router.router.fleet.in_flight() == 0
         rows = await usage_of(scene.router)
         assert [row["error"] for row in rows] == [None, None, "abandoned"]
