@@ -11,14 +11,13 @@ from shared.http.errors import UpstreamFailed
 from shared.http.exchange import Reply
 from shared.http.express import ExpressCall, ExpressLane
 from shared.http.guard import Guard, RequestContext
-from shared.http.known_head import KnownHead
 from shared.http.lean_transport import LeanTransport
 from shared.http.origin import OriginRules
 from shared.http.transport import Transport
 from shared.kit.clock import Clock
 
 
-class AgentLane(ExpressLane):
+class AgentLane(ExpressLane[Head]):
     """Sends plain calls to workers that have a slot."""
 
     def __init__(self, guard: Guard, routes: InferenceRoutes, transport: LeanTransport) -> None:
@@ -27,29 +26,24 @@ class AgentLane(ExpressLane):
         self._routes = routes
         self._transport = transport
 
-    def check(self, scope: Scope) -> None:
-        """See `ExpressLane.check`."""
-        self._routes.head_of(scope)
+    def head_of(self, scope: Scope) -> Head:
+        """See `ExpressLane.head_of`."""
+        return self._routes.head_of(scope)
 
     def begin(
-        self, scope: Scope, context: RequestContext, body: bytes, known: KnownHead | None
+        self, scope: Scope, context: RequestContext, body: bytes, head: Head
     ) -> ExpressCall | None:
         """See `ExpressLane.begin`."""
-        head = None if known is None else known.notes
-        if not isinstance(head, Head):
-            head = self._routes.head_of(scope)
-            if known is not None:
-                known.notes = head
         begun = self._routes.begin_now(head, context, body)
         if begun is None:
             return None
         made = _AgentCall(self, context, begun)
         try:
-            made.exchange = begun.exchange = self._transport.send_now(begun.request)
+            made.exchange = self._transport.send_now(begun.request)
         except UpstreamFailed:
             pass  # the task raises it again
         except Exception as defect:  # noqa: BLE001 - a slot is taken: the task gives it back
-            begun.defect = defect
+            made.defect = defect
         return made
 
 

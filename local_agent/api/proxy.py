@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -105,13 +105,10 @@ class Proxy:
         return place, request
 
     @asynccontextmanager
-    async def resume(self, begun: BegunCall) -> AsyncIterator[Reply]:
-        """Do as `call`, with one that was begun."""
-        if begun.defect is not None:
-            raise begun.defect
-        request, exchange = begun.request, begun.exchange
+    async def resume(self, begun: BegunCall, sent: Opening | None) -> AsyncIterator[Reply]:
+        """Do as `call`, with one that was begun, and `sent` unless that is None."""
         rules = STREAM_RULES.get(begun.path)
-        async with self._exchange(request, rules, begun.context, exchange) as reply:
+        async with self._exchange(begun.request, rules, begun.context, sent) as reply:
             yield reply
 
     @asynccontextmanager
@@ -228,14 +225,13 @@ class Head(NamedTuple):
     """What a request's head says of a call."""
 
     path: str
-    wishes: Wishes
     headers: tuple[tuple[str, str], ...]
 
 
 class BegunCall:
-    """A plain call that has its slot, and is on its way if there is an `exchange`; `give_back` ends that, once."""
+    """A plain call that has its slot; `give_back` ends that, once."""
 
-    __slots__ = ("_intake", "_place", "context", "defect", "exchange", "path", "request")
+    __slots__ = ("_intake", "_place", "context", "path", "request")
 
     def __init__(
         self,
@@ -250,8 +246,6 @@ class BegunCall:
         self._place: Place | None = place
         self.context = context
         self.request = request
-        self.exchange: Opening | None = None
-        self.defect: Exception | None = None
 
     def give_back(self) -> None:
         """Give the slot to the next who waits."""
@@ -290,7 +284,8 @@ class InferenceRoutes(InferenceFront):
             ApiError: the request is refused.
         """
         self._access.require(scope, Need.DATA)
-        return Head(self.paths[scope["path"]], wishes_of(scope), pass_upstream(scope["headers"]))
+        wishes_of(scope)  # who finds a slot has nothing to wish for, but a wish may be refused
+        return Head(self.paths[scope["path"]], pass_upstream(scope["headers"]))
 
     def begin_now(self, head: Head, context: RequestContext, body: bytes) -> BegunCall | None:
         """Return a plain call with its slot, of which nothing is sent; None if it is none, or would have to wait.
@@ -314,12 +309,15 @@ class InferenceRoutes(InferenceFront):
             return None
         return BegunCall(self._intake, context, head.path, *found)
 
-    async def _go_on(self, scope: Scope, receive: Receive, send: Send, begun: BegunCall) -> None:
+    async def _go_on(self, scope: Scope, receive: Receive, send: Send, handed: Any) -> None:
         """Serve a call that was begun without a task."""
+        begun: BegunCall = handed.begun
         try:
+            if handed.defect is not None:
+                raise handed.defect
             async with (
                 while_connected(scope, receive) as stop_watching,
-                self._proxy.resume(begun) as reply,
+                self._proxy.resume(begun, handed.exchange) as reply,
             ):
                 failure = await relay(reply, send)
                 stop_watching()
@@ -330,8 +328,7 @@ class InferenceRoutes(InferenceFront):
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         handed = scope.pop(BEGUN, None)
         if handed is not None:
-            handed.begun.defect = handed.begun.defect or handed.defect
-            await self._go_on(scope, receive, send, handed.begun)
+            await self._go_on(scope, receive, send, handed)
             return
         self._access.require(scope, Need.DATA)
         with self._intake.work():

@@ -8,17 +8,15 @@ from starlette.types import Scope as AsgiScope
 
 from router.api.inference import CALL, Head, InferenceRoutes
 from router.dispatch.trip import Begun
-from router.domain import Call
 from shared.http.errors import UpstreamFailed
 from shared.http.exchange import Reply
 from shared.http.express import ExpressCall, ExpressLane, Forwarded
 from shared.http.guard import CONTEXT, Guard, RequestContext
-from shared.http.known_head import KnownHead
 from shared.http.lean_transport import LeanTransport
 from shared.http.transport import Transport
 
 
-class RouterLane(ExpressLane):
+class RouterLane(ExpressLane[Head]):
     """Sends plain calls where their models are served."""
 
     def __init__(self, guard: Guard, routes: InferenceRoutes, transport: LeanTransport) -> None:
@@ -33,26 +31,25 @@ class RouterLane(ExpressLane):
         self._dispatcher = routes.dispatcher
         self._transport = transport
 
-    def check(self, scope: AsgiScope) -> None:
-        """See `ExpressLane.check`."""
-        self._routes.head_of(scope)
+    def head_of(self, scope: AsgiScope) -> Head:
+        """See `ExpressLane.head_of`."""
+        return self._routes.head_of(scope)
+
+    def holds(self, head: Head) -> bool:
+        """See `ExpressLane.holds`."""
+        return self._routes.holds(head)
 
     def begin(
-        self, scope: AsgiScope, context: RequestContext, body: bytes, known: KnownHead | None
+        self, scope: AsgiScope, context: RequestContext, body: bytes, head: Head
     ) -> ExpressCall | None:
         """See `ExpressLane.begin`."""
-        head = None if known is None else known.notes
-        if not isinstance(head, Head) or not self._routes.holds(head):
-            head = self._routes.head_of(scope)
-            if known is not None:
-                known.notes = head
         call = self._routes.call_of(head, context, body)
         begun = None if call.facts.stream else self._dispatcher.begin_now(call, context.notes)
         if begun is None:  # the task need not read it again
             scope[CONTEXT] = context
             scope[CALL] = call
             raise Forwarded
-        made = _RouterCall(self, self._routes, context, call, begun)
+        made = _RouterCall(self, self._routes, context, begun)
         try:
             self._send(made)
         except Exception as defect:  # noqa: BLE001 - a place is taken: the task gives it back
@@ -80,19 +77,17 @@ def express_lane(guard: Guard, routes: InferenceRoutes, transport: Transport) ->
 
 
 class _RouterCall(ExpressCall):
-    __slots__ = ("_routes", "begun", "call")
+    __slots__ = ("_routes", "begun")
 
     def __init__(
         self,
         lane: RouterLane,
         routes: InferenceRoutes,
         context: RequestContext,
-        call: Call,
         begun: Begun,
     ) -> None:
         super().__init__(lane, context, None)
         self._routes = routes
-        self.call = call
         self.begun = begun
 
     def answer_headers(self) -> Sequence[tuple[bytes, bytes]]:

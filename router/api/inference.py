@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Send
@@ -14,7 +15,6 @@ from router.dispatch.metrics import RouterMetrics
 from router.dispatch.trip import Begun, header_safe
 from router.domain import (
     Call,
-    Endpoint,
     KeyId,
     ModelName,
     Ranked,
@@ -34,8 +34,6 @@ from shared.http.wire import decode_object, model_name, wants_stream
 
 CALL = "iir.call"
 """The key of a scope under which a call is kept that was read already, and not begun."""
-# Prefix rules let clients name any model, so there may be any number of ways.
-_MOST_WAYS = 256
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -67,10 +65,6 @@ class InferenceRoutes(InferenceFront):
         self.dispatcher = dispatcher
         self._metrics = metrics
         self.max_body_bytes = max_body_bytes
-        self._ways_of = 0
-        self._ways: dict[
-            tuple[ModelName, int, str, int], tuple[Endpoint, Sequence[tuple[bytes, bytes]]]
-        ] = {}
 
     async def _serve(self, scope: AsgiScope, receive: Receive, send: Send, path: str) -> None:
         context = request_context(scope)
@@ -79,7 +73,8 @@ class InferenceRoutes(InferenceFront):
         if handed is None:
             call = scope.pop(CALL, None) or await self._call(scope, receive, path)
         else:
-            call, begun = handed.call, handed.begun
+            begun = handed.begun
+            call = begun.trip.call
             begun.defect = handed.defect
         waiting = self._waiting(scope, send, path, is_stream=call.facts.stream)
         async with (
@@ -165,30 +160,21 @@ class InferenceRoutes(InferenceFront):
         endpoint = ranked.candidate.deployment.endpoint
         overhead_s = sent_at - context.started - queued_s
         self._metrics.served(overhead_s, queued_s)
-        key = (model, id(endpoint), ranked.reason, attempts)
-        if self._ways_of != self._access.stamp:
-            self._ways.clear()
-            self._ways_of = self._access.stamp
-        known = self._ways.get(key)
-        if known is None:
-            known = endpoint, _way(model, endpoint, ranked.reason, attempts)
-            if len(self._ways) >= _MOST_WAYS:
-                self._ways.clear()
-            self._ways[key] = known  # it keeps the endpoint, and with it its id
         return (
-            *known[1],
+            *_way(model, endpoint.id, endpoint.zone, ranked.reason, attempts),
             (b"x-iir-overhead-ms", b"%.2f" % (overhead_s * 1000)),
             (b"x-iir-queue-ms", b"%.0f" % (queued_s * 1000)),
         )
 
 
+@lru_cache(maxsize=256)
 def _way(
-    model: ModelName, endpoint: Endpoint, reason: str, attempts: int
-) -> Sequence[tuple[bytes, bytes]]:
+    model: str, endpoint: str, zone: Zone, reason: str, attempts: int
+) -> tuple[tuple[bytes, bytes], ...]:
     return (
         (b"x-iir-model", header_safe(model).encode()),
-        (b"x-iir-endpoint", header_safe(endpoint.id).encode()),
-        (b"x-iir-zone", endpoint.zone.value.encode()),
+        (b"x-iir-endpoint", header_safe(endpoint).encode()),
+        (b"x-iir-zone", zone.value.encode()),
         (b"x-iir-reason", reason.encode()),
         (b"x-iir-attempts", b"%d" % attempts),
     )

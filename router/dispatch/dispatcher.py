@@ -96,7 +96,7 @@ class Dispatcher:
         Raises:
             ApiError: see `dispatch`.
         """
-        started = self._clock() if begun is None else begun.started
+        started = self._clock() if begun is None else begun.attempt.sent_at
         trip = self._begin(call, notes, started) if begun is None else begun.trip
         left_s = self.deadline_s if begun is None else self.deadline_s - self._clock() + started
         # one deadline for queue and attempts; a stream that has begun may take as long as it takes
@@ -166,7 +166,7 @@ class Dispatcher:
             place.free(was_served=False)
             raise
         self._budget.earn()
-        return Begun(trip, attempt, self._clock())
+        return Begun(trip, attempt)
 
     def plain_backend(self, begun: Begun) -> PlainBackend | None:
         """Return what sends the call to where its first attempt goes, if that may be done outside of a task."""

@@ -31,12 +31,11 @@ class Trip(msgspec.Struct):
 class Begun(msgspec.Struct):
     """A call whose first attempt was begun outside of a task: see `router.api.express`.
 
-    `started` is when, on the service's clock, in seconds. `defect` is what went wrong with us meanwhile.
+    `defect` is what went wrong with us meanwhile.
     """
 
     trip: Trip
     attempt: Attempt
-    started: float
     defect: Exception | None = None
 
 

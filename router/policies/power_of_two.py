@@ -27,27 +27,16 @@ class PowerOfTwo(RoutingPolicy):
         """See `RoutingPolicy.rank`."""
         if len(candidates) == 1:
             return (Ranked(candidates[0], "only"),)
-        if len(candidates) == 2:  # by far the most that have siblings at all
-            return self._pair(*candidates)
         order = list(candidates)
-        self._rng.shuffle(order)
+        if len(order) > 2:
+            self._rng.shuffle(order)
+        elif self._rng.random() < 0.5:
+            order.reverse()
         order.sort(key=_class)
         is_alone = len(order) < 2 or _class(order[0]) != _class(order[1])
         if not is_alone and _load(order[1]) < _load(order[0]):
             order[0], order[1] = order[1], order[0]
         return [Ranked(each, "priority" if is_alone else "power-of-two") for each in order]
-
-    def _pair(self, one: Candidate, other: Candidate) -> Sequence[Ranked]:
-        if self._rng.random() < 0.5:
-            one, other = other, one
-        classes = _class(one), _class(other)
-        if classes[0] != classes[1]:
-            if classes[1] < classes[0]:
-                one, other = other, one
-            return Ranked(one, "priority"), Ranked(other, "priority")
-        if _load(other) < _load(one):
-            one, other = other, one
-        return Ranked(one, "power-of-two"), Ranked(other, "power-of-two")
 
 
 _class = attrgetter("is_suspect", "deployment.priority")
@@ -55,5 +44,5 @@ _class = attrgetter("is_suspect", "deployment.priority")
 
 def _load(candidate: Candidate) -> float:
     """Return the requests that one of weight 1 would have, this one included."""
-    load = candidate.load
-    return (load.in_flight + load.queued + 1) / (candidate.deployment.weight or 1e-9)
+    load = candidate.load.in_flight + candidate.load.queued + 1
+    return load / max(candidate.deployment.weight, 1e-9)

@@ -10,7 +10,6 @@ import math
 from typing import Literal, TypeVar
 
 import msgspec
-from typing_extensions import Self
 
 from shared.http.error_codes import EXPLANATIONS, page_of
 
@@ -46,8 +45,8 @@ class ApiError(Exception):
         self.headers = headers
         self._reshaped: bytes | None = None
 
-    def fresh(self) -> Self:
-        """Return the same error, to be raised where this one is kept.
+    def fresh(self: Raised) -> Raised:  # noqa: PYI019 - typing has no Self before Python 3.11
+        """Return the same error, without its trace: the one to raise, or the one to keep, where both are done.
 
         Kept and raised, an error leads to the frames that it passed through, and they to whoever keeps it: a
         circle that holds a request's text until the collector comes by.

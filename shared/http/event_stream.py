@@ -191,7 +191,7 @@ class EventStream(AsyncIterator[bytes]):
         try:
             verdict = self._judge(event, data)
         except ApiError as error:
-            self._failure = error
+            self._failure = error.fresh()
             self.is_over = True
             return b""
         if verdict is DROP:

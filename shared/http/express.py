@@ -12,7 +12,7 @@ import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.types import Scope
 
@@ -48,7 +48,10 @@ class ClientConnection(Protocol):
         ...
 
 
-class ExpressLane(ABC):
+HeadT = TypeVar("HeadT")
+
+
+class ExpressLane(ABC, Generic[HeadT]):
     """Takes the calls of one service that may go by express."""
 
     def __init__(
@@ -78,9 +81,24 @@ class ExpressLane(ABC):
         self.further: Sequence[tuple[bytes, bytes]] = ()
         """Headers of every answer, which a layer in front of the guard would add."""
 
-    def serves(self, path: str) -> bool:
-        """Tell whether requests to a path may go by express."""
-        return path in self._paths
+    def takes(self, scope: Scope) -> bool:
+        """Tell whether a request may go by express, as far as its head says: a page's has more rules."""
+        by_name = scope[BY_NAME]
+        if scope["method"] != "POST" or scope["path"] not in self._paths:
+            return False
+        if b"content-encoding" in by_name or b"origin" in by_name:
+            return False
+        length = by_name.get(b"content-length", b"0")
+        return len(length) <= 9 and int(length) <= self._max_body_bytes
+
+    def lets_in(self, scope: Scope) -> bool:
+        """Tell whether the sender of a head may send the body as well; who may not need not wait to hear so."""
+        try:
+            self.guard.admit(scope)
+            self.head_of(scope)
+        except ApiError:
+            return False
+        return True
 
     def serve(self, client: ClientConnection, cycle: Cycle, known: KnownHead | None) -> bool:
         """Serve a request whose body is here whole; False: it is not for here, and nothing was done.
@@ -88,15 +106,14 @@ class ExpressLane(ABC):
         Args:
             client: the client's connection.
             cycle: the request.
-            known: its head if that may come again; `notes` say what this service made of it before.
+            known: its head if that may come again; `notes` are what `head_of` made of it before.
         """
         scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
-        is_first = known is None or known.notes is None
         if len(cycle.body) > self._max_body_bytes or cycle.flow.write_paused:
             return False
         try:
-            context = self.guard.admit(scope) if is_first else self.guard.context(scope)
-            call = self.begin(scope, context, bytes(cycle.body), known)
+            context, head = self._admitted(scope, known)
+            call = self.begin(scope, context, bytes(cycle.body), head)
         except Forwarded:
             cycle.body = bytearray()
             return False
@@ -108,32 +125,32 @@ class ExpressLane(ABC):
         call.start(client, cycle)
         return True
 
-    def takes(self, scope: Scope) -> bool:
-        """Tell whether a request may go by express, as far as its head says: a page's has more rules."""
-        by_name = scope[BY_NAME]
-        if b"content-encoding" in by_name or b"origin" in by_name:
-            return False
-        length = by_name.get(b"content-length", b"0")
-        return (
-            scope["method"] == "POST" and len(length) <= 9 and int(length) <= self._max_body_bytes
-        )
+    def _admitted(self, scope: Scope, known: KnownHead | None) -> tuple[RequestContext, HeadT]:
+        """Return the context of a request, and what its head says, as it is or as it was found before."""
+        notes = None if known is None else known.notes
+        context = self.guard.admit(scope) if notes is None else self.guard.context(scope)
+        if notes is not None and self.holds(notes):
+            return context, notes
+        head = self.head_of(scope)
+        if known is not None:
+            known.notes = head
+        return context, head
 
-    def lets_in(self, scope: Scope) -> bool:
-        """Tell whether the sender of a head may send the body as well; who may not need not wait to hear so."""
-        try:
-            self.guard.admit(scope)
-            self.check(scope)
-        except ApiError:
-            return False
+    @abstractmethod
+    def head_of(self, scope: Scope) -> HeadT:
+        """Return what the head of a request says.
+
+        Raises:
+            ApiError: it is refused.
+        """
+
+    def holds(self, head: HeadT) -> bool:
+        """Tell whether a head still means what `head_of` made of it."""
         return True
 
     @abstractmethod
-    def check(self, scope: Scope) -> None:
-        """Raise what a request is refused for because of its head, if it is."""
-
-    @abstractmethod
     def begin(
-        self, scope: Scope, context: RequestContext, body: bytes, known: KnownHead | None
+        self, scope: Scope, context: RequestContext, body: bytes, head: HeadT
     ) -> ExpressCall | None:
         """Return a call that is on its way; None if it can't go by express, and nothing was done.
 
@@ -177,7 +194,7 @@ class ExpressCall(ABC):
     __slots__ = ("_client", "_cycle", "_is_ended", "_lane", "context", "defect", "exchange")
 
     def __init__(
-        self, lane: ExpressLane, context: RequestContext, exchange: LeanExchange | None
+        self, lane: ExpressLane[Any], context: RequestContext, exchange: LeanExchange | None
     ) -> None:
         self._lane = lane
         self.context = context

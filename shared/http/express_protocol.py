@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.events import TimerHandle
+from typing import Any
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -24,7 +25,7 @@ class ExpressProtocol(GuardedProtocol):
     max_express_bytes = 512 * 1024
 
     express: ExpressCall | None = None
-    _lane: ExpressLane | None = None
+    _lane: ExpressLane[Any] | None = None
     _unserved: Cycle | None = None
     _body_timer: TimerHandle | None = None
     _piece = b""
@@ -62,8 +63,7 @@ class ExpressProtocol(GuardedProtocol):
         """Serve a request; one that may go by express once its body is here."""
         scope: Scope = cycle.scope  # type: ignore[assignment] # with keys of ours
         lane = self._lane
-        is_for_lane = lane is not None and lane.serves(scope["path"]) and lane.takes(scope)
-        if is_for_lane and not self.expect_100_continue:
+        if lane is not None and not self.expect_100_continue and lane.takes(scope):
             self._unserved = cycle
         else:
             self.serve_by_task(cycle)
@@ -104,7 +104,7 @@ class ExpressProtocol(GuardedProtocol):
             return False
         cycle = self._new_cycle({**self._known_scope}, keep_alive=True, expects_100=False)
         cycle.more_body = False
-        cycle.body = bytearray(body)
+        cycle.body = body  # type: ignore[assignment] # nobody adds to it
         self.cycle = self._running = cycle
         if not self._lane.serve(self, cycle, known):
             self.serve_by_task(cycle)

@@ -69,7 +69,7 @@ class Guard:
         self._origin = origin
         self._log = get_logger("request")
         self._lines = LineWriter("request")
-        self.lane: ExpressLane | None = None
+        self.lane: ExpressLane[Any] | None = None
         self._id_source = Random()  # noqa: S311 - ids tell requests apart, and guard nothing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
 _END = b"\r\n\r\n"
@@ -25,7 +26,7 @@ class KnownHead:
         self._before = before
         self._after = after
         self._size = len(before)
-        self.notes: object = None
+        self.notes: Any = None
 
     @classmethod
     def of(cls, message: bytes) -> KnownHead | None:

@@ -74,8 +74,8 @@ class LeanTransport:
     def send_now(self, request: OutboundRequest) -> LeanExchange | None:
         """Send a request on a kept connection; its answer is for the caller to wait for.
 
-        Enter what is returned to go on as if it had been opened, or `release` or `abort` it. None: there is no
-        such connection, or the body is too long to be sent in one go.
+        Enter what is returned to go on as if it had been opened; else `release` it, or abort its connection.
+        None: there is no such connection, or the body is too long to be sent in one go.
 
         Raises:
             UpstreamFailed: the request can't be sent.
@@ -225,20 +225,10 @@ class LeanExchange:
 
     def send_now(self) -> bool:
         """See `LeanTransport.send_now`; tell whether it was sent."""
-        transport, request = self._transport, self._request
-        self._target, head = transport.prepared(request)
-        self._asked_at = now = transport.loop().time()
-        connection = transport.kept(self._target, now)
+        connection, head, total_at = self._prepare()
         if connection is None:
             return False
-        self._asked, self._is_kept = connection, True
-        try:
-            total_at = self._total_at(now)
-            connection.begin(request.timeouts, total_at, is_head_only=self._target.is_head)
-            self._write(connection, head, request.body or b"")
-        except BaseException:
-            connection.abort()
-            raise
+        self._send(connection, head, total_at)
         return True
 
     @property
@@ -303,44 +293,49 @@ class LeanExchange:
             raise RuntimeError("the answer is read outside of its context")
         return self._connection
 
-    def _total_at(self, now: float) -> float:
-        total_s = self._request.timeouts.total_s
-        return math.inf if total_s is None else now + total_s
-
     async def _ask(self) -> ApiError | None:
         """Send the request, return when the answer's head is here, or what came instead of it."""
+        connection, head, total_at = self._prepare()
+        if connection is None:
+            connection = await self._transport.dialled(self._target, self._request, total_at)
+        if not self._send(connection, head, total_at):
+            try:
+                await connection.upload(self._request.body or b"")
+            except BaseException:
+                connection.abort()
+                raise
+        return await self._head_of(connection)
+
+    def _prepare(self) -> tuple[KeptConnection | None, bytes, float]:
+        """Return a kept connection if there is one, the request's head, and when all has to be over."""
         transport, request = self._transport, self._request
         self._target, head = transport.prepared(request)
         self._asked_at = now = transport.loop().time()
-        total_at = self._total_at(now)
         connection = transport.kept(self._target, now)
         self._is_kept = connection is not None
-        if connection is None:
-            connection = await transport.dialled(self._target, request, total_at)
-        self._asked = connection
+        total_s = request.timeouts.total_s
+        return connection, head, math.inf if total_s is None else now + total_s
+
+    def _send(self, connection: KeptConnection, head: bytes, total_at: float) -> bool:
+        """Send head and body, or of a long body the head only; tell whether nothing is left to send."""
+        request = self._request
         body = request.body or b""
+        size = len(body)
+        self._asked = connection
         try:
             connection.begin(request.timeouts, total_at, is_head_only=self._target.is_head)
             if connection.error is not None:  # it closed as it was made; uvloop raises on a write
-                return connection.error
-            if not self._write(connection, head, body):
-                await connection.upload(body)
+                return True
+            if size <= _JOINED_BYTES:
+                connection.write(head + body)
+            elif size <= _WHOLE_BYTES:
+                connection.write_both(head, body)
+            else:
+                connection.write(head)
         except BaseException:
             connection.abort()
             raise
-        return await self._head_of(connection)
-
-    def _write(self, connection: KeptConnection, head: bytes, body: bytes) -> bool:
-        """Send head and body, or of a long body the head only; tell whether that is all."""
-        size = len(body)
-        if size <= _JOINED_BYTES:
-            connection.write(head + body)
-        elif size <= _WHOLE_BYTES:
-            connection.write_both(head, body)
-        else:
-            connection.write(head)
-            return False
-        return True
+        return size <= _WHOLE_BYTES
 
     async def _head_of(self, connection: KeptConnection) -> ApiError | None:
         """Wait for the answer's head; return what came instead of it."""

@@ -370,12 +370,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def _cancel_timers(self) -> None:
-        for timer in (
-            self._head_timer,
-            self._write_timer,
-            self._discard_timer,
-            self._idle_timer,
-        ):
+        for timer in (self._head_timer, self._write_timer, self._discard_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         self._head_timer = self._write_timer = self._discard_timer = self._idle_timer = None

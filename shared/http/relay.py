@@ -121,7 +121,7 @@ async def relay(
     try:
         await _send_chunks(reply, send)
     except ApiError as error:
-        reply.failure = error
+        reply.failure = error.fresh()
         if not reply.is_stream:
             raise
         await end_with(send, reply.error_event(error))

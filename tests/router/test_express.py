@@ -278,13 +278,24 @@ async def test_headers_of_a_page_are_judged_on_a_known_connection(
 
 async def test_a_stop_waits_for_a_call_that_has_no_task(start_router: StartRouter) -> None:
     options = EngineOptions(models=("tiny",), latency=Latency(ttft_s=0.2))
+    answers: list[httpx.Response] = []
     async with anyio.create_task_group() as group:
         async with one_engine(start_router, options) as scene:
             await ask(scene.client)
             client = httpx.AsyncClient(base_url=scene.router.base_url, timeout=10, verify=False)
-            group.start_soon(ask, client)
+
+            async def ask_once() -> None:
+                answers.append(await client.post(CHAT, json=chat()))
+
+            group.start_soon(ask_once)
             await in_flight(scene.router)
+            assert tasks_of_requests() == 0
+            assert not answers
+        with anyio.fail_after(10):
+            while not answers:
+                await asyncio.sleep(0.01)
         await client.aclose()
+    assert [answer.status_code for answer in answers] == [200]
 
 
 async def test_a_short_deadline_holds(start_router: StartRouter) -> None:

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio
 import pytest
 
 from shared.testing.raw_client import connected
@@ -65,6 +66,23 @@ async def test_a_prompt_is_freed_with_its_call(
                 async with connected(scene.router.base_url) as (reader, writer):
                     writer.write(request_of(chat(filler="x" * _LONG)))
                     assert (await answer_from(reader))[0] == status
+                await settled(scene.router)
+            await asyncio.sleep(0)
+        assert found == []
+
+
+@pytest.mark.parametrize("fault", ["", "cut:after=2", "error_event:after=2", "bad_json", "no_done"])
+async def test_a_prompt_is_freed_with_its_stream(start_router: StartRouter, fault: str) -> None:
+    async with warm(start_router) as scene:
+        with left_for_the_collector() as found:
+            for _ in range(3):
+                if fault:
+                    scene.engine.script.add(fault)
+                async with connected(scene.router.base_url) as (reader, writer):
+                    writer.write(request_of(chat(filler="x" * _LONG, stream=True)))
+                    with anyio.fail_after(10):
+                        answer = await reader.readuntil(b"0\r\n\r\n")
+                    assert (b'"error":{' in answer) is bool(fault)
                 await settled(scene.router)
             await asyncio.sleep(0)
         assert found == []
