@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from local_agent.cli.app import app
+from shared.kit.memory import loading
 
 
 def main() -> None:
     """Run the command line."""
+    with loading():
+        from local_agent.cli.app import app  # noqa: PLC0415 - see `loading`
     app()
 
 

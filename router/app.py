@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from random import Random
+from typing import TYPE_CHECKING
 
 import anyio
 import uvicorn
-from fastapi import Depends, FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from router.api.access import Access
-from router.api.agents import agent_routes
-from router.api.cors import Pages
-from router.api.docs import docs_routes
-from router.api.errors import error_routes
 from router.api.express import express_lane
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
+from router.api.later import LoadedLater
+from router.api.lifespan import Lifespan
 from router.api.models import model_routes
+from router.api.plain import PlainRoute, PlainRoutes
 from router.backends import BACKENDS
 from router.dispatch.admission import Admission
 from router.dispatch.dispatcher import Dispatcher
@@ -57,9 +55,7 @@ from router.store.ledger import UsageLedger
 from router.store.prepare import prepare
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
-from shared import __version__
 from shared.http.body_limit import BodyLimit
-from shared.http.envelopes import install_error_handlers
 from shared.http.guard import Guard
 from shared.http.origin import OriginRules, is_loopback, split_list
 from shared.http.serve import PortTaken, bind, run, server_options
@@ -69,6 +65,9 @@ from shared.kit.clock import Clock, monotonic
 from shared.kit.logs import configure_logs, get_logger
 from shared.kit.memory import settle
 from shared.kit.run_file import announced
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
@@ -254,8 +253,14 @@ class Router:
             split_list(settings.router_cors_origins),
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
+
+        def control() -> ASGIApp:
+            app = self.control_app(access)
+            return BodyLimit(app, _CONTROL_BODY_BYTES, authorize=access.check_route)
+
+        plain = PlainRoutes(LoadedLater(control), access=access, routes=self._plain_routes())
         routes = InferenceRoutes(
-            BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
+            Lifespan(plain, self.running),
             access=access,
             dispatcher=self.dispatcher(),
             metrics=self.metrics,
@@ -264,33 +269,21 @@ class Router:
         )
         guarded = Guard(routes, rules=rules, clock=self.clock)
         guarded.lane = express_lane(guarded, routes, self.transport)
-        return Pages(guarded, rules) if rules.allowed_origins else guarded
+        if not rules.allowed_origins:
+            return guarded
+        from router.api.cors import Pages  # noqa: PLC0415 - loads half a framework
+
+        return Pages(guarded, rules)
+
+    def _plain_routes(self) -> Sequence[PlainRoute]:
+        health = health_routes(self.fleet, self.readiness, self.metrics.registry)
+        return (*health, *model_routes(self.fleet))
 
     def control_app(self, access: Access) -> FastAPI:
-        """Return what is not on the hot path: health, models, agents, documentation."""
+        """Return what FastAPI serves: agents, and the documentation of all routes."""
+        from router.api.control import control_app  # noqa: PLC0415 - see `LoadedLater`
 
-        @asynccontextmanager
-        async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-            async with self.running():
-                yield
-
-        app = FastAPI(
-            title="Intelligent Inference Router",
-            version=__version__,
-            lifespan=lifespan,
-            dependencies=[Depends(access.authorize)],
-            redirect_slashes=False,
-            docs_url=None,
-            redoc_url=None,
-            openapi_url=None,
-        )
-        install_error_handlers(app, invalid=RequestValidationError)
-        app.include_router(health_routes(self.fleet, self.readiness, self.metrics.registry))
-        app.include_router(model_routes(self.fleet))
-        app.include_router(agent_routes(self.desk, self.joins, access))
-        app.include_router(error_routes())
-        app.include_router(docs_routes(app))
-        return app
+        return control_app(self.desk, self.joins, access, self._plain_routes())
 
     def _zone_of(self, endpoint: EndpointId) -> Zone | None:
         provider = self.fleet.catalog.providers.get(endpoint)

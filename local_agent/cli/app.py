@@ -29,6 +29,7 @@ from local_agent.service.own_log import bounded
 from local_agent.this_host import this_host
 from local_agent.weights.progress import gigabytes
 from shared.kit.clock import monotonic
+from shared.kit.memory import loading
 from shared.kit.version_option import add_version
 
 app = typer.Typer(
@@ -60,7 +61,8 @@ def serve(
     """Run the agent until it is stopped (Ctrl-C)."""
     with plain_errors():
         settings = read_settings(agent_host=host, agent_port=port)
-        from local_agent.app import serve as run  # noqa: PLC0415 - other commands start faster
+        with loading():
+            from local_agent.app import serve as run  # noqa: PLC0415 - other commands start faster
 
         with bounded(settings.iir_home / "logs" / "agent.log"):
             run(settings)

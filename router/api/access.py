@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
-from fastapi import Request
 from starlette.types import Scope as AsgiScope
 
 from router.domain import ApiKey, KeyId, Scope, ShownCredential
@@ -85,12 +84,8 @@ class Access:
         except (Unauthorized, Forbidden):
             return None
 
-    async def authorize(self, request: Request) -> None:
-        """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""
-        request.state.caller = self.check_route(request.scope)
-
     def check_route(self, scope: AsgiScope) -> Caller | None:
-        """Return who may do what a FastAPI route does; None if it is open to everybody.
+        """Return who may do what a FastAPI route does, as `allow` declares; None if it is open to everybody.
 
         Raises:
             ApiError: see `require`.
@@ -98,7 +93,14 @@ class Access:
         mark = getattr(scope.get("endpoint"), _MARK, None)
         if mark is None:
             raise Forbidden("This route is not open to anybody.")
-        needed, name = mark
+        return self.check(scope, *mark)
+
+    def check(self, scope: AsgiScope, needed: Scope | None, name: str = "") -> Caller | None:
+        """Return the caller of a route that needs this; None if it is open to everybody.
+
+        Raises:
+            ApiError: see `require`.
+        """
         return None if needed is None or name in self._public else self.require(scope, needed)
 
     def _key(self, scope: AsgiScope, needed: Scope) -> ApiKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 
 from router.api.access import allow
+from router.api.plain import PlainRoute
 from router.domain import Scope
 from shared.http.errors import NotFound
 
@@ -32,13 +34,15 @@ _INFERENCE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def docs_routes(app: FastAPI) -> APIRouter:
-    """Return the documentation's routes, and make `app` describe the inference routes too."""
+def docs_routes(app: FastAPI, plain: Sequence[PlainRoute]) -> APIRouter:
+    """Return the documentation's routes, and make `app` describe what it does not serve too."""
     routes = APIRouter(include_in_schema=False)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            shown = {route.path: {"get": _reading(route)} for route in plain if route.summary}
+            schema["paths"] = shown | schema["paths"]
             for path, (summary, example) in _INFERENCE.items():
                 schema["paths"][f"/v1{path}"] = {"post": _operation(summary, example)}
             # for the page's button: a browser sends no key by itself
@@ -75,6 +79,18 @@ def docs_routes(app: FastAPI) -> APIRouter:
         return Response(content, media_type=_ASSETS[name])
 
     return routes
+
+
+def _reading(route: PlainRoute) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "tags": [route.tag],
+        "summary": route.summary,
+        "responses": {"200": {"description": "As it is now."}},
+    }
+    if name := route.parameter:
+        place = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        shown["parameters"] = [place]
+    return shown
 
 
 def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:

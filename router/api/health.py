@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from router.api.access import allow
+from router.api.plain import Answer, PlainRoute
 from router.domain import Scope
 from router.fleet.membership import LeaseState
 from router.fleet.registry import Fleet
+
+_ALIVE = Answer(b'{"status":"ok"}')
 
 
 @dataclass(slots=True)
@@ -27,23 +28,15 @@ class Readiness:
     registry: str = "ok"
 
 
-def health_routes(fleet: Fleet, readiness: Readiness, registry: CollectorRegistry) -> APIRouter:
+def health_routes(
+    fleet: Fleet, readiness: Readiness, registry: CollectorRegistry
+) -> Sequence[PlainRoute]:
     """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
-    routes = APIRouter(tags=["operation"])
 
-    @routes.get("/health", summary="Alive")
-    @allow(None)
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    def alive() -> Answer:
+        return _ALIVE
 
-    @routes.get("/livez", summary="Alive")
-    @allow(None)
-    async def livez() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @routes.get("/readyz", summary="Ready for traffic")
-    @allow(None)
-    async def readyz() -> Response:
+    def readyz() -> Answer:
         is_ready = readiness.is_loaded and not readiness.is_draining
         body: dict[str, object] = {
             "status": "draining" if readiness.is_draining else "ready" if is_ready else "starting",
@@ -52,18 +45,29 @@ def health_routes(fleet: Fleet, readiness: Readiness, registry: CollectorRegistr
         }
         if clusters := {name: state.value for name, state in fleet.clusters}:
             body["clusters"] = clusters
-        return JSONResponse(body, 200 if is_ready else 503)
+        return Answer(msgspec.json.encode(body), 200 if is_ready else 503)
 
-    # load balancers and uptime checks ask like this
-    for path, answer in (("/health", health), ("/livez", livez), ("/readyz", readyz)):
-        routes.head(path, include_in_schema=False)(answer)
+    def metrics() -> Answer:
+        return Answer(generate_latest(registry), media_type=CONTENT_TYPE_LATEST.encode())
 
-    @routes.get("/metrics", summary="Prometheus metrics")
-    @allow(Scope.ADMIN, "metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    def route(
+        path: str, summary: str, answer: Callable[[], Answer], needed: Scope | None = None
+    ) -> PlainRoute:
+        return PlainRoute(
+            path=path,
+            summary=summary,
+            answer=answer,
+            tag="operation",
+            needed=needed,
+            name=path.strip("/") if needed else "",
+        )
 
-    return routes
+    return (
+        route("/health", "Alive", alive),
+        route("/livez", "Alive", alive),
+        route("/readyz", "Ready for traffic", readyz),
+        route("/metrics", "Prometheus metrics", metrics, Scope.ADMIN),
+    )
 
 
 def _live_agents(fleet: Fleet) -> int:

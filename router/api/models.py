@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import APIRouter
+import msgspec
 
-from router.api.access import allow
+from router.api.plain import Answer, PlainRoute
 from router.domain import Scope
 from router.fleet.listing import ListedModel
 from router.fleet.registry import Fleet
 from shared.http.errors import ModelNotFound
 
 
-def model_routes(fleet: Fleet) -> APIRouter:
+def model_routes(fleet: Fleet) -> Sequence[PlainRoute]:
     """Return the routes that list models, in OpenAI's shape, from memory."""
-    routes = APIRouter(tags=["models"])
 
-    @routes.get("/models", include_in_schema=False)
-    @routes.get("/v1/models", summary="List models")
-    @allow(Scope.INFERENCE)
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_shown(model) for model in fleet.models()]}
+    def list_models() -> Answer:
+        shown = [_shown(model) for model in fleet.models()]
+        return Answer(msgspec.json.encode({"object": "list", "data": shown}))
 
-    # the path converter takes ids with slashes (`org/model`)
-    @routes.get("/models/{model_id:path}", include_in_schema=False)
-    @routes.get("/v1/models/{model_id:path}", summary="Describe one model")
-    @allow(Scope.INFERENCE)
-    async def describe_model(model_id: str) -> dict[str, Any]:
+    def describe_model(model_id: str) -> Answer:
         for model in fleet.models():
             if model_id == model.id or model_id in model.aliases:
-                return _shown(model)
+                return Answer(msgspec.json.encode(_shown(model)))
         raise ModelNotFound(
             f"The model {model_id[:256]!r} does not exist. GET /v1/models lists what is there.",
             param="model",
         )
 
-    return routes
+    def routes(path: str, summary: str, answer: Callable[..., Answer]) -> Sequence[PlainRoute]:
+        return [
+            PlainRoute(
+                path=f"{base}{path}",
+                summary=summary if base else "",
+                answer=answer,
+                tag="models",
+                needed=Scope.INFERENCE,
+            )
+            for base in ("/v1", "")
+        ]
+
+    return (
+        *routes("/models", "List models", list_models),
+        # ids have slashes (`org/model`)
+        *routes("/models/{model_id}", "Describe one model", describe_model),
+    )
 
 
 def _shown(model: ListedModel) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from router.cli.session import write
 from router.settings import load_settings
 from router.store.migrate import migrate as bring_up_to_date
 from router.store.prepare import PACKAGED
+from shared.kit.memory import loading
 from shared.kit.version_option import add_version
 
 app = typer.Typer(
@@ -44,7 +45,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve until told to stop."""
-    from router.app import serve as run  # noqa: PLC0415 - the web stack loads for this alone
+    with loading():
+        from router.app import serve as run  # noqa: PLC0415 - the web stack loads for this alone
 
     run(load_settings(router_host=host, router_port=port, web_concurrency=workers))
 

@@ -15,8 +15,8 @@ from shared.http.errors import (
     BadRequest,
     InvalidJson,
     MethodNotAllowed,
-    NotFound,
     internal_error,
+    no_route,
 )
 
 
@@ -54,8 +54,7 @@ def _translated(request: Request, error: HTTPException) -> ApiError:
     if isinstance(error.__cause__, ApiError):
         return error.__cause__  # FastAPI wraps what reading the body raised
     if error.status_code == 404:
-        path = request.scope["path"][:128]
-        return NotFound(f"There is no route {path!r}. The API lies below /v1.")
+        return no_route(request.scope["path"])
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         text = f"Use {allowed} here." if allowed else "This method is not served here."

@@ -157,6 +157,11 @@ class NotFound(ApiError):
     origin = "client"
 
 
+def no_route(path: str) -> NotFound:
+    """Return the error of a path that nothing serves."""
+    return NotFound(f"There is no route {path[:128]!r}. The API lies below /v1.")
+
+
 class ModelNotFound(NotFound):
     """No model or alias has this name."""
 

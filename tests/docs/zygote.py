@@ -32,7 +32,15 @@ import router.cli.root
 import router.policies
 
 MOST_BYTES = 1 << 20
-LATER = ("aiohappyeyeballs", "alembic.command", "h11", "httpcore", "uvicorn.lifespan.on", "uvloop")
+LATER = (
+    "aiohappyeyeballs",
+    "alembic.command",
+    "h11",
+    "httpcore",
+    "router.api.control",
+    "uvicorn.lifespan.on",
+    "uvloop",
+)
 """What the programs import when they first need it."""
 
 

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 
 from router.api import access as access_module
 from router.api.access import Access, Caller
+from router.api.plain import FRAMEWORKS
 from router.app import Router
 from router.domain import ApiKey, Catalog, KeyId, Scope, ShownCredential
 from router.fleet.membership import Membership
@@ -187,16 +188,19 @@ async def test_every_route_says_who_may_use_it(start_router: StartRouter) -> Non
     access = Access(router.fleet, RULES, frozenset())
     app = router.control_app(access)
     routes = [route for route in walk(app.routes) if isinstance(route, APIRoute)]
-    assert len(routes) >= 12
+    assert len(routes) >= 10
     for route in routes:
+        assert route.path.startswith(FRAMEWORKS), "others are not handed to the framework"
         mark = getattr(route.endpoint, access_module._MARK, None)
         assert mark is not None, route.path
         needed, _ = mark
         if route.path == "/internal/v1/agents/join":  # a token is what it takes
             assert needed is None
             continue
-        assert needed is not None or route.path in {*OPEN, STATIC}, route.path
+        assert needed is not None or route.path == STATIC, route.path
         assert needed is Scope.AGENT or not route.path.startswith("/internal"), route.path
+    for plain in router._plain_routes():
+        assert plain.needed is not None or plain.path in OPEN, plain.path
 
 
 def walk(routes: Any) -> Any:

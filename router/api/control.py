@@ -1,0 +1,42 @@
+"""What FastAPI serves: agents, what errors mean, and the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+
+from router.api.access import Access
+from router.api.agents import agent_routes
+from router.api.docs import docs_routes
+from router.api.errors import error_routes
+from router.api.plain import PlainRoute
+from router.fleet.joining import JoinDesk
+from router.fleet.leases import LeaseDesk
+from shared import __version__
+from shared.http.envelopes import install_error_handlers
+
+
+def control_app(
+    desk: LeaseDesk, joins: JoinDesk, access: Access, plain: Sequence[PlainRoute]
+) -> FastAPI:
+    """Return the application; its documentation describes the `plain` routes too."""
+
+    async def authorize(request: Request) -> None:
+        request.state.caller = access.check_route(request.scope)
+
+    app = FastAPI(
+        title="Intelligent Inference Router",
+        version=__version__,
+        dependencies=[Depends(authorize)],
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    install_error_handlers(app, invalid=RequestValidationError)
+    app.include_router(agent_routes(desk, joins, access))
+    app.include_router(error_routes())
+    app.include_router(docs_routes(app, plain))
+    return app

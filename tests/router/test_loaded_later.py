@@ -1,0 +1,136 @@
+"""What a start does not load: the first request for it does, beside all others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from router.api.later import LoadedLater
+from router.api.lifespan import Lifespan
+from tests.router.harness import StartRouter
+from tests.router.scenes import one_engine
+
+SCOPE: dict[str, Any] = {"type": "http"}
+
+
+class Slow:
+    """Builds an application when it is let to, in whatever thread."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        self.begun = threading.Event()
+        self.built = 0
+        self.served = 0
+        self.problem: Exception | None = None
+
+    def build(self) -> Any:
+        self.built += 1
+        self.begun.set()
+        assert self.goes_on.wait(30)
+        if self.problem is not None:
+            raise self.problem
+        return self._serve
+
+    async def _serve(self, _scope: Any, _receive: Any, _send: Any) -> None:
+        self.served += 1
+
+
+async def nothing(*_: Any) -> Any:
+    """Stand for a channel that is not used."""
+
+
+async def test_many_that_ask_at_once_wait_for_one_build_and_the_loop_goes_on() -> None:
+    slow = Slow()
+    app = LoadedLater(slow.build)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(app, SCOPE, nothing, nothing)
+        await anyio.to_thread.run_sync(slow.begun.wait)
+        assert slow.served == 0  # this runs: the loop is free meanwhile
+        slow.goes_on.set()
+    await app(SCOPE, nothing, nothing)
+    assert (slow.built, slow.served) == (1, 6)
+
+
+async def test_who_leaves_meanwhile_stops_it_for_nobody() -> None:
+    slow = Slow()
+    app = LoadedLater(slow.build)
+    first = asyncio.ensure_future(app(SCOPE, nothing, nothing))
+    await anyio.to_thread.run_sync(slow.begun.wait)
+    second = asyncio.ensure_future(app(SCOPE, nothing, nothing))
+    await asyncio.sleep(0)
+    first.cancel()
+    slow.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await second
+    assert (slow.built, slow.served) == (1, 1)
+
+
+async def test_a_build_that_fails_is_tried_again_by_the_next_request() -> None:
+    slow = Slow()
+    slow.goes_on.set()
+    slow.problem = OSError("too many open files")
+    app = LoadedLater(slow.build)
+    with pytest.raises(OSError, match="too many"):
+        await app(SCOPE, nothing, nothing)
+    slow.problem = None
+    await app(SCOPE, nothing, nothing)
+    assert (slow.built, slow.served) == (2, 1)
+
+
+async def test_strangers_paths_do_not_load_the_framework(start_router: StartRouter) -> None:
+    async with one_engine(start_router) as scene:
+        router, built = scene.router.router, []
+        build = router.control_app
+        router.control_app = lambda access: built.append(1) or build(access)  # type: ignore[method-assign,func-returns-value] # watched
+        for path in ("/", "/wp-login.php", "/v1/models", "/v1/models/none", "/health", "/metrics"):
+            await scene.client.get(path)
+            await scene.client.post(path)
+        assert built == []
+        assert (await scene.client.get("/docs")).status_code == 200
+        assert (await scene.client.get("/errors/model_not_found")).status_code == 200
+        assert built == [1]
+
+
+async def test_a_head_request_tells_the_length_and_sends_nothing(start_router: StartRouter) -> None:
+    async with one_engine(start_router) as scene:
+        for path in ("/health", "/v1/models", "/v1/models/tiny"):
+            whole = await scene.client.get(path)
+            head = await scene.client.head(path)
+            assert (head.status_code, head.content) == (200, b""), path
+            for name in ("content-length", "content-type"):
+                assert head.headers[name] == whole.headers[name], path
+
+
+async def lifespan_of(*, fails_at: str) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    @asynccontextmanager
+    async def running() -> Any:
+        if fails_at == "startup":
+            raise OSError("no room")
+        yield
+        if fails_at == "shutdown":
+            raise OSError("no room")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with pytest.raises(OSError, match="no room"):
+        await Lifespan(nothing, running)({"type": "lifespan"}, nothing, send)
+    return sent
+
+
+async def test_a_start_or_a_stop_that_fails_says_so() -> None:
+    (failed,) = await lifespan_of(fails_at="startup")
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "no room" in failed["message"]
+    complete, failed = await lifespan_of(fails_at="shutdown")
+    assert complete["type"] == "lifespan.startup.complete"
+    assert failed["type"] == "lifespan.shutdown.failed"
