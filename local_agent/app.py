@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
-from fastapi import Depends, FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp
 
-from local_agent.api.access import AgentAccess
-from local_agent.api.capacity import capacity_routes
-from local_agent.api.control import control_routes, health_routes, model_routes
-from local_agent.api.errors import error_routes
-from local_agent.api.events import event_routes
+from local_agent.api.access import AgentAccess, Need
 from local_agent.api.express import guarded
-from local_agent.api.logs import log_routes
 from local_agent.api.metrics import agent_metrics
 from local_agent.api.proxy import InferenceRoutes, Proxy
-from local_agent.api.pulls import pull_routes
-from local_agent.api.residency import residency_routes
+from local_agent.api.reading import health_routes, model_routes
 from local_agent.config import AgentConfig
 from local_agent.config_file import ConfigError, to_deployments
 from local_agent.control.credential import is_exposed, is_same_router, load_credential
@@ -64,10 +56,11 @@ from local_agent.this_host import (
 from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
-from shared import __version__
 from shared.http.body_limit import BodyLimit
-from shared.http.envelopes import install_error_handlers
+from shared.http.later import LoadedLater
+from shared.http.lifespan import Lifespan
 from shared.http.origin import OriginRules
+from shared.http.plain import PlainRoute, PlainRoutes
 from shared.http.serve import PortTaken, run
 from shared.http.transport import Timeouts
 from shared.http.transports import make_transport
@@ -75,6 +68,11 @@ from shared.kit.clock import monotonic, wall_time
 from shared.kit.logs import configure_logs, get_logger
 from shared.kit.run_file import announced
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+FRAMEWORKS = ("/internal/", "/errors/")
+"""How the paths begin that FastAPI serves."""
 _CONTROL_BODY_BYTES = 1024 * 1024
 _MAX_BODY_BYTES = 32 * 1024 * 1024
 # An engine on this machine answers a connect at once, or is gone.
@@ -298,8 +296,19 @@ class Agent:
         """Return the application, with every layer around it."""
         rules = OriginRules(self.settings.agent_host, _OTHER_NAME, self.settings.own_hosts)
         access = AgentAccess(rules, self.identity.access_token, self.settings.public_routes)
+
+        def control() -> ASGIApp:
+            app = self.control_app(access)
+            return BodyLimit(app, _CONTROL_BODY_BYTES, authorize=access.check_route)
+
+        plain = PlainRoutes(
+            self.plain_routes(),
+            check=access.check,
+            framework=LoadedLater(control),
+            frameworks=FRAMEWORKS,
+        )
         routes = InferenceRoutes(
-            BodyLimit(self.control_app(access), _CONTROL_BODY_BYTES, authorize=access.check_route),
+            Lifespan(plain, self.running),
             proxy=Proxy(
                 self.supervisor,
                 self._transport,
@@ -313,39 +322,28 @@ class Agent:
         )
         return guarded(routes, self._transport, rules=rules, clock=monotonic)
 
-    def control_app(self, access: AgentAccess) -> FastAPI:
-        """Return what is not on the hot path: health, models, and what the agent is told to do."""
-
-        @asynccontextmanager
-        async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-            async with self.running():
-                yield
-
-        app = FastAPI(
-            title="Intelligent Inference Router: local agent",
-            version=__version__,
-            lifespan=lifespan,
-            dependencies=[Depends(access.authorize)],
-            redirect_slashes=False,
-            docs_url=None,
-            redoc_url=None,
-            openapi_url=None,
-        )
-        install_error_handlers(app, invalid=RequestValidationError)
-        app.include_router(model_routes(self.supervisor, self.identity.incarnation // 1000))
+    def plain_routes(self) -> Sequence[PlainRoute[Need]]:
+        """Return what is served in front of FastAPI, inference aside."""
         metrics = agent_metrics(self.supervisor)
-        app.include_router(health_routes(self._status, self._standing, metrics))
-        app.include_router(
-            control_routes(self.supervisor, self._reloader.reload, self._examine, self.pulls)
+        return (
+            *model_routes(self.supervisor, self.identity.incarnation // 1000),
+            *health_routes(self._status, self._standing, metrics),
         )
-        app.include_router(pull_routes(self.supervisor, self.pulls, self._remove))
-        app.include_router(residency_routes(self.supervisor))
-        app.include_router(capacity_routes(self.intake, self._subject))
-        app.include_router(event_routes(self.supervisor, self.intake))
-        app.include_router(error_routes())
+
+    def control_app(self, access: AgentAccess) -> FastAPI:
+        """Return what FastAPI serves: what the agent is told to do."""
+        from local_agent.api import framework as web  # noqa: PLC0415 - see `LoadedLater`
+
         logs = self.settings.iir_home / "logs"
-        app.include_router(log_routes(self.supervisor, self.intake, logs, self._mask))
-        return app
+        routers = (
+            web.control_routes(self.supervisor, self._reloader.reload, self._examine, self.pulls),
+            web.pull_routes(self.supervisor, self.pulls, self._remove),
+            web.residency_routes(self.supervisor),
+            web.capacity_routes(self.intake, self._subject),
+            web.event_routes(self.supervisor, self.intake),
+            web.log_routes(self.supervisor, self.intake, logs, self._mask),
+        )
+        return web.framework_app(access, routers)
 
     def _status(self) -> str:
         """Return how the agent is, in a word; `ready` means that it takes requests."""

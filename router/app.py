@@ -20,16 +20,13 @@ from router.api.access import Access
 from router.api.express import express_lane
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
-from router.api.later import LoadedLater
-from router.api.lifespan import Lifespan
 from router.api.models import model_routes
-from router.api.plain import PlainRoute, PlainRoutes
 from router.backends import BACKENDS
 from router.dispatch.admission import Admission
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.metrics import RouterMetrics
 from router.dispatch.retry import RetryBudget
-from router.domain import EndpointId, Zone
+from router.domain import EndpointId, Scope, Zone
 from router.fleet.address_follower import AddressFollower
 from router.fleet.breaker import BreakerRule, Breakers
 from router.fleet.endpoints import ProviderEndpoints
@@ -57,7 +54,10 @@ from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
 from shared.http.body_limit import BodyLimit
 from shared.http.guard import Guard
+from shared.http.later import LoadedLater
+from shared.http.lifespan import Lifespan
 from shared.http.origin import OriginRules, is_loopback, split_list
+from shared.http.plain import PlainRoute, PlainRoutes
 from shared.http.serve import PortTaken, bind, run, server_options
 from shared.http.transport import Transport
 from shared.http.transports import make_transport
@@ -69,6 +69,8 @@ from shared.kit.run_file import announced
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+FRAMEWORKS = ("/internal/", "/docs", "/openapi.json", "/errors/")
+"""How the paths begin that FastAPI serves."""
 _CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
@@ -258,7 +260,12 @@ class Router:
             app = self.control_app(access)
             return BodyLimit(app, _CONTROL_BODY_BYTES, authorize=access.check_route)
 
-        plain = PlainRoutes(LoadedLater(control), access=access, routes=self._plain_routes())
+        plain = PlainRoutes(
+            self.plain_routes(),
+            check=access.check,
+            framework=LoadedLater(control),
+            frameworks=FRAMEWORKS,
+        )
         routes = InferenceRoutes(
             Lifespan(plain, self.running),
             access=access,
@@ -275,7 +282,8 @@ class Router:
 
         return Pages(guarded, rules)
 
-    def _plain_routes(self) -> Sequence[PlainRoute]:
+    def plain_routes(self) -> Sequence[PlainRoute[Scope | None]]:
+        """Return what is served in front of FastAPI, inference aside."""
         health = health_routes(self.fleet, self.readiness, self.metrics.registry)
         return (*health, *model_routes(self.fleet))
 
@@ -283,7 +291,7 @@ class Router:
         """Return what FastAPI serves: agents, and the documentation of all routes."""
         from router.api.control import control_app  # noqa: PLC0415 - see `LoadedLater`
 
-        return control_app(self.desk, self.joins, access, self._plain_routes())
+        return control_app(self.desk, self.joins, access, self.plain_routes())
 
     def _zone_of(self, endpoint: EndpointId) -> Zone | None:
         provider = self.fleet.catalog.providers.get(endpoint)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TypeVar
 
-from fastapi import Request
 from starlette.types import Scope
 
 from shared.http.asgi import header, require_json
@@ -59,16 +58,15 @@ class AgentAccess:
         if scope["method"] == "POST":
             require_json(scope)
 
-    async def authorize(self, request: Request) -> None:
-        """Serve as the dependency of every FastAPI route; `allow` declares what each needs."""
-        self.check_route(request.scope)
-
     def check_route(self, scope: Scope) -> None:
-        """Refuse a request that may not do what its FastAPI route does; see `require`."""
+        """Refuse a request that may not do what its FastAPI route does, as `allow` declares."""
         mark = getattr(scope.get("endpoint"), _MARK, None)
         if mark is None:
             raise Forbidden("This route is not open to anybody.")
-        need, name = mark
+        self.check(scope, *mark)
+
+    def check(self, scope: Scope, need: Need, name: str = "") -> None:
+        """Refuse a request that may not do what a route does which needs this; see `require`."""
         self.require(scope, Need.NOTHING if name in self._public else need)
 
     def _has_token(self, scope: Scope) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,15 +12,15 @@ from router.api.access import Access
 from router.api.agents import agent_routes
 from router.api.docs import docs_routes
 from router.api.errors import error_routes
-from router.api.plain import PlainRoute
 from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
 from shared import __version__
 from shared.http.envelopes import install_error_handlers
+from shared.http.plain import PlainRoute
 
 
 def control_app(
-    desk: LeaseDesk, joins: JoinDesk, access: Access, plain: Sequence[PlainRoute]
+    desk: LeaseDesk, joins: JoinDesk, access: Access, plain: Sequence[PlainRoute[Any]]
 ) -> FastAPI:
     """Return the application; its documentation describes the `plain` routes too."""
 

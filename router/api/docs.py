@@ -11,9 +11,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 
 from router.api.access import allow
-from router.api.plain import PlainRoute
 from router.domain import Scope
 from shared.http.errors import NotFound
+from shared.http.plain import PlainRoute
 
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 _QUESTION = "What is the capital of France?"
@@ -34,14 +34,14 @@ _INFERENCE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def docs_routes(app: FastAPI, plain: Sequence[PlainRoute]) -> APIRouter:
+def docs_routes(app: FastAPI, plain: Sequence[PlainRoute[Any]]) -> APIRouter:
     """Return the documentation's routes, and make `app` describe what it does not serve too."""
     routes = APIRouter(include_in_schema=False)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            shown = {route.path: {"get": _reading(route)} for route in plain if route.summary}
+            shown = {route.path: route.described() for route in plain if route.summary}
             schema["paths"] = shown | schema["paths"]
             for path, (summary, example) in _INFERENCE.items():
                 schema["paths"][f"/v1{path}"] = {"post": _operation(summary, example)}
@@ -79,18 +79,6 @@ def docs_routes(app: FastAPI, plain: Sequence[PlainRoute]) -> APIRouter:
         return Response(content, media_type=_ASSETS[name])
 
     return routes
-
-
-def _reading(route: PlainRoute) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "tags": [route.tag],
-        "summary": route.summary,
-        "responses": {"200": {"description": "As it is now."}},
-    }
-    if name := route.parameter:
-        place = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        shown["parameters"] = [place]
-    return shown
 
 
 def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
-from router.api.plain import Answer, PlainRoute
 from router.domain import Scope
 from router.fleet.membership import LeaseState
 from router.fleet.registry import Fleet
-
-_ALIVE = Answer(b'{"status":"ok"}')
+from shared.http.plain import Answer, PlainRoute, operation_routes
 
 
 @dataclass(slots=True)
@@ -30,11 +28,8 @@ class Readiness:
 
 def health_routes(
     fleet: Fleet, readiness: Readiness, registry: CollectorRegistry
-) -> Sequence[PlainRoute]:
+) -> Sequence[PlainRoute[Scope | None]]:
     """Return `/health`, `/livez`, `/readyz` and `/metrics`."""
-
-    def alive() -> Answer:
-        return _ALIVE
 
     def readyz() -> Answer:
         is_ready = readiness.is_loaded and not readiness.is_draining
@@ -47,26 +42,8 @@ def health_routes(
             body["clusters"] = clusters
         return Answer(msgspec.json.encode(body), 200 if is_ready else 503)
 
-    def metrics() -> Answer:
-        return Answer(generate_latest(registry), media_type=CONTENT_TYPE_LATEST.encode())
-
-    def route(
-        path: str, summary: str, answer: Callable[[], Answer], needed: Scope | None = None
-    ) -> PlainRoute:
-        return PlainRoute(
-            path=path,
-            summary=summary,
-            answer=answer,
-            tag="operation",
-            needed=needed,
-            name=path.strip("/") if needed else "",
-        )
-
-    return (
-        route("/health", "Alive", alive),
-        route("/livez", "Alive", alive),
-        route("/readyz", "Ready for traffic", readyz),
-        route("/metrics", "Prometheus metrics", metrics, Scope.ADMIN),
+    return operation_routes(
+        readyz, registry, nothing=None, metrics=Scope.ADMIN, ready="Ready for traffic"
     )
 
 

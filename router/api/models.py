@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from router.api.plain import Answer, PlainRoute
 from router.domain import Scope
 from router.fleet.listing import ListedModel
 from router.fleet.registry import Fleet
 from shared.http.errors import ModelNotFound
+from shared.http.plain import Answer, PlainRoute
 
 
-def model_routes(fleet: Fleet) -> Sequence[PlainRoute]:
+def model_routes(fleet: Fleet) -> Sequence[PlainRoute[Scope | None]]:
     """Return the routes that list models, in OpenAI's shape, from memory."""
 
     def list_models() -> Answer:
@@ -30,7 +30,9 @@ def model_routes(fleet: Fleet) -> Sequence[PlainRoute]:
             param="model",
         )
 
-    def routes(path: str, summary: str, answer: Callable[..., Answer]) -> Sequence[PlainRoute]:
+    def routes(
+        path: str, summary: str, answer: Callable[..., Answer]
+    ) -> Sequence[PlainRoute[Scope | None]]:
         return [
             PlainRoute(
                 path=f"{base}{path}",

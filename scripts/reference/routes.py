@@ -48,7 +48,7 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
         settings = local_agent.settings.load_settings(iir_home=home)
         agent = Agent(settings, read_config(settings), 5000)
         own = _document(agent.control_app(AgentAccess(_RULES, "")))
-        own["paths"].update(_inference_of_the_agent(document))
+        own["paths"] = _plain_of_the_agent(agent, document) | own["paths"]
         own["components"]["schemas"]["InferCall"] = msgspec.json.schema(InferCall)["$defs"][
             "InferCall"
         ]
@@ -61,9 +61,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def _inference_of_the_agent(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the agent serves in front of its FastAPI routes: the router's inference, and `/infer`."""
-    found = {f"/v1{path}": document["paths"][f"/v1{path}"] for path in INFERENCE_PATHS}
+def _plain_of_the_agent(agent: Agent, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the agent serves in front of its FastAPI routes: what is read, inference, and `/infer`."""
+    found = {route.path: route.described() for route in agent.plain_routes() if route.summary}
+    found |= {f"/v1{path}": document["paths"][f"/v1{path}"] for path in INFERENCE_PATHS}
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/InferCall"}}}
     found[_INFER] = {
         "post": {

@@ -37,6 +37,7 @@ LATER = (
     "alembic.command",
     "h11",
     "httpcore",
+    "local_agent.api.framework",
     "router.api.control",
     "uvicorn.lifespan.on",
     "uvloop",

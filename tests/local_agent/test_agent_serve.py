@@ -233,6 +233,31 @@ def test_an_agent_serves_tells_its_port_and_ends_without_a_trace(tmp_path: Path)
         assert {line["event"] for line in lines} >= {"worker", "lease", "request"}
 
 
+TELLS_MODULES = """
+import atexit, sys
+from local_agent.__main__ import main
+
+atexit.register(lambda: print("loaded:", *sys.modules, file=sys.stderr))
+main()
+"""
+
+
+@pytest.mark.slow
+def test_an_agent_that_only_serves_loads_no_framework(tmp_path: Path) -> None:
+    write(tmp_path, SIMULATED)
+    env = environment(tmp_path)
+    with process(["-c", TELLS_MODULES, "serve"], env, tmp_path) as (agent, url):
+        for path in ("/health", "/readyz", "/metrics", "/v1/models", "/favicon.ico"):
+            httpx.get(url + path, trust_env=False)
+        assert httpx.post(f"{url}/infer", json={"prompt": "a", "model": "sim"}).status_code == 200
+        agent.send_signal(signal.SIGTERM)
+        output = agent.communicate(timeout=10)[1]
+    (line,) = (line for line in output.splitlines() if line.startswith("loaded:"))
+    loaded = set(line.split())
+    assert {"msgspec", "pydantic"} <= loaded, "the line tells what is loaded"
+    assert loaded & {"fastapi", "greenlet", "sqlalchemy", "starlette.requests"} == set()
+
+
 @pytest.mark.slow
 def test_a_second_signal_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     write(tmp_path, {**SIMULATED, "options": {"itl_ms": 50, "tokens": 10_000}})

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Message, Scope
 
 from local_agent.api.access import _MARK, AgentAccess, Need
-from local_agent.app import Agent
+from local_agent.app import FRAMEWORKS, Agent
 from local_agent.config_file import load_config
 from local_agent.settings import load_settings
 from shared.http.origin import OriginRules
@@ -208,6 +208,9 @@ def test_every_route_says_what_it_needs() -> None:
     for route in routes:
         need, _ = getattr(route.endpoint, _MARK)
         assert isinstance(need, Need), route.path
+        assert route.path.startswith(FRAMEWORKS), "others are not handed to the framework"
+    open_to_all = {plain.path for plain in stage.agent.plain_routes() if plain.needed is Need.NOTHING}
+    assert open_to_all == {"/health", "/livez", "/readyz"}
 
 
 async def test_a_route_without_a_mark_is_open_to_nobody() -> None:
@@ -220,7 +223,7 @@ async def test_a_route_without_a_mark_is_open_to_nobody() -> None:
 
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/errors/not_found")).status_code == 200
         assert (await client.get("/forgotten")).status_code == 403
 
 

@@ -31,6 +31,7 @@ def state(agent: RunningAgent) -> str:
 async def test_a_drain_finishes_what_is_there_and_refuses_the_rest(start_agent: StartAgent) -> None:
     async with start_agent(engine=LATE) as agent, anyio.create_task_group() as group:
         statuses = []
+        await agent.client.get("/internal/workers")  # loads what serves the drain
 
         async def ask() -> None:
             statuses.append((await agent.client.post(CHAT, json=BODY)).status_code)

@@ -15,8 +15,7 @@ from fastapi.routing import APIRoute
 
 from router.api import access as access_module
 from router.api.access import Access, Caller
-from router.api.plain import FRAMEWORKS
-from router.app import Router
+from router.app import FRAMEWORKS, Router
 from router.domain import ApiKey, Catalog, KeyId, Scope, ShownCredential
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet
@@ -199,7 +198,7 @@ async def test_every_route_says_who_may_use_it(start_router: StartRouter) -> Non
             continue
         assert needed is not None or route.path == STATIC, route.path
         assert needed is Scope.AGENT or not route.path.startswith("/internal"), route.path
-    for plain in router._plain_routes():
+    for plain in router.plain_routes():
         assert plain.needed is not None or plain.path in OPEN, plain.path
 
 

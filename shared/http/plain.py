@@ -1,0 +1,155 @@
+"""Routes without the web framework: what is asked for all the time, and what a start has to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.http.asgi import send_body
+from shared.http.errors import MethodNotAllowed, no_route
+
+_ALLOW = (("allow", "GET"),)
+NeedT = TypeVar("NeedT")
+"""What a service's routes may need of who asks."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a route answers: always whole."""
+
+    body: bytes
+    status: int = 200
+    media_type: bytes = b"application/json"
+
+
+ALIVE = Answer(b'{"status":"ok"}')
+
+
+class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
+    """A route that is read with GET.
+
+    A `path` that ends with `{NAME}` is that of all paths which begin like it, and `answer` gets the
+    rest, slashes included. `needed` is what who asks must be allowed to do; a setting may list `name`
+    to open the route to all. Without a `summary` it is left out of the documentation.
+    """
+
+    path: str
+    answer: Callable[..., Answer]
+    needed: NeedT
+    tag: str
+    summary: str = ""
+    name: str = ""
+
+    @property
+    def parameter(self) -> str:
+        """Return the name of what the path ends with; empty if it is one path."""
+        return self.path.partition("{")[2].rstrip("}")
+
+    def described(self) -> dict[str, Any]:
+        """Return what an OpenAPI document says of the path."""
+        shown: dict[str, Any] = {
+            "tags": [self.tag],
+            "summary": self.summary,
+            "responses": {"200": {"description": "As it is now."}},
+        }
+        if name := self.parameter:
+            place = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            shown["parameters"] = [place]
+        return {"get": shown}
+
+
+class PlainRoutes(Generic[NeedT]):
+    """Serves its routes; hands what is the framework's on, and there is nothing else."""
+
+    def __init__(
+        self,
+        routes: Sequence[PlainRoute[NeedT]],
+        *,
+        check: Callable[[Scope, NeedT, str], object],
+        framework: ASGIApp,
+        frameworks: tuple[str, ...],
+    ) -> None:
+        """Serve `routes`.
+
+        Args:
+            routes: no path is there twice.
+            check: raises `ApiError` unless a request may ask a route with that need and name.
+            framework: what serves everything else.
+            frameworks: how the paths begin that it serves.
+        """
+        self._check = check
+        self._framework = framework
+        self._frameworks = frameworks
+        self._routes = {route.path: route for route in routes if not route.parameter}
+        self._prefixes = [
+            (route.path.partition("{")[0], route) for route in routes if route.parameter
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        path: str = scope["path"]
+        route, given = self._find(path)
+        if route is None:
+            if not path.startswith(self._frameworks):
+                raise no_route(path)
+            await self._framework(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
+            raise MethodNotAllowed("Use GET here.", headers=_ALLOW)
+        self._check(scope, route.needed, route.name)
+        answer = route.answer(*given)
+        headers = ((b"content-type", answer.media_type),)
+        await send_body(send, answer.status, headers, answer.body)
+
+    def _find(self, path: str) -> tuple[PlainRoute[NeedT] | None, tuple[str, ...]]:
+        route = self._routes.get(path)
+        if route is not None:
+            return route, ()
+        for prefix, each in self._prefixes:
+            if path.startswith(prefix):
+                return each, (path[len(prefix) :],)
+        return None, ()
+
+
+def operation_routes(
+    readyz: Callable[[], Answer],
+    registry: CollectorRegistry,
+    *,
+    nothing: NeedT,
+    metrics: NeedT,
+    ready: str,
+) -> Sequence[PlainRoute[NeedT]]:
+    """Return `/health`, `/livez`, `/readyz` and `/metrics`.
+
+    Args:
+        readyz: what the third answers.
+        registry: what the last one shows.
+        nothing: what the first three need.
+        metrics: what the last one needs, unless `metrics` is listed as open.
+        ready: the summary of the third.
+    """
+
+    def exposed() -> Answer:
+        return Answer(generate_latest(registry), media_type=CONTENT_TYPE_LATEST.encode())
+
+    def route(path: str, summary: str, answer: Callable[[], Answer]) -> PlainRoute[NeedT]:
+        return PlainRoute(
+            path=path, summary=summary, answer=answer, tag="operation", needed=nothing
+        )
+
+    return (
+        route("/health", "Alive", lambda: ALIVE),
+        route("/livez", "Alive", lambda: ALIVE),
+        route("/readyz", ready, readyz),
+        PlainRoute(
+            path="/metrics",
+            summary="Prometheus metrics",
+            answer=exposed,
+            tag="operation",
+            needed=metrics,
+            name="metrics",
+        ),
+    )
