@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,9 +33,18 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     parser.add_argument("part", choices=["run", "dev"])
     asked = parser.parse_args()
-    with (ROOT / "pyproject.toml").open("rb") as lock:  # two at once: the second waits
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return Environment(asked.venv.absolute()).prepare(asked.part)
+    return Environment(asked.venv.absolute()).prepare(asked.part)
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Hold a file or a folder for this process: of two at once the second waits."""
+    held = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 class Environment:
@@ -46,13 +56,19 @@ class Environment:
         self.log = folder / "setup.log"
 
     def prepare(self, part: str) -> int:
-        """Install what the part lacks; return the exit code."""
+        """Install what the part lacks; return the exit code. Two environments can be prepared at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder):
+            return self._prepare(part)
+
+    def _prepare(self, part: str) -> int:
         if self._is_current("run") and (part == "run" or self._is_current("dev")):
             return 0
         try:
             self._make()
             if not self._is_current("run"):
-                self._install_project()
+                with alone(ROOT / "pyproject.toml"):  # it writes into the checkout, too
+                    self._install_project()
             if part == "dev" and not self._is_current("dev"):
                 self._install("the developer tools", ["-r", str(ROOT / "requirements-dev.txt")])
                 self._stamp("dev")
@@ -65,11 +81,11 @@ class Environment:
         if self._origin_path().is_file() and self._origin_path().read_text() == self._origin():
             return
         print(f"making {self.folder.name} with Python {sys.version.split()[0]}", flush=True)
-        if self.folder.exists() and not (self.folder / "pyvenv.cfg").is_file():
+        if any(self.folder.iterdir()) and not (self.folder / "pyvenv.cfg").is_file():
             print(f"VENV={self.folder} is no virtual environment: not touched", file=sys.stderr)
             raise subprocess.CalledProcessError(1, "venv")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        subprocess.run([_base_python(), "-m", "venv", str(self.folder)], check=True)
+        # the folder itself stays: it is what others wait for
+        subprocess.run([_base_python(), "-m", "venv", "--clear", str(self.folder)], check=True)
         self._origin_path().write_text(self._origin())
 
     def _install_project(self) -> None:

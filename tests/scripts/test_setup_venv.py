@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from scripts import setup_venv
-from scripts.setup_venv import Environment
+from scripts.setup_venv import Environment, alone
 
 FAKE_PIP = """#!/bin/sh
 echo "$*" >> "{calls}"
@@ -119,6 +120,21 @@ def test_a_folder_that_is_no_environment_is_not_removed(
     assert Environment(folder).prepare("run") == 1
     assert (folder / "thesis.txt").read_text() == "years"
     assert "is no virtual environment" in capsys.readouterr().err
+
+
+def test_two_environments_are_prepared_at_once_and_of_one_the_second_waits(project: Path) -> None:
+    first = make_environment(project)
+    other = Environment(project / ".venv-3.10")
+    shutil.copytree(first.folder, other.folder, dirs_exist_ok=True)
+    (other.folder / ".origin").write_text(other._origin())
+    with ThreadPoolExecutor() as pool:
+        with alone(first.folder):
+            waiting = pool.submit(first.prepare, "run")
+            assert other.prepare("run") == 0
+            assert len(calls(project)) == 1
+            assert not waiting.done()
+        assert waiting.result(30) == 0
+    assert len(calls(project)) == 2
 
 
 def pick(path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
