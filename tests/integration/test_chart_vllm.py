@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     model.mkdir()
     for name, content in tiny_qwen2.files().items():
         (model / name).write_bytes(content)
+    seen = Path.home() / ".cache" / "vllm" / "modelinfos"
+    if seen.is_dir():  # of models' classes, for any start of this vLLM
+        shutil.copytree(seen, folder / "cache" / "vllm" / "modelinfos")
     port = free_port()
     found = dict(pod_specs(render(_values(model, folder / "cache", port))))
     (engine,) = containers(found["llm-d-decode"])

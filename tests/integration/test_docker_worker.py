@@ -341,7 +341,12 @@ def test_a_container_that_is_removed_is_replaced(agent: Agent) -> None:
     agent.configure(vllm())
     agent.start()
     agent.until_ready()
-    agent.containers()[0].remove(force=True)
+    assert agent.process is not None
+    (container,) = agent.containers()
+    # the engine kills it first: an agent that is quick would see just that
+    agent.process.send_signal(signal.SIGSTOP)
+    container.remove(force=True)
+    agent.process.send_signal(signal.SIGCONT)
     agent.until_reason("tiny", "the container was removed by somebody else")
     agent.until_ready()
     assert agent.chat()

@@ -137,7 +137,7 @@ def test_vllm_listens_on_loopback_only(vllm: VllmStack) -> None:
 
 
 def test_a_container_that_runs_out_of_memory_says_so(vllm: VllmStack) -> None:
-    vllm.chat(HUNGRY)
+    vllm.load(HUNGRY)
     words = "out of memory: the container went over its limit of 1 GiB"
     until(lambda: words in (vllm.row(HUNGRY)["reason"] or ""), LOADED_S, words)
     vllm.run("local_agent", "unload", HUNGRY)
@@ -209,8 +209,7 @@ def test_unload_lets_a_stream_finish_and_leaves_nothing(vllm: VllmStack) -> None
 
 def test_an_agent_that_is_told_to_stop_while_both_load_leaves_nothing(vllm: VllmStack) -> None:
     for model in BOTH:
-        load = {"wait_s": 0}
-        httpx.post(f"{vllm.agent.url}/internal/models/{model}/load", json=load, trust_env=False)
+        vllm.load(model)
     until(lambda: len(vllm.vllm_processes()) > 1, LOADED_S, "it has begun")
     until(vllm.containers, LOADED_S, "a container")
     time.sleep(1)  # into the middle of it

@@ -32,6 +32,11 @@ _BASE = """
 FROM python:{}-slim
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 """
+# vLLM looks at the model's class in a process of its own, and keeps what it saw: else each start takes ten seconds more
+_LOOK = """
+from vllm.model_executor.models.registry import ModelRegistry
+ModelRegistry.models["Qwen2ForCausalLM"].inspect_model_cls()
+"""
 # as vllm/vllm-openai-cpu has it, with the first argument as the model; `vllm serve` itself asks for
 # a package of that name
 _ENTRY_POINT = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
@@ -50,11 +55,13 @@ def image(engine: Any, interpreter: Path) -> str:
     if engine.images.list(name=name):
         return name
     base, _ = engine.images.build(fileobj=io.BytesIO(_BASE.format(version).encode()), rm=True)
-    container = engine.containers.create(base, ["true"])
+    container = engine.containers.create(base, ["python", "-c", _LOOK])
     try:
         place = f"/usr/local/lib/python{version}/site-packages"
         container.put_archive(place, _packed(packages))
         container.put_archive("/", _model())
+        container.start()
+        assert container.wait(timeout=LOADED_S)["StatusCode"] == 0, container.logs().decode()
         container.commit(
             *name.split(":"),
             conf={
@@ -160,6 +167,11 @@ class VllmStack(Stack):
         body = {"model": model, "messages": MESSAGES, "temperature": 0, "max_tokens": 8, **more}
         url = f"{base or self.base_url}/chat/completions"
         return httpx.post(url, json=body, trust_env=False, timeout=90)
+
+    def load(self, model: str) -> None:
+        """Ask the agent to load a model, and do not wait for it."""
+        url = f"{self.agent.url}/internal/models/{model}/load"
+        httpx.post(url, json={"wait_s": 0}, trust_env=False)
 
     def answers(self, model: str) -> bool:
         """Tell whether the model answers through the router; refusals must say when to come again."""
