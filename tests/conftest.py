@@ -11,15 +11,17 @@ import ssl
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import certifi
 import pytest
 import structlog
 import typer.main
 import typer.testing
+from pydantic import TypeAdapter
 
 from local_agent.control import trust
+from tests import measuring
 
 _OURS = ("IIR_", "ROUTER_", "AGENT_", "EXTERNAL_", "OPENAI_", "SQLITE_", "DATABASE_", "HF_", "LOG_")
 
@@ -44,6 +46,23 @@ def _has_room(folder: Path) -> bool:
         return False
     can_run = not found.f_flag & getattr(os, "ST_NOEXEC", 0)  # tests write programs
     return can_run and os.access(folder, os.W_OK) and found.f_bavail * found.f_frsize > _ROOM_BYTES
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Measure nothing but what is said in `tests.measuring`."""
+    coverage = measuring.coverage_of(session.config)
+    if coverage is not None:
+        if not measuring.only_distributes(session.config):
+            measuring.import_measured()
+        coverage.pause()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure a test that counts."""
+    with measuring.measured(item):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -95,6 +114,26 @@ def commands_built_once() -> Iterator[None]:
     """Let typer's runner build an application's commands once, as a program does, not for each run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def validators_built_once() -> Iterator[None]:
+    """Let FastAPI build the validator of each field once, not for each application that a test starts.
+
+    A service builds its routes at its start; most of that time goes into these, and hundreds of tests start one.
+    """
+    made: dict[tuple[object, ...], TypeAdapter[Any]] = {}
+
+    def adapter(annotated: Any, *, config: Any = None) -> TypeAdapter[Any]:
+        of, *metadata = get_args(annotated)
+        key = (of, repr(metadata), repr(config))
+        if key not in made:
+            made[key] = TypeAdapter(annotated, config=config)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastapi._compat.v2.TypeAdapter", adapter)
         yield
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import anyio
 import httpx
-import openai
 import pytest
 
 from local_agent.control.lease_core import LeaseStatus
@@ -16,6 +15,7 @@ from shared.testing.engine import EngineOptions
 from shared.testing.steps import Latency
 from tests.e2e.harness import Site, statuses
 from tests.local_agent.harness import CHAT, MESSAGES, external, until
+from tests.loopback_sdks import openai_at
 from tests.router.harness import RunningRouter
 
 BODY = {"model": "tiny", "messages": MESSAGES}
@@ -58,7 +58,7 @@ async def test_the_sdk_streams_through_both(site: Site) -> None:
     async with (
         site.router() as router,
         site.agent() as agent,
-        openai.AsyncOpenAI(base_url=f"{router.base_url}/v1", api_key="any") as sdk,
+        openai_at(router.base_url) as sdk,
     ):
         await agent.until_lease(LeaseStatus.HELD)
         stream = await sdk.chat.completions.create(model="tiny", messages=messages, stream=True)

@@ -22,6 +22,7 @@ from tests.local_agent.harness import (
     StartAgent,
     external,
 )
+from tests.loopback_sdks import anthropic_at, openai_at
 
 RESPONSES, MESSAGE, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 PATHS = [RESPONSES, MESSAGE, COUNT]
@@ -201,8 +202,8 @@ async def test_the_sdks_speak_to_the_agent(start_agent: StartAgent) -> None:
     messages: Any = MESSAGES
     async with (
         speaking(start_agent) as agent,
-        openai.AsyncOpenAI(base_url=f"{agent.base_url}/v1", api_key="any") as of_openai,
-        anthropic.AsyncAnthropic(base_url=agent.base_url, api_key="any") as of_anthropic,
+        openai_at(agent.base_url) as of_openai,
+        anthropic_at(agent.base_url) as of_anthropic,
     ):
         whole = await of_openai.responses.create(model="default", input="hello")
         stream = await of_openai.responses.create(model="default", input="hello", stream=True)

@@ -20,6 +20,7 @@ from tests.local_agent.harness import (
     StartAgent,
     external,
 )
+from tests.loopback_sdks import openai_at
 from tests.shared.pumps import watch_pumps
 
 ODD = (
@@ -138,7 +139,7 @@ async def test_the_sdk_chats_streams_completes_and_embeds(start_agent: StartAgen
     messages: Any = MESSAGES
     async with (
         start_agent() as agent,
-        openai.AsyncOpenAI(base_url=f"{agent.base_url}/v1", api_key="any") as sdk,
+        openai_at(agent.base_url) as sdk,
     ):
         raw = await sdk.chat.completions.with_raw_response.create(model="tiny", messages=messages)
         whole = raw.parse().choices[0].message.content

@@ -72,6 +72,13 @@ def test_backoff_doubles_from_ten_seconds_within_a_fifth(earlier: int, seed: int
     assert 0.8 * wait_s <= after.not_before - 60.0 <= 1.2 * wait_s
 
 
+def test_what_was_held_up_is_tried_again_after_the_first_wait_and_is_no_failure() -> None:
+    status = WorkerStatus(state=S.STOPPING, failures=(50.0, 55.0))
+    after = step(status, Event.HELD_UP, 60.0)
+    assert (after.state, after.failures) == (S.BACKOFF, (50.0, 55.0))
+    assert 0.8 * RULE.first_s <= after.not_before - 60.0 <= 1.2 * RULE.first_s
+
+
 def test_the_wait_has_a_limit() -> None:
     rule = FailureRule(quarantine_at=100)
     status = WorkerStatus(state=S.STOPPING, failures=tuple([0.0] * 30))

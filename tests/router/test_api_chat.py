@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
-import openai
 
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.steps import Latency
+from tests.loopback_sdks import openai_at
 from tests.router.harness import StartRouter
 
 MESSAGES: Any = [{"role": "user", "content": "hello small world"}]
@@ -19,7 +19,7 @@ async def test_the_sdk_chats_and_streams(start_router: StartRouter) -> None:
     async with (
         running(engine) as upstream,
         start_router(upstream=upstream, models=("tiny",)) as router,
-        openai.AsyncOpenAI(base_url=f"{router.base_url}/v1", api_key="any") as sdk,
+        openai_at(router.base_url) as sdk,
     ):
         raw = await sdk.chat.completions.with_raw_response.create(model="tiny", messages=MESSAGES)
         whole = raw.parse().choices[0].message.content

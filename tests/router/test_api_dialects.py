@@ -18,6 +18,7 @@ from router.store.catalog import get_provider, update_provider
 from shared.contracts.apis import API_PATHS, APIS
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
 from shared.testing.personas import LLAMACPP, VLLM, Persona
+from tests.loopback_sdks import anthropic_at, openai_at
 from tests.router.agents import TOKEN, agent_of, scene_of
 from tests.router.harness import RunningRouter, StartRouter
 from tests.router.scenes import CHAT, MESSAGES, key, one_engine, settled, two_engines, usage_of
@@ -64,10 +65,9 @@ async def speaking(
     async with one_engine(start, options, **settings) as scene:
         await let_speak(scene.router, "engine")
         url = scene.router.base_url
-        own: Any = {"api_key": "sk-any", "max_retries": 0}
         async with (
-            openai.AsyncOpenAI(base_url=f"{url}/v1", **own) as of_openai,
-            anthropic.AsyncAnthropic(base_url=url, **own) as of_anthropic,
+            openai_at(url) as of_openai,
+            anthropic_at(url) as of_anthropic,
         ):
             yield Spoken(scene.router, scene.engine, of_openai, of_anthropic)
 

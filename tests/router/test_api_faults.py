@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from shared.testing.distortions import KINDS, STREAM_ONLY
+from tests.loopback_sdks import openai_at
 from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, MESSAGES, chat, error_event_of, error_of, one_engine
 
@@ -23,9 +24,7 @@ async def test_what_is_harmless_reaches_the_sdk_as_a_whole_answer(
 ) -> None:
     async with (
         one_engine(start_router) as scene,
-        openai.AsyncOpenAI(
-            base_url=f"{scene.router.base_url}/v1", api_key="any", max_retries=0
-        ) as sdk,
+        openai_at(scene.router.base_url) as sdk,
     ):
         messages: Any = MESSAGES
         whole = await sdk.chat.completions.create(model="tiny", messages=messages)
@@ -57,9 +56,7 @@ async def test_a_stream_that_breaks_off_ends_with_one_error_that_the_sdk_raises(
 ) -> None:
     async with (
         one_engine(start_router, router_idle_timeout_s=0.2) as scene,
-        openai.AsyncOpenAI(
-            base_url=f"{scene.router.base_url}/v1", api_key="any", max_retries=0
-        ) as sdk,
+        openai_at(scene.router.base_url) as sdk,
     ):
         messages: Any = MESSAGES
         for fault in BREAKS_OFF:

@@ -17,6 +17,7 @@ from router.store.catalog import add_alias
 from shared.testing.engine import EngineOptions
 from shared.testing.raw_client import call_raw, connected, render_request, split_answer
 from shared.testing.steps import Latency
+from tests.loopback_sdks import openai_at
 from tests.router.harness import StartRouter
 from tests.router.scenes import CHAT, MESSAGES, chat, error_of, one_engine
 from tests.shared.pumps import watch_pumps
@@ -25,9 +26,7 @@ from tests.shared.pumps import watch_pumps
 async def test_every_route_streams_and_answers_whole(start_router: StartRouter) -> None:
     async with (
         one_engine(start_router) as scene,
-        openai.AsyncOpenAI(
-            base_url=f"{scene.router.base_url}/v1", api_key="any", max_retries=0
-        ) as sdk,
+        openai_at(scene.router.base_url) as sdk,
     ):
         messages: Any = MESSAGES
         whole = await sdk.chat.completions.create(model="tiny", messages=messages)

@@ -95,6 +95,17 @@ def test_only_a_newer_seq_renews(members: Membership, clock: FakeClock) -> None:
     assert member.queued == 9
 
 
+def test_a_registration_that_is_older_than_what_was_heard_changes_nothing(
+    members: Membership,
+) -> None:
+    said = registration()
+    members.register(1, "mac", "a", said.model_copy(update={"seq": 3}), "l1")
+    assert members.register(1, "mac", "a", said.model_copy(update={"seq": 2}), "l2") is None
+    member = members.get(1)
+    assert member is not None
+    assert member.lease_id == "l1"
+
+
 def test_another_lease_renews_nothing(members: Membership) -> None:
     assert members.renew(1, beat(1)) is None
     members.register(1, "mac", "a", registration(), "l1")

@@ -10,6 +10,7 @@ import pytest
 from router.domain import DeploymentEntry, Provider, TimeLimits, Zone
 from router.store.catalog import add_model, add_provider
 from shared.testing.engine import EngineOptions, SimulatedEngine, running
+from tests.loopback_sdks import openai_at
 from tests.router.gateway import (
     COLD,
     NO_PODS,
@@ -155,7 +156,7 @@ async def test_retry_after_is_spread_and_the_pods_own_counts(start_router: Start
 async def test_the_sdk_raises_what_it_raises_for_openai(start_router: StartRouter) -> None:
     async with (
         cluster(start_router, router_attempts=1) as (router, found),
-        openai.AsyncOpenAI(base_url=f"{router.base_url}/v1", api_key="none", max_retries=0) as sdk,
+        openai_at(router.base_url, api_key="none") as sdk,
     ):
         messages: Any = [{"role": "user", "content": "Hi"}]
         found.next.append(SATURATED)
