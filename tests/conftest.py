@@ -11,14 +11,13 @@ import ssl
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import certifi
 import pytest
 import structlog
 import typer.main
 import typer.testing
-from pydantic import TypeAdapter
 
 from local_agent.control import trust
 from tests import measuring
@@ -114,26 +113,6 @@ def commands_built_once() -> Iterator[None]:
     """Let typer's runner build an application's commands once, as a program does, not for each run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def validators_built_once() -> Iterator[None]:
-    """Let FastAPI build the validator of each field once, not for each application that a test starts.
-
-    A service builds its routes at its start; most of that time goes into these, and hundreds of tests start one.
-    """
-    made: dict[tuple[object, ...], TypeAdapter[Any]] = {}
-
-    def adapter(annotated: Any, *, config: Any = None) -> TypeAdapter[Any]:
-        of, *metadata = get_args(annotated)
-        key = (of, repr(metadata), repr(config))
-        if key not in made:
-            made[key] = TypeAdapter(annotated, config=config)
-        return made[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastapi._compat.v2.TypeAdapter", adapter)
         yield
 
 
