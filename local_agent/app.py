@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 FRAMEWORKS = ("/internal/", "/errors/")
-"""How the paths begin that FastAPI serves."""
+"""Below what FastAPI serves."""
 _CONTROL_BODY_BYTES = 1024 * 1024
 _MAX_BODY_BYTES = 32 * 1024 * 1024
 # An engine on this machine answers a connect at once, or is gone.

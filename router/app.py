@@ -18,6 +18,7 @@ from uvicorn.supervisors import Multiprocess
 
 from router.api.access import Access
 from router.api.express import express_lane
+from router.api.framework import FRAMEWORKS, framework
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -52,7 +53,6 @@ from router.store.ledger import UsageLedger
 from router.store.prepare import prepare
 from router.store.reader import RegistryReader
 from router.store.writer import RegistryWriter
-from shared.http.body_limit import BodyLimit
 from shared.http.guard import Guard
 from shared.http.later import LoadedLater
 from shared.http.lifespan import Lifespan
@@ -69,9 +69,6 @@ from shared.kit.run_file import announced
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-FRAMEWORKS = ("/internal/", "/docs", "/openapi.json", "/errors/")
-"""How the paths begin that FastAPI serves."""
-_CONTROL_BODY_BYTES = 1024 * 1024
 _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
 _LOOP_S = 0.1
@@ -119,6 +116,7 @@ class Router:
         self.ledger = UsageLedger(self.writer, zone_of=self._zone_of)
         self._show_gauges()
         self.readiness = Readiness()
+        self._framework: LoadedLater | None = None
         self.desk = LeaseDesk(
             self.fleet,
             StoredLeases(self.writer),
@@ -177,6 +175,10 @@ class Router:
                 await self.prober.look_at_new()
         self.memory.warn()
         self.readiness.is_loaded = True
+        if self._framework is not None and any(
+            key.agent for key in self.fleet.catalog.keys.values()
+        ):
+            self._framework.load()  # agents will ask for it at once, and do not wait for long
         try:
             async with anyio.create_task_group() as tasks:
                 poll_s = self.settings.router_catalog_poll_s
@@ -255,15 +257,11 @@ class Router:
             split_list(settings.router_cors_origins),
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
-
-        def control() -> ASGIApp:
-            app = self.control_app(access)
-            return BodyLimit(app, _CONTROL_BODY_BYTES, authorize=access.check_route)
-
+        self._framework = framework(self.control_app, access)
         plain = PlainRoutes(
             self.plain_routes(),
             check=access.check,
-            framework=LoadedLater(control),
+            framework=self._framework,
             frameworks=FRAMEWORKS,
         )
         routes = InferenceRoutes(

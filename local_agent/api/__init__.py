@@ -1,1 +1,1 @@
-"""The HTTP edge of the agent: inference as plain ASGI, everything else on FastAPI."""
+"""The HTTP edge of the agent: inference and what is read all the time as plain ASGI, everything else on FastAPI."""

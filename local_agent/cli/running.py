@@ -18,6 +18,8 @@ from shared.contracts.agents import Power
 from shared.kit.run_file import read_run_file
 
 _TIMEOUT_S = 3.0
+# The first command loads what serves commands: half a second, on a machine that is busy several.
+_COMMAND_S = 15.0
 _REMOVE_S = 60.0
 _RELOAD_S = 30.0
 # The agent's default, and where it goes when that is taken.
@@ -123,7 +125,7 @@ class RunningAgent:
             AgentUnreachable: no agent answers.
         """
         for base_url in self._base_urls:
-            data = _ask("GET", f"{base_url}/internal/workers")
+            data = _ask("GET", f"{base_url}/internal/workers", _COMMAND_S)
             with contextlib.suppress(ValidationError):
                 if isinstance(data, list):
                     return [WorkerRow.model_validate(row) for row in data]
@@ -133,7 +135,8 @@ class RunningAgent:
         """Return what the agent can take; None if none answers, or an older one."""
         for base_url in self._base_urls:
             with contextlib.suppress(ValidationError):
-                return CapacityRow.model_validate(_ask("GET", f"{base_url}/internal/capacity"))
+                told = _ask("GET", f"{base_url}/internal/capacity", _COMMAND_S)
+                return CapacityRow.model_validate(told)
         return None
 
     def switch(self, verb: str) -> CapacityRow:
@@ -143,7 +146,7 @@ class RunningAgent:
             AgentUnreachable: no agent answers.
             AgentRefused: it says why not.
         """
-        answer = _told("POST", f"{self._found()[0]}/internal/{verb}", {}, _TIMEOUT_S)
+        answer = _told("POST", f"{self._found()[0]}/internal/{verb}", {}, _COMMAND_S)
         try:
             return CapacityRow.model_validate(answer)
         except ValidationError:
@@ -192,7 +195,7 @@ class RunningAgent:
             AgentRefused: it says why not.
         """
         url = f"{self._found()[0]}/internal/models/{quote(model)}/{verb}"
-        return _told("POST", url, values or {}, _TIMEOUT_S + timeout_s)
+        return _told("POST", url, values or {}, _COMMAND_S + timeout_s)
 
     def remove_weights(self, model: str) -> None:
         """Make the agent remove what was pulled for a model.
@@ -253,10 +256,10 @@ def _bracketed(host: str) -> str:
     return host
 
 
-def _ask(method: str, url: str) -> Any:
+def _ask(method: str, url: str, timeout_s: float = _TIMEOUT_S) -> Any:
     """Return the JSON of a good answer, else None. Proxies are for other hosts than this one."""
     try:
-        with local_client(_TIMEOUT_S) as client:
+        with local_client(httpx.Timeout(timeout_s, connect=_TIMEOUT_S)) as client:
             response = client.request(method, url, json={} if method == "POST" else None)
         return response.json() if response.is_success else None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):

@@ -1,1 +1,1 @@
-"""The HTTP edge: inference as plain ASGI, everything else on FastAPI."""
+"""The HTTP edge: inference and what is read all the time as plain ASGI, everything else on FastAPI."""

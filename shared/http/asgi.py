@@ -33,6 +33,15 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return by_name.get(name)
 
 
+def route_path(scope: Scope) -> str:
+    """Return the path of a request without what a proxy in front has put before it (`--root-path`)."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("/", ""):
+        return path[len(root) :]
+    return path
+
+
 async def read_body(
     scope: Scope, receive: Receive, *, limit: int, idle_s: float = 30.0, grace_s: float = 60.0
 ) -> bytes:

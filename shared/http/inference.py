@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.contracts.apis import INFERENCE_PATHS, MESSAGES_PATHS
 from shared.http.anthropic_errors import REQUEST_ID, anthropic_error_body
+from shared.http.asgi import route_path
 from shared.http.errors import ApiError, MethodNotAllowed
 from shared.http.guard import RequestContext, request_context
 from shared.http.keep_alive import KeepAlive, takes_comments
@@ -33,7 +34,7 @@ class InferenceFront(ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        path = self.paths.get(scope["path"]) if scope["type"] == "http" else None
+        path = self.paths.get(route_path(scope)) if scope["type"] == "http" else None
         if path is None:
             await self._rest(scope, receive, send)
             return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from shared.kit.memory import settle
 
 
 class LoadedLater:
@@ -25,22 +25,39 @@ class LoadedLater:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        app = self._app or await self._load()
-        await app(scope, receive, send)
+        if self._app is None:
+            # whoever leaves meanwhile does not stop it for the others
+            await asyncio.shield(self.load())
+        assert self._app is not None  # noqa: S101 - it is loaded
+        await self._app(scope, receive, send)
 
-    async def _load(self) -> ASGIApp:
+    def load(self) -> asyncio.Future[ASGIApp]:
+        """Begin to build it, unless that is under way or done; return what has it once it is built."""
         if self._loading is None:
             loop = asyncio.get_running_loop()
-            self._loading = loop.run_in_executor(None, self._build_settled)
-        try:
-            # whoever leaves meanwhile does not stop it for the others
-            self._app = await asyncio.shield(self._loading)
-        except Exception:
-            self._loading = None
-            raise
-        return self._app
+            self._loading = loop.create_future()
+            # no executor's thread: the end of the service does not wait for it
+            thread = threading.Thread(target=self._run, args=(loop,), name="loading", daemon=True)
+            thread.start()
+        return self._loading
 
-    def _build_settled(self) -> ASGIApp:
-        app = self._build()
-        settle()
-        return app
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        app: ASGIApp | None = None
+        problem: BaseException | None = None
+        try:
+            app = self._build()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            problem = error
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(self._end, app, problem)
+
+    def _end(self, app: ASGIApp | None, problem: BaseException | None) -> None:
+        assert self._loading is not None  # noqa: S101 - it has begun
+        loading = self._loading
+        if problem is None and app is not None:
+            self._app = app
+            loading.set_result(app)
+            return
+        self._loading = None  # the next request tries again
+        loading.set_exception(problem or RuntimeError("nothing was built"))
+        loading.exception()  # it may be that nobody waits any more

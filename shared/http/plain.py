@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -9,10 +10,11 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.http.asgi import send_body
+from shared.http.asgi import route_path, send_body
 from shared.http.errors import MethodNotAllowed, no_route
 
-_ALLOW = (("allow", "GET"),)
+_ALLOW = (("allow", "GET, HEAD"),)
+_NAMES = re.compile(r"\W+")
 NeedT = TypeVar("NeedT")
 """What a service's routes may need of who asks."""
 
@@ -33,7 +35,8 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
 
     A `path` that ends with `{NAME}` is that of all paths which begin like it, and `answer` gets the
     rest, slashes included. `needed` is what who asks must be allowed to do; a setting may list `name`
-    to open the route to all. Without a `summary` it is left out of the documentation.
+    to open the route to all. Without a `summary` it is left out of the documentation, which says that
+    `shows` is the type of what it answers.
     """
 
     path: str
@@ -42,6 +45,7 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
     tag: str
     summary: str = ""
     name: str = ""
+    shows: str = "application/json"
 
     @property
     def parameter(self) -> str:
@@ -50,10 +54,13 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
 
     def described(self) -> dict[str, Any]:
         """Return what an OpenAPI document says of the path."""
+        schema = {"type": "object"} if self.shows == "application/json" else {"type": "string"}
+        answer = {"description": "As it is now.", "content": {self.shows: {"schema": schema}}}
         shown: dict[str, Any] = {
             "tags": [self.tag],
             "summary": self.summary,
-            "responses": {"200": {"description": "As it is now."}},
+            "operationId": _NAMES.sub("_", f"get{self.path}").strip("_"),
+            "responses": {"200": answer},
         }
         if name := self.parameter:
             place = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -78,11 +85,12 @@ class PlainRoutes(Generic[NeedT]):
             routes: no path is there twice.
             check: raises `ApiError` unless a request may ask a route with that need and name.
             framework: what serves everything else.
-            frameworks: how the paths begin that it serves.
+            frameworks: the paths that it serves; what ends with a slash is how some begin.
         """
         self._check = check
         self._framework = framework
-        self._frameworks = frameworks
+        self._paths = frozenset(path for path in frameworks if not path.endswith("/"))
+        self._below = tuple(path for path in frameworks if path.endswith("/"))
         self._routes = {route.path: route for route in routes if not route.parameter}
         self._prefixes = [
             (route.path.partition("{")[0], route) for route in routes if route.parameter
@@ -90,15 +98,15 @@ class PlainRoutes(Generic[NeedT]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        path: str = scope["path"]
+        path = route_path(scope)
         route, given = self._find(path)
         if route is None:
-            if not path.startswith(self._frameworks):
+            if path not in self._paths and not path.startswith(self._below):
                 raise no_route(path)
             await self._framework(scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
-            raise MethodNotAllowed("Use GET here.", headers=_ALLOW)
+            raise MethodNotAllowed("Use GET or HEAD here.", headers=_ALLOW)
         self._check(scope, route.needed, route.name)
         answer = route.answer(*given)
         headers = ((b"content-type", answer.media_type),)
@@ -151,5 +159,6 @@ def operation_routes(
             tag="operation",
             needed=metrics,
             name="metrics",
+            shows="text/plain",
         ),
     )

@@ -13,12 +13,14 @@ def loading() -> Iterator[None]:
 
     It would walk through all of them again and again: a sixth of a start's time.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def settle() -> None:

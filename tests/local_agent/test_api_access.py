@@ -209,7 +209,9 @@ def test_every_route_says_what_it_needs() -> None:
         need, _ = getattr(route.endpoint, _MARK)
         assert isinstance(need, Need), route.path
         assert route.path.startswith(FRAMEWORKS), "others are not handed to the framework"
-    open_to_all = {plain.path for plain in stage.agent.plain_routes() if plain.needed is Need.NOTHING}
+    open_to_all = {
+        plain.path for plain in stage.agent.plain_routes() if plain.needed is Need.NOTHING
+    }
     assert open_to_all == {"/health", "/livez", "/readyz"}
 
 

@@ -15,7 +15,8 @@ from fastapi.routing import APIRoute
 
 from router.api import access as access_module
 from router.api.access import Access, Caller
-from router.app import FRAMEWORKS, Router
+from router.api.framework import FRAMEWORKS
+from router.app import Router
 from router.domain import ApiKey, Catalog, KeyId, Scope, ShownCredential
 from router.fleet.membership import Membership
 from router.fleet.registry import Fleet

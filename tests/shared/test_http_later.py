@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import subprocess
+import sys
 import threading
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from shared.http.later import LoadedLater
 from shared.http.lifespan import Lifespan
+from shared.kit.memory import loading
 
 SCOPE: dict[str, Any] = {"type": "http"}
 
@@ -108,3 +112,72 @@ async def test_a_start_or_a_stop_that_fails_says_so() -> None:
     complete, failed = await lifespan_of(fails_at="shutdown")
     assert complete["type"] == "lifespan.startup.complete"
     assert failed["type"] == "lifespan.shutdown.failed"
+
+
+async def test_a_start_and_a_stop_are_told_once_each() -> None:
+    sent: list[str] = []
+    asked = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    is_running = False
+
+    @asynccontextmanager
+    async def running() -> Any:
+        nonlocal is_running
+        is_running = True
+        yield
+        is_running = False
+
+    async def receive() -> Any:
+        return next(asked)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        assert is_running == (message["type"] == "lifespan.startup.complete")
+
+    await Lifespan(nothing, running)({"type": "lifespan"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_failure_that_nobody_waited_for_does_not_meet_the_next_request() -> None:
+    slow = Slow()
+    app = LoadedLater(slow.build)
+    slow.problem = OSError("too many open files")
+    left = asyncio.ensure_future(app(SCOPE, nothing, nothing))
+    await anyio.to_thread.run_sync(slow.begun.wait)
+    loading = app.load()
+    left.cancel()
+    slow.goes_on.set()
+    await asyncio.wait((left, loading))
+    slow.problem = None
+    await app(SCOPE, nothing, nothing)
+    assert (slow.built, slow.served) == (2, 1)
+
+
+BUILDS_FOR_LONG = """
+import asyncio, time
+from shared.http.later import LoadedLater
+
+async def main():
+    LoadedLater(lambda: time.sleep(60)).load()
+    await asyncio.sleep(0.05)
+
+asyncio.run(main())
+"""
+
+
+def test_the_end_of_a_service_does_not_wait_for_it() -> None:
+    subprocess.run([sys.executable, "-c", BUILDS_FOR_LONG], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_modules_are_loaded_out_of_the_collectors_sight(was_enabled: bool) -> None:
+    frozen = gc.get_freeze_count()
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with pytest.raises(ImportError), loading():
+            assert not gc.isenabled()
+            made: list[list[int]] = [[] for _ in range(100)]
+            raise ImportError
+        assert gc.isenabled() is was_enabled
+        assert gc.get_freeze_count() >= frozen + len(made)
+    finally:
+        gc.enable()
