@@ -45,7 +45,8 @@ def import_measured() -> None:
     """Import all that is measured, so that no module's first import falls into what is not."""
     for name in MEASURED:
         for found in pkgutil.walk_packages(import_module(name).__path__, f"{name}."):
-            is_run = found.name.endswith("__main__") or ".migrations." in found.name  # not imported
+            # not imported, or by servers only: these make an application as they are
+            is_run = found.name.endswith(("__main__", ".main")) or ".migrations." in found.name
             if not is_run:
                 with suppress(ImportError):  # an engine's program needs the engine
                     import_module(found.name)
