@@ -56,8 +56,6 @@ from local_agent.this_host import (
 from local_agent.weights.progress import OnProgress
 from local_agent.weights.store import WeightStore
 from local_agent.worker import Limits, Surroundings
-from shared.http.body_limit import BodyLimit
-from shared.http.later import LoadedLater
 from shared.http.lifespan import Lifespan
 from shared.http.origin import OriginRules
 from shared.http.plain import PlainRoute, PlainRoutes
@@ -71,9 +69,8 @@ from shared.kit.run_file import announced
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-FRAMEWORKS = ("/internal/", "/errors/")
+FRAMEWORK_PATHS = ("/internal/", "/errors/")
 """Below what FastAPI serves."""
-_CONTROL_BODY_BYTES = 1024 * 1024
 _MAX_BODY_BYTES = 32 * 1024 * 1024
 # An engine on this machine answers a connect at once, or is gone.
 _TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=600.0, idle_s=120.0)
@@ -296,16 +293,11 @@ class Agent:
         """Return the application, with every layer around it."""
         rules = OriginRules(self.settings.agent_host, _OTHER_NAME, self.settings.own_hosts)
         access = AgentAccess(rules, self.identity.access_token, self.settings.public_routes)
-
-        def control() -> ASGIApp:
-            app = self.control_app(access)
-            return BodyLimit(app, _CONTROL_BODY_BYTES, authorize=access.check_route)
-
         plain = PlainRoutes(
             self.plain_routes(),
-            check=access.check,
-            framework=LoadedLater(control),
-            frameworks=FRAMEWORKS,
+            access=access,
+            build=partial(self.control_app, access),
+            paths=FRAMEWORK_PATHS,
         )
         routes = InferenceRoutes(
             Lifespan(plain, self.running),
@@ -343,7 +335,7 @@ class Agent:
             web.event_routes(self.supervisor, self.intake),
             web.log_routes(self.supervisor, self.intake, logs, self._mask),
         )
-        return web.framework_app(access, routers)
+        return web.control_app(access, routers)
 
     def _status(self) -> str:
         """Return how the agent is, in a word; `ready` means that it takes requests."""

@@ -18,7 +18,6 @@ from uvicorn.supervisors import Multiprocess
 
 from router.api.access import Access
 from router.api.express import express_lane
-from router.api.framework import FRAMEWORKS, framework
 from router.api.health import Readiness, health_routes
 from router.api.inference import InferenceRoutes
 from router.api.models import model_routes
@@ -69,6 +68,8 @@ from shared.kit.run_file import announced
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+FRAMEWORK_PATHS = ("/internal/", "/docs", "/docs/", "/openapi.json", "/errors/")
+"""What FastAPI serves, and below what."""
 _FLUSH_S = 0.5
 _PROBE_SPARED_S = 0.5
 _LOOP_S = 0.1
@@ -257,13 +258,13 @@ class Router:
             split_list(settings.router_cors_origins),
         )
         access = Access(self.fleet, rules, split_list(settings.router_public_routes))
-        self._framework = framework(self.control_app, access)
         plain = PlainRoutes(
             self.plain_routes(),
-            check=access.check,
-            framework=self._framework,
-            frameworks=FRAMEWORKS,
+            access=access,
+            build=partial(self.control_app, access),
+            paths=FRAMEWORK_PATHS,
         )
+        self._framework = plain.framework
         routes = InferenceRoutes(
             Lifespan(plain, self.running),
             access=access,

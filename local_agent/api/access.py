@@ -65,9 +65,9 @@ class AgentAccess:
             raise Forbidden("This route is not open to anybody.")
         self.check(scope, *mark)
 
-    def check(self, scope: Scope, need: Need, name: str = "") -> None:
+    def check(self, scope: Scope, needed: Need, name: str = "") -> None:
         """Refuse a request that may not do what a route does which needs this; see `require`."""
-        self.require(scope, Need.NOTHING if name in self._public else need)
+        self.require(scope, Need.NOTHING if name in self._public else needed)
 
     def _has_token(self, scope: Scope) -> bool:
         given = header(scope, b"authorization") or b""

@@ -15,36 +15,31 @@ from local_agent.api.events import event_routes
 from local_agent.api.logs import log_routes
 from local_agent.api.pulls import pull_routes
 from local_agent.api.residency import residency_routes
-from shared import __version__
-from shared.http.envelopes import install_error_handlers
+from shared.http.envelopes import framework_app
 
 __all__ = [
     "capacity_routes",
+    "control_app",
     "control_routes",
     "event_routes",
-    "framework_app",
     "log_routes",
     "pull_routes",
     "residency_routes",
 ]
 
 
-def framework_app(access: AgentAccess, routers: Sequence[APIRouter]) -> FastAPI:
+def control_app(access: AgentAccess, routers: Sequence[APIRouter]) -> FastAPI:
     """Return the application that serves `routers`."""
 
     async def authorize(request: Request) -> None:
         access.check_route(request.scope)
 
-    app = FastAPI(
-        title="Intelligent Inference Router: local agent",
-        version=__version__,
+    app = framework_app(
+        FastAPI,
+        "Intelligent Inference Router: local agent",
         dependencies=[Depends(authorize)],
-        redirect_slashes=False,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+        invalid=RequestValidationError,
     )
-    install_error_handlers(app, invalid=RequestValidationError)
     for router in (*routers, error_routes()):
         app.include_router(router)
     return app

@@ -14,8 +14,7 @@ from router.api.docs import docs_routes
 from router.api.errors import error_routes
 from router.fleet.joining import JoinDesk
 from router.fleet.leases import LeaseDesk
-from shared import __version__
-from shared.http.envelopes import install_error_handlers
+from shared.http.envelopes import framework_app
 from shared.http.plain import PlainRoute
 
 
@@ -27,16 +26,12 @@ def control_app(
     async def authorize(request: Request) -> None:
         request.state.caller = access.check_route(request.scope)
 
-    app = FastAPI(
-        title="Intelligent Inference Router",
-        version=__version__,
+    app = framework_app(
+        FastAPI,
+        "Intelligent Inference Router",
         dependencies=[Depends(authorize)],
-        redirect_slashes=False,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+        invalid=RequestValidationError,
     )
-    install_error_handlers(app, invalid=RequestValidationError)
     app.include_router(agent_routes(desk, joins, access))
     app.include_router(error_routes())
     app.include_router(docs_routes(app, plain))

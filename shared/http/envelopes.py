@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from shared import __version__
 from shared.http.errors import (
     ApiError,
     BadRequest,
@@ -19,9 +20,39 @@ from shared.http.errors import (
     no_route,
 )
 
+AppT = TypeVar("AppT", bound=Starlette)
+
 
 class _Invalid(Protocol):
     def errors(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def framework_app(
+    kind: Callable[..., AppT],
+    title: str,
+    *,
+    dependencies: Sequence[object],
+    invalid: type[Exception],
+) -> AppT:
+    """Return an application of a framework like FastAPI: without pages of its own, errors as envelopes.
+
+    Args:
+        kind: makes it.
+        title: what it is called.
+        dependencies: what it resolves for each request.
+        invalid: see `install_error_handlers`.
+    """
+    app = kind(
+        title=title,
+        version=__version__,
+        dependencies=dependencies,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    install_error_handlers(app, invalid=invalid)
+    return app
 
 
 def install_error_handlers(app: Starlette, *, invalid: type[Exception]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,43 +22,33 @@ class LoadedLater:
         """Take what builds the application; it is called once, or again if it failed."""
         self._build = build
         self._loading: asyncio.Future[ASGIApp] | None = None
-        self._app: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        if self._app is None:
-            # whoever leaves meanwhile does not stop it for the others
-            await asyncio.shield(self.load())
-        assert self._app is not None  # noqa: S101 - it is loaded
-        await self._app(scope, receive, send)
+        # whoever leaves meanwhile does not stop it for the others
+        app = await asyncio.shield(self.load())
+        await app(scope, receive, send)
 
     def load(self) -> asyncio.Future[ASGIApp]:
         """Begin to build it, unless that is under way or done; return what has it once it is built."""
         if self._loading is None:
             loop = asyncio.get_running_loop()
-            self._loading = loop.create_future()
+            loading = self._loading = loop.create_future()
             # no executor's thread: the end of the service does not wait for it
-            thread = threading.Thread(target=self._run, args=(loop,), name="loading", daemon=True)
-            thread.start()
+            arguments = (loop, loading)
+            threading.Thread(target=self._run, args=arguments, name="loading", daemon=True).start()
         return self._loading
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        app: ASGIApp | None = None
-        problem: BaseException | None = None
+    def _run(self, loop: asyncio.AbstractEventLoop, loading: asyncio.Future[ASGIApp]) -> None:
+        end: Callable[[], None]
         try:
-            app = self._build()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            problem = error
+            end = partial(loading.set_result, self._build())
+        except BaseException as problem:  # noqa: BLE001 - raised where it is waited for
+            end = partial(self._fail, loading, problem)
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(self._end, app, problem)
+            loop.call_soon_threadsafe(end)
 
-    def _end(self, app: ASGIApp | None, problem: BaseException | None) -> None:
-        assert self._loading is not None  # noqa: S101 - it has begun
-        loading = self._loading
-        if problem is None and app is not None:
-            self._app = app
-            loading.set_result(app)
-            return
+    def _fail(self, loading: asyncio.Future[ASGIApp], problem: BaseException) -> None:
         self._loading = None  # the next request tries again
-        loading.set_exception(problem or RuntimeError("nothing was built"))
+        loading.set_exception(problem)
         loading.exception()  # it may be that nobody waits any more

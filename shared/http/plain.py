@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.http.asgi import route_path, send_body
+from shared.http.body_limit import BodyLimit
 from shared.http.errors import MethodNotAllowed, no_route
+from shared.http.later import LoadedLater
 
 _ALLOW = (("allow", "GET, HEAD"),)
+_BODY_BYTES = 1024 * 1024
 _NAMES = re.compile(r"\W+")
 NeedT = TypeVar("NeedT")
 """What a service's routes may need of who asks."""
@@ -24,10 +27,9 @@ class Answer(msgspec.Struct, frozen=True):
 
     body: bytes
     status: int = 200
-    media_type: bytes = b"application/json"
 
 
-ALIVE = Answer(b'{"status":"ok"}')
+_ALIVE = Answer(b'{"status":"ok"}')
 
 
 class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
@@ -35,8 +37,7 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
 
     A `path` that ends with `{NAME}` is that of all paths which begin like it, and `answer` gets the
     rest, slashes included. `needed` is what who asks must be allowed to do; a setting may list `name`
-    to open the route to all. Without a `summary` it is left out of the documentation, which says that
-    `shows` is the type of what it answers.
+    to open the route to all. Without a `summary` it is left out of the documentation.
     """
 
     path: str
@@ -45,7 +46,7 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
     tag: str
     summary: str = ""
     name: str = ""
-    shows: str = "application/json"
+    media_type: str = "application/json"
 
     @property
     def parameter(self) -> str:
@@ -54,8 +55,9 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
 
     def described(self) -> dict[str, Any]:
         """Return what an OpenAPI document says of the path."""
-        schema = {"type": "object"} if self.shows == "application/json" else {"type": "string"}
-        answer = {"description": "As it is now.", "content": {self.shows: {"schema": schema}}}
+        media_type = self.media_type.partition(";")[0]
+        schema = {"type": "object" if media_type == "application/json" else "string"}
+        answer = {"description": "As it is now.", "content": {media_type: {"schema": schema}}}
         shown: dict[str, Any] = {
             "tags": [self.tag],
             "summary": self.summary,
@@ -68,6 +70,21 @@ class PlainRoute(msgspec.Struct, Generic[NeedT], frozen=True, kw_only=True):
         return {"get": shown}
 
 
+NeedT_contra = TypeVar("NeedT_contra", contravariant=True)
+
+
+class Access(Protocol[NeedT_contra]):
+    """Who may ask what; both raise `ApiError` for who may not."""
+
+    def check(self, scope: Scope, needed: NeedT_contra, name: str = "") -> object:
+        """Check the sender of a request to a route with that need and name."""
+        ...
+
+    def check_route(self, scope: Scope) -> object:
+        """Check the sender of a request that the framework has routed."""
+        ...
+
+
 class PlainRoutes(Generic[NeedT]):
     """Serves its routes; hands what is the framework's on, and there is nothing else."""
 
@@ -75,22 +92,24 @@ class PlainRoutes(Generic[NeedT]):
         self,
         routes: Sequence[PlainRoute[NeedT]],
         *,
-        check: Callable[[Scope, NeedT, str], object],
-        framework: ASGIApp,
-        frameworks: tuple[str, ...],
+        access: Access[NeedT],
+        build: Callable[[], ASGIApp],
+        paths: Sequence[str],
     ) -> None:
         """Serve `routes`.
 
         Args:
             routes: no path is there twice.
-            check: raises `ApiError` unless a request may ask a route with that need and name.
-            framework: what serves everything else.
-            frameworks: the paths that it serves; what ends with a slash is how some begin.
+            access: says who may ask what.
+            build: makes the framework's application, once it is asked for.
+            paths: those that it serves; what ends with a slash is how some begin.
         """
-        self._check = check
-        self._framework = framework
-        self._paths = frozenset(path for path in frameworks if not path.endswith("/"))
-        self._below = tuple(path for path in frameworks if path.endswith("/"))
+        self._check = access.check
+        self._paths = frozenset(path for path in paths if not path.endswith("/"))
+        self._below = tuple(path for path in paths if path.endswith("/"))
+        self.framework = LoadedLater(
+            lambda: BodyLimit(build(), _BODY_BYTES, authorize=access.check_route)
+        )
         self._routes = {route.path: route for route in routes if not route.parameter}
         self._prefixes = [
             (route.path.partition("{")[0], route) for route in routes if route.parameter
@@ -103,13 +122,13 @@ class PlainRoutes(Generic[NeedT]):
         if route is None:
             if path not in self._paths and not path.startswith(self._below):
                 raise no_route(path)
-            await self._framework(scope, receive, send)
+            await self.framework(scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed("Use GET or HEAD here.", headers=_ALLOW)
         self._check(scope, route.needed, route.name)
         answer = route.answer(*given)
-        headers = ((b"content-type", answer.media_type),)
+        headers = ((b"content-type", route.media_type.encode()),)
         await send_body(send, answer.status, headers, answer.body)
 
     def _find(self, path: str) -> tuple[PlainRoute[NeedT] | None, tuple[str, ...]]:
@@ -141,7 +160,7 @@ def operation_routes(
     """
 
     def exposed() -> Answer:
-        return Answer(generate_latest(registry), media_type=CONTENT_TYPE_LATEST.encode())
+        return Answer(generate_latest(registry))
 
     def route(path: str, summary: str, answer: Callable[[], Answer]) -> PlainRoute[NeedT]:
         return PlainRoute(
@@ -149,8 +168,8 @@ def operation_routes(
         )
 
     return (
-        route("/health", "Alive", lambda: ALIVE),
-        route("/livez", "Alive", lambda: ALIVE),
+        route("/health", "Alive", lambda: _ALIVE),
+        route("/livez", "Alive", lambda: _ALIVE),
         route("/readyz", ready, readyz),
         PlainRoute(
             path="/metrics",
@@ -159,6 +178,6 @@ def operation_routes(
             tag="operation",
             needed=metrics,
             name="metrics",
-            shows="text/plain",
+            media_type=CONTENT_TYPE_LATEST,
         ),
     )

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Message, Scope
 
 from local_agent.api.access import _MARK, AgentAccess, Need
-from local_agent.app import FRAMEWORKS, Agent
+from local_agent.app import FRAMEWORK_PATHS, Agent
 from local_agent.config_file import load_config
 from local_agent.settings import load_settings
 from shared.http.origin import OriginRules
@@ -208,7 +208,7 @@ def test_every_route_says_what_it_needs() -> None:
     for route in routes:
         need, _ = getattr(route.endpoint, _MARK)
         assert isinstance(need, Need), route.path
-        assert route.path.startswith(FRAMEWORKS), "others are not handed to the framework"
+        assert route.path.startswith(FRAMEWORK_PATHS), "others are not handed to the framework"
     open_to_all = {
         plain.path for plain in stage.agent.plain_routes() if plain.needed is Need.NOTHING
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+from asyncio import StreamReader as Reader
+from asyncio import StreamWriter as Writer
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
@@ -51,6 +53,22 @@ def left_for_the_collector() -> Iterator[list[int]]:
         gc.enable()
 
 
+async def ask_with_long_prompts(
+    start_router: StartRouter, fault: str, ask: Callable[[Reader, Writer], Awaitable[None]]
+) -> list[int]:
+    """Ask three times, each with that fault, if any; return what prompts were left for the collector."""
+    async with warm(start_router) as scene:
+        with left_for_the_collector() as found:
+            for _ in range(3):
+                if fault:
+                    scene.engine.script.add(fault)
+                async with connected(scene.router.base_url) as (reader, writer):
+                    await ask(reader, writer)
+                await settled(scene.router)
+            await asyncio.sleep(0)
+        return found
+
+
 @pytest.mark.parametrize(
     ("fault", "status"),
     [("", 200), ("status:code=400", 400), ("status:code=500", 500), ("garbage", 502), ("cut", 200)],
@@ -58,31 +76,19 @@ def left_for_the_collector() -> Iterator[list[int]]:
 async def test_a_prompt_is_freed_with_its_call(
     start_router: StartRouter, fault: str, status: int
 ) -> None:
-    async with warm(start_router) as scene:
-        with left_for_the_collector() as found:
-            for _ in range(3):
-                if fault:
-                    scene.engine.script.add(fault)
-                async with connected(scene.router.base_url) as (reader, writer):
-                    writer.write(request_of(chat(filler="x" * _LONG)))
-                    assert (await answer_from(reader))[0] == status
-                await settled(scene.router)
-            await asyncio.sleep(0)
-        assert found == []
+    async def ask(reader: Reader, writer: Writer) -> None:
+        writer.write(request_of(chat(filler="x" * _LONG)))
+        assert (await answer_from(reader))[0] == status
+
+    assert await ask_with_long_prompts(start_router, fault, ask) == []
 
 
 @pytest.mark.parametrize("fault", ["", "cut:after=2", "error_event:after=2", "bad_json", "no_done"])
 async def test_a_prompt_is_freed_with_its_stream(start_router: StartRouter, fault: str) -> None:
-    async with warm(start_router) as scene:
-        with left_for_the_collector() as found:
-            for _ in range(3):
-                if fault:
-                    scene.engine.script.add(fault)
-                async with connected(scene.router.base_url) as (reader, writer):
-                    writer.write(request_of(chat(filler="x" * _LONG, stream=True)))
-                    with anyio.fail_after(10):
-                        answer = await reader.readuntil(b"0\r\n\r\n")
-                    assert (b'"error":{' in answer) is bool(fault)
-                await settled(scene.router)
-            await asyncio.sleep(0)
-        assert found == []
+    async def ask(reader: Reader, writer: Writer) -> None:
+        writer.write(request_of(chat(filler="x" * _LONG, stream=True)))
+        with anyio.fail_after(10):
+            answer = await reader.readuntil(b"0\r\n\r\n")
+        assert (b'"error":{' in answer) is bool(fault)
+
+    assert await ask_with_long_prompts(start_router, fault, ask) == []
